@@ -1,0 +1,2 @@
+//! `tarn-agent`: flags, then [`tarn_agent`].
+fn main() {}

@@ -1,0 +1,1 @@
+//! The `tarn.dev` API.
