@@ -1,0 +1,413 @@
+//! A real git server on loopback: smart HTTP in front of `git http-backend`, with a request log, optional
+//! authentication, and faults that a test switches while it runs.
+
+mod cgi;
+mod fault;
+mod log;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+
+use self::fault::Action;
+pub use self::fault::Fault;
+pub use self::log::{Operation, Record};
+use crate::git::Repo;
+
+type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, anyhow::Error>;
+
+/// Who may read and write; nobody needs credentials unless a test asks for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// Any request is served.
+    Open,
+    /// `Authorization: Basic` with this name and password.
+    Basic {
+        /// The name.
+        user: String,
+        /// The password.
+        password: String,
+    },
+    /// `Authorization: Bearer` with this token.
+    Bearer(String),
+}
+
+/// A running git server for all repositories below one directory. It stops when dropped, its children too.
+///
+/// It runs on threads of its own: a test may block, and the server still answers.
+#[derive(Debug)]
+pub struct Upstream {
+    state: Arc<State>,
+    address: SocketAddr,
+    up: watch::Sender<bool>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// What the server's tasks share with the test.
+#[derive(Debug)]
+struct State {
+    root: PathBuf,
+    auth: Mutex<Auth>,
+    faults: watch::Sender<fault::Faults>,
+    log: Mutex<Vec<Record>>,
+}
+
+impl Upstream {
+    /// Serves the repositories below `root` on a free port of 127.0.0.1.
+    pub fn start(root: &Path) -> Result<Self> {
+        Self::start_on(root, SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Serves the repositories below `root` on this address.
+    pub fn start_on(root: &Path, address: SocketAddr) -> Result<Self> {
+        let root = root.canonicalize().with_context(|| format!("find {}", root.display()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("upstream")
+            .enable_all()
+            .build()?;
+        let context = runtime.enter();
+        let reserved = socket(address)?;
+        let address = reserved.local_addr()?;
+        let state = Arc::new(State {
+            root,
+            auth: Mutex::new(Auth::Open),
+            faults: watch::Sender::new(fault::Faults::default()),
+            log: Mutex::default(),
+        });
+        let up = watch::Sender::new(true);
+        let listener = listen(address)?;
+        runtime.spawn(serve(reserved, listener, Arc::clone(&state), up.subscribe()));
+        drop(context);
+        Ok(Self { state, address, up, runtime: Some(runtime) })
+    }
+
+    /// The directory whose repositories are served.
+    pub fn root(&self) -> &Path {
+        &self.state.root
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL of a repository, named by its path below the root, such as `team/a.git`.
+    pub fn url(&self, repo: &str) -> String {
+        format!("http://{}/{repo}", self.address)
+    }
+
+    /// Creates a bare repository with one commit, to be served at [`Upstream::url`] of the same name.
+    pub async fn seed(&self, repo: &str) -> Result<Repo> {
+        Repo::seeded(self.state.root.join(repo)).await
+    }
+
+    /// Asks every request from now on for these credentials.
+    pub fn require(&self, auth: Auth) {
+        *lock(&self.state.auth) = auth;
+    }
+
+    /// Lets every request meet this fault from now on; all earlier faults end.
+    pub fn fault(&self, fault: Fault) {
+        self.state.faults.send_modify(|faults| faults.replace(fault));
+    }
+
+    /// Lets requests of one kind meet this fault, besides the faults already there; the latest wins.
+    pub fn fault_on(&self, operation: Operation, fault: Fault) {
+        self.state.faults.send_modify(|faults| faults.add(None, Some(operation), fault));
+    }
+
+    /// Lets requests for one repository meet this fault, besides the faults already there; the latest wins.
+    pub fn fault_in(&self, repo: &str, fault: Fault) {
+        self.state.faults.send_modify(|faults| faults.add(Some(repo.to_owned()), None, fault));
+    }
+
+    /// Ends all faults. Requests held by [`Fault::Hold`] go on; those that hang stay so.
+    pub fn mend(&self) {
+        self.fault(Fault::None);
+    }
+
+    /// Stops listening and cuts all connections, as a crashed host would; the port stays reserved.
+    pub async fn down(&self) {
+        self.up.send_replace(false);
+        // The server's task has seen the change once the port refuses connections.
+        while tokio::net::TcpStream::connect(self.address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Listens again after [`Upstream::down`].
+    pub async fn up(&self) {
+        self.up.send_replace(true);
+        while tokio::net::TcpStream::connect(self.address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Every request so far, in the order of arrival.
+    pub fn log(&self) -> Vec<Record> {
+        lock(&self.state.log).clone()
+    }
+
+    /// Forgets the requests so far.
+    pub fn clear_log(&self) {
+        lock(&self.state.log).clear();
+    }
+
+    /// How many requests of one kind arrived for one repository.
+    pub fn count(&self, repo: &str, operation: Operation) -> usize {
+        lock(&self.state.log).iter().filter(|seen| seen.repo == repo && seen.operation == operation).count()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Dropping the tasks kills their children. Not waited for: a drop may happen in async code.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Takes connections while the server is up. `reserved` keeps the port while it is down.
+async fn serve(reserved: TcpSocket, first: TcpListener, state: Arc<State>, mut up: watch::Receiver<bool>) {
+    let mut listener = Some(first);
+    loop {
+        let Some(open) = listener.take() else {
+            if up.wait_for(|up| *up).await.is_err() {
+                return;
+            }
+            listener = reserved.local_addr().ok().and_then(|address| listen(address).ok());
+            continue;
+        };
+        // Dropped, and every connection with it, when the server goes down.
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                _ = up.wait_for(|up| !*up) => break,
+                accepted = open.accept() => {
+                    let Ok((stream, _)) = accepted else { continue };
+                    let _ = stream.set_nodelay(true);
+                    let state = Arc::clone(&state);
+                    let service = hyper::service::service_fn(move |request| {
+                        let state = Arc::clone(&state);
+                        async move { state.answer(request).await }
+                    });
+                    connections.spawn(async move {
+                        let io = hyper_util::rt::TokioIo::new(stream);
+                        // A cut connection is what the test asked for, or the client's own doing.
+                        let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+                    });
+                }
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+}
+
+impl State {
+    /// Answers one request, or fails, upon which the connection is cut.
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>> {
+        let (parts, body) = request.into_parts();
+        let (operation, body) = log::recognise(&parts, body).await?;
+        let repo = log::repo_of(parts.uri.path());
+        let number = {
+            let mut log = lock(&self.log);
+            log.push(Record::new(&parts, repo.clone(), operation));
+            log.len() - 1
+        };
+        if !self.admits(&parts) {
+            self.note(number, StatusCode::UNAUTHORIZED);
+            let mut answer = plain(StatusCode::UNAUTHORIZED, "text/plain", "credentials, please\n");
+            answer.headers_mut().insert(WWW_AUTHENTICATE, "Basic realm=\"upstream\"".parse()?);
+            return Ok(answer);
+        }
+        let action = fault::meet(self.faults.subscribe(), &repo, operation).await;
+        let answer = match action {
+            Action::Pass { wrap } => {
+                let answer = cgi::run(&self.root, &parts, body).await?;
+                wrap.apply(answer).await?
+            }
+            Action::Answer { status, content_type, text } => plain(status, content_type, text),
+        };
+        self.note(number, answer.status());
+        fault::released(self.faults.subscribe(), &repo, operation).await;
+        Ok(answer)
+    }
+
+    /// Whether the request carries the credentials asked for.
+    fn admits(&self, parts: &http::request::Parts) -> bool {
+        let expected = match &*lock(&self.auth) {
+            Auth::Open => return true,
+            Auth::Basic { user, password } => format!("Basic {}", log::base64(&format!("{user}:{password}"))),
+            Auth::Bearer(token) => format!("Bearer {token}"),
+        };
+        parts.headers.get(AUTHORIZATION).is_some_and(|given| given.as_bytes() == expected.as_bytes())
+    }
+
+    fn note(&self, number: usize, status: StatusCode) {
+        if let Some(record) = lock(&self.log).get_mut(number) {
+            record.status = Some(status.as_u16());
+        }
+    }
+}
+
+/// A socket bound to the address; two of them may be, so that one can reserve the port for the other.
+fn socket(address: SocketAddr) -> Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address).with_context(|| format!("bind {address}"))?;
+    Ok(socket)
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    Ok(socket(address)?.listen(1024)?)
+}
+
+fn plain(status: StatusCode, content_type: &'static str, text: &str) -> Response<Body> {
+    let body = Full::new(Bytes::copy_from_slice(text.as_bytes())).map_err(|never| match never {});
+    let mut answer = Response::new(body.boxed_unsync());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    answer
+}
+
+/// Locks; a test thread that panicked does not spoil what the lock guards.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::{Git, ObjectFormat};
+
+    async fn served() -> (tempfile::TempDir, Upstream, Repo, Git) {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Upstream::start(dir.path()).unwrap();
+        let repo = upstream.seed("a.git").await.unwrap();
+        (dir, upstream, repo, Git::new().unwrap().with_timeout(Duration::from_secs(20)))
+    }
+
+    #[tokio::test]
+    async fn clones_fetches_and_pushes_with_every_protocol() {
+        let (dir, upstream, repo, git) = served().await;
+        for version in ["0", "1", "2"] {
+            let git = git.clone().with_config("protocol.version", version);
+            let clone = git.clone_repo(&upstream.url("a.git"), &dir.path().join(version), &[]).await.unwrap();
+            clone.git(&["switch", "--quiet", "--create", &format!("b{version}")]).await.unwrap();
+            clone.git(&["commit", "--quiet", "--allow-empty", "--message", version]).await.unwrap();
+            clone.push("origin", &["HEAD"]).await.unwrap();
+            clone.fetch(&["--prune"]).await.unwrap();
+            clone.fsck().await.unwrap();
+            assert_eq!(git.ls_remote(&upstream.url("a.git")).await.unwrap(), repo.refs().await.unwrap());
+        }
+        assert!(upstream.count("a.git", Operation::LsRefs) >= 3);
+        assert!(upstream.count("a.git", Operation::Fetch) >= 3);
+        assert!(upstream.count("a.git", Operation::Push) >= 6);
+        assert!(upstream.log().iter().all(|seen| seen.status == Some(200)));
+    }
+
+    #[tokio::test]
+    async fn a_compressed_request_and_another_object_format_pass() {
+        let (dir, upstream, repo, git) = served().await;
+        let url = upstream.url("a.git");
+        // Enough haves for git to compress its request.
+        let clone = git.clone_repo(&url, &dir.path().join("clone"), &[]).await.unwrap();
+        for number in 0..60 {
+            clone
+                .git(&["commit", "--quiet", "--allow-empty", "--message", &number.to_string()])
+                .await
+                .unwrap();
+        }
+        repo.commit("main", &[("new", "new")]).await.unwrap();
+        clone.fetch(&[]).await.unwrap();
+        Repo::init(upstream.root().join("b.git"), ObjectFormat::Sha256).await.unwrap();
+        git.clone_repo(&upstream.url("b.git"), &dir.path().join("empty"), &[]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn credentials_are_asked_for() {
+        let (_dir, upstream, _repo, git) = served().await;
+        upstream.require(Auth::Basic { user: "ada".into(), password: "pw".into() });
+        assert!(!git.attempt(["ls-remote", &upstream.url("a.git")]).await.unwrap().status.success());
+        git.ls_remote(&upstream.url("a.git").replace("//", "//ada:pw@")).await.unwrap();
+        upstream.require(Auth::Bearer("token".into()));
+        let bearer = git.with_config("http.extraHeader", "Authorization: Bearer token");
+        bearer.ls_remote(&upstream.url("a.git")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn each_fault_is_met_and_ends_when_mended() {
+        let (_dir, upstream, repo, git) = served().await;
+        repo.grow("main", 1, 300_000, 1).await.unwrap();
+        let (url, dir) = (upstream.url("a.git"), tempfile::tempdir().unwrap());
+        let hasty = git.clone().with_timeout(Duration::from_millis(300));
+        for (fault, says) in [
+            (Fault::Hang, "did not end"),
+            (Fault::Hold, "did not end"),
+            (Fault::HoldAnswer, "did not end"),
+            (Fault::Delay(Duration::from_secs(9)), "did not end"),
+            (Fault::Throttle(100), "did not end"),
+        ] {
+            upstream.fault(fault.clone());
+            let failure = hasty.ls_remote(&url).await.unwrap_err().to_string();
+            assert!(failure.contains(says), "{fault:?}: {failure}");
+        }
+        for (fault, says) in [
+            (Fault::Status(503), "503"),
+            (Fault::Html, "not valid"),
+            (Fault::FailRatio { ratio: 1.0, seed: 1 }, "500"),
+        ] {
+            upstream.fault(fault.clone());
+            let failure = git.ls_remote(&url).await.unwrap_err().to_string();
+            assert!(failure.contains(says), "{fault:?}: {failure}");
+        }
+        upstream.mend();
+        upstream.fault_on(Operation::Fetch, Fault::CutAfter(100_000));
+        git.ls_remote(&url).await.unwrap();
+        git.clone_repo(&url, &dir.path().join("cut"), &[]).await.unwrap_err();
+        upstream.mend();
+        git.clone_repo(&url, &dir.path().join("whole"), &[]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_held_answer_tells_what_was_true_when_it_was_asked_for() {
+        let (_dir, upstream, repo, git) = served().await;
+        let before = repo.refs().await.unwrap();
+        upstream.fault_on(Operation::LsRefs, Fault::HoldAnswer);
+        let url = upstream.url("a.git");
+        let (answer, ()) = tokio::join!(git.ls_remote(&url), async {
+            let arrived = async || {
+                let log = upstream.log();
+                let look = log.iter().find(|seen| seen.operation == Operation::LsRefs);
+                look.and_then(|look| look.status).ok_or("not answered")
+            };
+            crate::eventually::eventually(Duration::from_secs(5), "the look", arrived).await.unwrap();
+            repo.commit("main", &[("late", "late")]).await.unwrap();
+            upstream.mend();
+        });
+        assert_eq!(answer.unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn goes_down_and_comes_back_on_the_same_port() {
+        let (_dir, upstream, repo, git) = served().await;
+        let url = upstream.url("a.git");
+        upstream.down().await;
+        assert!(git.ls_remote(&url).await.unwrap_err().to_string().contains("onnect"));
+        upstream.up().await;
+        assert_eq!(git.ls_remote(&url).await.unwrap(), repo.refs().await.unwrap());
+    }
+}

@@ -1,0 +1,187 @@
+//! Faults that a test switches on and off while the server runs.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use tokio::sync::watch;
+
+use super::{Body, Operation};
+
+/// What goes wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// The request is taken and never answered.
+    Hang,
+    /// The request waits until the fault is changed, and is then answered as if it had just arrived.
+    Hold,
+    /// The answer is computed at once and kept back until the fault is changed: an old answer, late.
+    HoldAnswer,
+    /// This status, with a line of text.
+    Status(u16),
+    /// 200 with a web page, as a captive portal or a login form gives.
+    Html,
+    /// The answer comes this much later.
+    Delay(Duration),
+    /// The answer's body comes at about this many bytes a second.
+    Throttle(u64),
+    /// The connection is cut after this many bytes of the answer's body.
+    CutAfter(u64),
+    /// About this share of the requests is answered with 500; which ones depends on the seed alone.
+    FailRatio {
+        /// From 0 to 1.
+        ratio: f64,
+        /// The same seed fails the same requests.
+        seed: u64,
+    },
+}
+
+/// The faults in force; the last that fits a request wins.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    rules: Vec<(Option<String>, Option<Operation>, Fault)>,
+    met: std::sync::atomic::AtomicU64,
+}
+
+/// What to do with a request.
+pub(super) enum Action {
+    /// Serve it, then treat the answer.
+    Pass { wrap: Wrap },
+    /// Answer this instead.
+    Answer { status: StatusCode, content_type: &'static str, text: &'static str },
+}
+
+/// What happens to a good answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wrap {
+    Whole,
+    Held,
+    Cut(u64),
+    Slow(u64),
+}
+
+impl Faults {
+    pub(super) fn replace(&mut self, fault: Fault) {
+        self.rules.clear();
+        self.add(None, None, fault);
+    }
+
+    pub(super) fn add(&mut self, repo: Option<String>, operation: Option<Operation>, fault: Fault) {
+        self.rules.push((repo, operation, fault));
+    }
+
+    fn find(&self, repo: &str, operation: Operation) -> Fault {
+        let fits = |(of, on, _): &&(Option<String>, Option<Operation>, Fault)| {
+            of.as_deref().is_none_or(|of| of == repo) && on.is_none_or(|on| on == operation)
+        };
+        self.rules.iter().rev().find(fits).map_or(Fault::None, |(_, _, fault)| fault.clone())
+    }
+
+    /// Whether the next request is one of those that fail.
+    fn draw(&self, ratio: f64, seed: u64) -> bool {
+        use rand::{Rng as _, SeedableRng as _};
+        let number = self.met.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        rand::rngs::StdRng::seed_from_u64(seed.wrapping_add(number)).random_bool(ratio.clamp(0.0, 1.0))
+    }
+}
+
+/// Decides what happens to a request; waits where the fault says so.
+pub(super) async fn meet(mut faults: watch::Receiver<Faults>, repo: &str, operation: Operation) -> Action {
+    let held = faults.wait_for(|faults| faults.find(repo, operation) != Fault::Hold).await;
+    // An error means that the server stops.
+    let (fault, unlucky) = held.map_or((Fault::None, false), |faults| match faults.find(repo, operation) {
+        Fault::FailRatio { ratio, seed } => (Fault::None, faults.draw(ratio, seed)),
+        fault => (fault, false),
+    });
+    let failure = "the upstream has a bad day\n";
+    if unlucky {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        return Action::Answer { status, content_type: "text/plain", text: failure };
+    }
+    match fault {
+        Fault::None | Fault::Hold | Fault::FailRatio { .. } => Action::Pass { wrap: Wrap::Whole },
+        Fault::Hang => std::future::pending().await,
+        Fault::HoldAnswer => Action::Pass { wrap: Wrap::Held },
+        Fault::Status(code) => {
+            let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            Action::Answer { status, content_type: "text/plain", text: failure }
+        }
+        Fault::Html => {
+            let text = "<!DOCTYPE html><html><body>Please log in</body></html>\n";
+            Action::Answer { status: StatusCode::OK, content_type: "text/html; charset=utf-8", text }
+        }
+        Fault::Delay(delay) => {
+            tokio::time::sleep(delay).await;
+            Action::Pass { wrap: Wrap::Whole }
+        }
+        Fault::Throttle(rate) => Action::Pass { wrap: Wrap::Slow(rate) },
+        Fault::CutAfter(bytes) => Action::Pass { wrap: Wrap::Cut(bytes) },
+    }
+}
+
+impl Wrap {
+    /// Treats a good answer. A held one is complete after this, and waits for [`released`].
+    pub(super) async fn apply(self, answer: Response<Body>) -> Result<Response<Body>> {
+        let (head, body) = answer.into_parts();
+        let body = match self {
+            Self::Whole => body,
+            Self::Held => {
+                let bytes = body.collect().await?.to_bytes();
+                Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+            }
+            Self::Cut(bytes) => cut(body, bytes),
+            Self::Slow(rate) => slow(body, rate),
+        };
+        Ok(Response::from_parts(head, body))
+    }
+}
+
+/// Waits until answers to such requests are no longer held.
+pub(super) async fn released(mut faults: watch::Receiver<Faults>, repo: &str, operation: Operation) {
+    // An error means that the server stops.
+    let _ = faults.wait_for(|faults| faults.find(repo, operation) != Fault::HoldAnswer).await;
+}
+
+/// The body's first bytes, then an error, which makes the server drop the connection.
+fn cut(body: Body, left: u64) -> Body {
+    let frames = futures_util::stream::try_unfold((body, left), |(mut body, left)| async move {
+        let Some(data) = next(&mut body).await? else { return Ok(None) };
+        let data = data.slice(..data.len().min(usize::try_from(left)?));
+        anyhow::ensure!(!data.is_empty(), "cut by the test");
+        let left = left - data.len() as u64;
+        anyhow::Ok(Some((Frame::data(data), (body, left))))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+/// The body in pieces of a twentieth of a second.
+fn slow(body: Body, rate: u64) -> Body {
+    let piece = usize::try_from(rate / 20).unwrap_or(usize::MAX).max(1);
+    let frames =
+        futures_util::stream::try_unfold((body, Bytes::new()), move |(mut body, mut rest)| async move {
+            if rest.is_empty() {
+                let Some(data) = next(&mut body).await? else { return Ok(None) };
+                rest = data;
+            }
+            let data = rest.split_to(rest.len().min(piece));
+            tokio::time::sleep(Duration::from_millis(50).mul_f64(data.len() as f64 / piece as f64)).await;
+            anyhow::Ok(Some((Frame::data(data), (body, rest))))
+        });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+/// The next bytes that are not none.
+async fn next(body: &mut Body) -> Result<Option<Bytes>> {
+    while let Some(frame) = body.frame().await {
+        match frame?.into_data() {
+            Ok(data) if !data.is_empty() => return Ok(Some(data)),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
