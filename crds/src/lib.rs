@@ -1,1 +1,18 @@
-//! The `tarn.dev` API.
+//! The `tarn.dev` API: what users write, what Tarn answers in status, and how a repository is named.
+//!
+//! Nothing here touches a disk, a network or a clock: types, their schema, and pure functions over them.
+
+pub mod repo;
+pub mod v1alpha1;
+
+/// The API group of every kind.
+pub const GROUP: &str = "tarn.dev";
+
+/// A Secret is used as upstream credentials only if it carries this label with the value `true`.
+pub const CREDENTIALS_LABEL: &str = "tarn.dev/credentials";
+
+/// A Secret with the credentials label lists here, separated by commas, the hosts it may be sent to.
+pub const HOSTS_ANNOTATION: &str = "tarn.dev/hosts";
+
+/// Writing a new value to this annotation of a GitMirror asks for a look at the upstream at once.
+pub const REQUESTED_AT_ANNOTATION: &str = "tarn.dev/requestedAt";

@@ -1,0 +1,3 @@
+//! Writes the CRDs.
+
+fn main() {}

@@ -1,0 +1,86 @@
+//! How clients reach the pods, and how they are told apart.
+
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::v1alpha1::SecretRef;
+
+/// The Service that clients reach.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// Kind of Service. Defaults to ClusterIP.
+    #[serde(rename = "type", default)]
+    pub type_: ServiceType,
+    /// Port of the Service, 1 to 65535. Defaults to 443 with tls and 80 without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<i32>,
+    /// Annotations of the Service, for the load balancer of a cloud.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self { type_: ServiceType::default(), port: None, annotations: BTreeMap::new() }
+    }
+}
+
+/// Kind of Service.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum ServiceType {
+    /// Reached from inside the cluster.
+    #[default]
+    #[serde(rename = "ClusterIP")]
+    ClusterIp,
+    /// Reached on a port of every node.
+    NodePort,
+    /// Reached through a load balancer of the cloud.
+    LoadBalancer,
+}
+
+impl ServiceType {
+    /// The value as it stands in a manifest.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+        }
+    }
+}
+
+/// Serve over TLS.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// Secret of type kubernetes.io/tls with `tls.crt` and `tls.key`; a renewed certificate is used at once.
+    pub secret_ref: SecretRef,
+}
+
+/// How callers' Kubernetes tokens are checked, for mirrors whose access is Authenticated or RBAC.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Auth {
+    /// Audiences of which a token must name one, 1 to 8. Defaults to `tarn`: a token made for the API server is not
+    /// accepted, so that Tarn never holds one.
+    #[serde(default = "default_audiences")]
+    #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 253)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub audiences: Vec<String>,
+}
+
+fn default_audiences() -> Vec<String> {
+    vec!["tarn".into()]
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { audiences: default_audiences() }
+    }
+}

@@ -1,0 +1,55 @@
+//! How old an answer may be.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::v1alpha1::Duration;
+
+/// How old an answer about refs may be.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Freshness {
+    /// Answer without asking the upstream if the last look at it is no older than this. The default, 0s, asks for every
+    /// request; requests at the same time share one look.
+    #[serde(default = "default_max_staleness")]
+    pub max_staleness: Duration,
+    /// How long one look at the upstream may take before onUpstreamFailure applies. At least 1s.
+    #[serde(default = "default_look_timeout")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("must be at least 1s"))]
+    pub look_timeout: Duration,
+    /// What to answer when the upstream does not.
+    #[serde(default)]
+    pub on_upstream_failure: OnUpstreamFailure,
+}
+
+// git itself waits for 25 s of silence; five leave room for a second look within that.
+const LOOK_TIMEOUT: Duration = Duration::written("5s", 5);
+
+fn default_max_staleness() -> Duration {
+    Duration::ZERO
+}
+
+fn default_look_timeout() -> Duration {
+    LOOK_TIMEOUT
+}
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Self {
+            max_staleness: Duration::ZERO,
+            look_timeout: LOOK_TIMEOUT,
+            on_upstream_failure: OnUpstreamFailure::default(),
+        }
+    }
+}
+
+/// What to answer when the upstream does not.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum OnUpstreamFailure {
+    /// The last known state, saying so in a header, a metric and the condition Stale.
+    #[default]
+    ServeStale,
+    /// An error.
+    Fail,
+}

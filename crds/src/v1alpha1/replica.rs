@@ -1,0 +1,108 @@
+//! What one pod says of one mirror.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What one agent pod holds of this mirror, written by that pod alone.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Replica {
+    /// Name of the pod.
+    #[schemars(length(min = 1, max = 253))]
+    pub pod: String,
+    /// UID of the pod: pod names recur, and an entry that another pod of this name left behind is ignored.
+    #[serde(rename = "podUID", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: Option<String>,
+    /// Where the mirror is in its life on this pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Commit that HEAD names on this pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub head: Option<String>,
+    /// Digest over the names and objects of all refs on this pod; equal digests mean equal refs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub refs_digest: Option<String>,
+    /// When this pod last looked at the upstream successfully. A lower bound: it is written at most every ten minutes
+    /// unless something changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_check_time: Option<Time>,
+    /// When this pod last fetched successfully. A lower bound, as lastCheckTime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_fetch_time: Option<Time>,
+    /// When the checkpoint that this pod last published or restored was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_time: Option<Time>,
+    /// When the snapshot that this pod serves was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_time: Option<Time>,
+    /// Size of the mirror on this pod's disk, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// What the pod is doing, or why it fails, for people. Never holds a credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub message: Option<String>,
+}
+
+impl Replica {
+    /// An entry that says nothing yet but whose it is.
+    pub fn new(pod: impl Into<String>, pod_uid: impl Into<String>) -> Self {
+        Self {
+            pod: pod.into(),
+            pod_uid: Some(pod_uid.into()),
+            phase: None,
+            head: None,
+            refs_digest: None,
+            last_check_time: None,
+            last_fetch_time: None,
+            checkpoint_time: None,
+            snapshot_time: None,
+            bytes: None,
+            message: None,
+        }
+    }
+}
+
+/// Where a mirror is in its life on one pod.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Nothing is on disk and nothing is under way.
+    Absent,
+    /// A checkpoint is being restored from the store.
+    Restoring,
+    /// The first clone from the upstream is under way.
+    Cloning,
+    /// Data is on disk, but the first look and fetch since it came there are not done.
+    CatchingUp,
+    /// Data is on disk and was fresh at the last look.
+    Ready,
+    /// As Ready, with a fetch under way.
+    Fetching,
+    /// Restore or clone failed; another attempt follows.
+    Backoff,
+}
+
+impl Phase {
+    /// The phase as it stands in status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "Absent",
+            Self::Restoring => "Restoring",
+            Self::Cloning => "Cloning",
+            Self::CatchingUp => "CatchingUp",
+            Self::Ready => "Ready",
+            Self::Fetching => "Fetching",
+            Self::Backoff => "Backoff",
+        }
+    }
+
+    /// Whether this pod can answer from its own disk, caught up since it got the data.
+    pub const fn is_ready(self) -> bool {
+        matches!(self, Self::Ready | Self::Fetching)
+    }
+}
