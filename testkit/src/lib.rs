@@ -1,7 +1,12 @@
 //! What tests, benchmarks and e2e share: real git upstreams, a real S3 server, faults in between, and the
 //! agent as a process. Nothing here stands in for git or S3 where the real one runs.
 
+pub mod agent;
 pub mod eventually;
 pub mod git;
+mod listening;
 pub mod process;
+pub mod proxy;
+pub mod s3;
 pub mod upstream;
+pub mod wire;

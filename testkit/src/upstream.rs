@@ -8,7 +8,6 @@ mod log;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -16,13 +15,13 @@ use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
 use self::fault::Action;
 pub use self::fault::Fault;
 pub use self::log::{Operation, Record};
 use crate::git::Repo;
+use crate::listening::Listening;
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, anyhow::Error>;
 
@@ -48,9 +47,7 @@ pub enum Auth {
 #[derive(Debug)]
 pub struct Upstream {
     state: Arc<State>,
-    address: SocketAddr,
-    up: watch::Sender<bool>,
-    runtime: Option<tokio::runtime::Runtime>,
+    listening: Listening,
 }
 
 /// What the server's tasks share with the test.
@@ -71,25 +68,26 @@ impl Upstream {
     /// Serves the repositories below `root` on this address.
     pub fn start_on(root: &Path, address: SocketAddr) -> Result<Self> {
         let root = root.canonicalize().with_context(|| format!("find {}", root.display()))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("upstream")
-            .enable_all()
-            .build()?;
-        let context = runtime.enter();
-        let reserved = socket(address)?;
-        let address = reserved.local_addr()?;
         let state = Arc::new(State {
             root,
             auth: Mutex::new(Auth::Open),
             faults: watch::Sender::new(fault::Faults::default()),
             log: Mutex::default(),
         });
-        let up = watch::Sender::new(true);
-        let listener = listen(address)?;
-        runtime.spawn(serve(reserved, listener, Arc::clone(&state), up.subscribe()));
-        drop(context);
-        Ok(Self { state, address, up, runtime: Some(runtime) })
+        let shared = Arc::clone(&state);
+        let listening = Listening::start("upstream", address, move |stream| {
+            let state = Arc::clone(&shared);
+            let service = hyper::service::service_fn(move |request| {
+                let state = Arc::clone(&state);
+                async move { state.answer(request).await }
+            });
+            async move {
+                let io = hyper_util::rt::TokioIo::new(stream);
+                // A cut connection is what the test asked for, or the client's own doing.
+                let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+            }
+        })?;
+        Ok(Self { state, listening })
     }
 
     /// The directory whose repositories are served.
@@ -99,12 +97,12 @@ impl Upstream {
 
     /// Where the server listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listening.address()
     }
 
     /// The URL of a repository, named by its path below the root, such as `team/a.git`.
     pub fn url(&self, repo: &str) -> String {
-        format!("http://{}/{repo}", self.address)
+        format!("http://{}/{repo}", self.address())
     }
 
     /// Creates a bare repository with one commit, to be served at [`Upstream::url`] of the same name.
@@ -139,19 +137,12 @@ impl Upstream {
 
     /// Stops listening and cuts all connections, as a crashed host would; the port stays reserved.
     pub async fn down(&self) {
-        self.up.send_replace(false);
-        // The server's task has seen the change once the port refuses connections.
-        while tokio::net::TcpStream::connect(self.address).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        self.listening.down().await;
     }
 
     /// Listens again after [`Upstream::down`].
     pub async fn up(&self) {
-        self.up.send_replace(true);
-        while tokio::net::TcpStream::connect(self.address).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        self.listening.up().await;
     }
 
     /// Every request so far, in the order of arrival.
@@ -167,51 +158,6 @@ impl Upstream {
     /// How many requests of one kind arrived for one repository.
     pub fn count(&self, repo: &str, operation: Operation) -> usize {
         lock(&self.state.log).iter().filter(|seen| seen.repo == repo && seen.operation == operation).count()
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // Dropping the tasks kills their children. Not waited for: a drop may happen in async code.
-            runtime.shutdown_background();
-        }
-    }
-}
-
-/// Takes connections while the server is up. `reserved` keeps the port while it is down.
-async fn serve(reserved: TcpSocket, first: TcpListener, state: Arc<State>, mut up: watch::Receiver<bool>) {
-    let mut listener = Some(first);
-    loop {
-        let Some(open) = listener.take() else {
-            if up.wait_for(|up| *up).await.is_err() {
-                return;
-            }
-            listener = reserved.local_addr().ok().and_then(|address| listen(address).ok());
-            continue;
-        };
-        // Dropped, and every connection with it, when the server goes down.
-        let mut connections = tokio::task::JoinSet::new();
-        loop {
-            tokio::select! {
-                _ = up.wait_for(|up| !*up) => break,
-                accepted = open.accept() => {
-                    let Ok((stream, _)) = accepted else { continue };
-                    let _ = stream.set_nodelay(true);
-                    let state = Arc::clone(&state);
-                    let service = hyper::service::service_fn(move |request| {
-                        let state = Arc::clone(&state);
-                        async move { state.answer(request).await }
-                    });
-                    connections.spawn(async move {
-                        let io = hyper_util::rt::TokioIo::new(stream);
-                        // A cut connection is what the test asked for, or the client's own doing.
-                        let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
-                    });
-                }
-                Some(_) = connections.join_next() => {}
-            }
-        }
     }
 }
 
@@ -262,19 +208,6 @@ impl State {
     }
 }
 
-/// A socket bound to the address; two of them may be, so that one can reserve the port for the other.
-fn socket(address: SocketAddr) -> Result<TcpSocket> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
-    socket.bind(address).with_context(|| format!("bind {address}"))?;
-    Ok(socket)
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener> {
-    Ok(socket(address)?.listen(1024)?)
-}
-
 fn plain(status: StatusCode, content_type: &'static str, text: &str) -> Response<Body> {
     let body = Full::new(Bytes::copy_from_slice(text.as_bytes())).map_err(|never| match never {});
     let mut answer = Response::new(body.boxed_unsync());
@@ -290,6 +223,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::git::{Git, ObjectFormat};
 

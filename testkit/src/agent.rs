@@ -1,0 +1,386 @@
+//! The agent as a real process with directories of its own: started, asked, killed and started again.
+
+mod processes;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Child;
+
+pub use self::processes::Process;
+use crate::eventually::eventually;
+use crate::process::{Output, command, run};
+use crate::wire::{self, Answer, Connection};
+
+/// How long a start, a stop or a phase may take: far longer than either does, for loaded machines.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How an agent is to be started.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    binary: PathBuf,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    data: Option<PathBuf>,
+}
+
+impl Builder {
+    /// Starts with this binary, or with the one `TARN_AGENT_BIN` names.
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        let binary = std::env::var_os("TARN_AGENT_BIN").map_or_else(|| binary.into(), PathBuf::from);
+        Self { binary, args: Vec::new(), env: Vec::new(), data: None }
+    }
+
+    /// Adds a flag or value to the command line.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds `--mirror URL`.
+    #[must_use]
+    pub fn mirror(self, url: &str) -> Self {
+        self.arg("--mirror").arg(url)
+    }
+
+    /// Adds `--allow-file-upstreams`.
+    #[must_use]
+    pub fn file_upstreams(self) -> Self {
+        self.arg("--allow-file-upstreams")
+    }
+
+    /// Sets an environment variable; the agent's is otherwise empty but for PATH and an empty HOME.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: impl Into<OsString>) -> Self {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// Uses this data directory instead of a new one; it stays when the agent goes.
+    #[must_use]
+    pub fn data(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data = Some(dir.into());
+        self
+    }
+
+    /// Starts the agent with new directories and waits until it serves.
+    pub async fn start(self) -> Result<Agent> {
+        self.start_with(&[]).await
+    }
+
+    /// As [`Builder::start`], with these manifests (file name, YAML) already there.
+    pub async fn start_with(self, manifests: &[(&str, &str)]) -> Result<Agent> {
+        let home = tempfile::tempdir()?;
+        let data = self.data.clone().unwrap_or_else(|| home.path().join("data"));
+        for dir in ["home", "manifests"] {
+            std::fs::create_dir(home.path().join(dir))?;
+        }
+        let log = home.path().join("agent.log");
+        let mut agent = Agent { builder: self, home, data, log, running: None };
+        for (name, yaml) in manifests {
+            agent.write_manifest(name, yaml)?;
+        }
+        agent.start_again().await?;
+        Ok(agent)
+    }
+
+    /// Runs the agent for cases in which it must end by itself, and gives back how it did.
+    pub async fn run_to_end(self) -> Result<Output> {
+        let home = tempfile::tempdir()?;
+        let data = self.data.clone().unwrap_or_else(|| home.path().join("data"));
+        run(self.command(home.path(), &data), b"", PATIENCE).await
+    }
+
+    /// `tarn-agent serve` on free ports.
+    fn command(&self, home: &Path, data: &Path) -> std::process::Command {
+        let mut agent = command(&self.binary);
+        agent.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        agent.env("HOME", home.join("home")).env("RUST_BACKTRACE", "1");
+        agent.envs(self.env.iter().map(|(key, value)| (key, value)));
+        agent.current_dir(home).arg("serve").arg("--data").arg(data);
+        agent.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        let manifests = home.join("manifests");
+        if manifests.exists() {
+            agent.arg("--manifests").arg(manifests);
+        }
+        agent.args(&self.args);
+        agent
+    }
+}
+
+/// An agent with its directories; both go when this is dropped, with every process it left.
+#[derive(Debug)]
+pub struct Agent {
+    builder: Builder,
+    home: tempfile::TempDir,
+    data: PathBuf,
+    log: PathBuf,
+    running: Option<Running>,
+}
+
+/// The process while there is one.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    git: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Agent {
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The directory of manifests.
+    pub fn manifests(&self) -> PathBuf {
+        self.home.path().join("manifests")
+    }
+
+    /// Where git clients connect.
+    pub fn git_address(&self) -> Result<SocketAddr> {
+        Ok(self.running()?.git)
+    }
+
+    /// Where the admin port listens.
+    pub fn admin_address(&self) -> Result<SocketAddr> {
+        Ok(self.running()?.admin)
+    }
+
+    /// The URL of a mirrored repository (`host/path`, see [`repo_id`]) for a git client.
+    pub fn git_url(&self, repo: &str) -> Result<String> {
+        Ok(format!("http://{}/git/{repo}", self.git_address()?))
+    }
+
+    /// GET on the git port, on a connection of its own.
+    pub async fn get(&self, target: &str) -> Result<Answer> {
+        wire::get(self.git_address()?, target).await
+    }
+
+    /// GET on the admin port.
+    pub async fn admin(&self, target: &str) -> Result<Answer> {
+        wire::get(self.admin_address()?, target).await
+    }
+
+    /// The document at `/status`.
+    pub async fn status(&self) -> Result<Value> {
+        let answer = self.admin("/status").await?;
+        ensure!(answer.status == 200, "/status answered {}: {}", answer.status, answer.text());
+        serde_json::from_slice(&answer.body).context("/status is not JSON")
+    }
+
+    /// One mirror's part of `/status`, by its repository.
+    pub async fn mirror_status(&self, repo: &str) -> Result<Value> {
+        let status = self.status().await?;
+        let mirrors = status.get("mirrors").and_then(Value::as_array).context("/status without mirrors")?;
+        let found = mirrors.iter().find(|mirror| mirror.get("repo").and_then(Value::as_str) == Some(repo));
+        found.cloned().with_context(|| format!("no mirror {repo} in {status}"))
+    }
+
+    /// Waits until a mirror's status fits, and gives it back.
+    pub async fn wait_status(&self, repo: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Result<Value> {
+        eventually(PATIENCE, &format!("{repo}: {what}"), async || {
+            let status = self.mirror_status(repo).await?;
+            ensure!(fits(&status), "{status}");
+            Ok(status)
+        })
+        .await
+    }
+
+    /// Waits until a mirror is in this phase.
+    pub async fn wait_phase(&self, repo: &str, phase: &str) -> Result<Value> {
+        self.wait_status(repo, &format!("phase {phase}"), |status| {
+            status.get("phase").and_then(Value::as_str) == Some(phase)
+        })
+        .await
+    }
+
+    /// Waits until all these mirrors are ready.
+    pub async fn wait_ready(&self, repos: &[&str]) -> Result<()> {
+        for repo in repos {
+            self.wait_phase(repo, "Ready").await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a fetch now.
+    pub async fn fetch_now(&self, repo: &str) -> Result<Answer> {
+        let mut connection = Connection::open(self.admin_address()?).await?;
+        connection.ask("POST", &format!("/mirrors/{repo}/fetch"), &[], b"").await
+    }
+
+    /// The text at `/metrics`.
+    pub async fn metrics(&self) -> Result<String> {
+        let answer = self.admin("/metrics").await?;
+        ensure!(answer.status == 200, "/metrics answered {}", answer.status);
+        Ok(answer.text())
+    }
+
+    /// What the agent has written to standard error so far, over all its starts.
+    pub fn logs(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&std::fs::read(&self.log)?).into_owned())
+    }
+
+    /// Adds or replaces a manifest, in one instant.
+    pub fn write_manifest(&self, name: &str, yaml: &str) -> Result<()> {
+        let staged = self.home.path().join("manifest");
+        std::fs::write(&staged, yaml)?;
+        std::fs::rename(&staged, self.manifests().join(name)).context("place a manifest")
+    }
+
+    /// Removes a manifest.
+    pub fn remove_manifest(&self, name: &str) -> Result<()> {
+        std::fs::remove_file(self.manifests().join(name)).context("remove a manifest")
+    }
+
+    /// The agent's process id.
+    pub fn pid(&self) -> Result<u32> {
+        self.running()?.child.id().context("the agent has ended")
+    }
+
+    /// Every process below the agent, those that ended and were not waited for included.
+    pub fn children(&self) -> Result<Vec<Process>> {
+        Ok(processes::below(self.pid()?))
+    }
+
+    /// Every living process but the agent whose command line, environment or directory names the data
+    /// directory: its children, and those a killed agent left.
+    pub fn strays(&self) -> Vec<Process> {
+        let agent = self.running.as_ref().and_then(|running| running.child.id());
+        processes::naming(&self.data).into_iter().filter(|process| Some(process.pid) != agent).collect()
+    }
+
+    /// Waits until no process works for the agent.
+    pub async fn wait_idle(&self) -> Result<()> {
+        eventually(PATIENCE, "no children", async || {
+            let children = self.children()?;
+            ensure!(children.is_empty(), "{children:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends the agent with SIGKILL, which its children survive.
+    pub async fn kill9(&mut self) -> Result<()> {
+        let mut running = self.running.take().context("the agent does not run")?;
+        running.child.kill().await.context("kill the agent")
+    }
+
+    /// Ends the agent with SIGTERM and gives its exit code back.
+    pub async fn stop(&mut self) -> Result<i32> {
+        let pid = i32::try_from(self.pid()?)?;
+        kill_process(Pid::from_raw(pid).context("no process id")?, Signal::TERM)?;
+        let mut running = self.running.take().context("the agent does not run")?;
+        match tokio::time::timeout(PATIENCE, running.child.wait()).await {
+            Ok(status) => status?.code().context("the agent was ended by a signal"),
+            Err(_) => {
+                self.running = Some(running);
+                bail!("the agent did not stop within {PATIENCE:?} of SIGTERM")
+            }
+        }
+    }
+
+    /// Stops the agent if it runs, and starts it on the same directories; its ports are new.
+    pub async fn restart(&mut self) -> Result<()> {
+        if self.running.is_some() {
+            self.stop().await?;
+        }
+        self.start_again().await
+    }
+
+    /// Starts the agent on the same directories after [`Agent::kill9`] or [`Agent::stop`].
+    pub async fn start_again(&mut self) -> Result<()> {
+        let mut agent = self.builder.command(self.home.path(), &self.data);
+        let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
+        agent.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut child =
+            tokio::process::Command::from(agent).kill_on_drop(true).spawn().with_context(|| {
+                format!("start {}; build it, or name it with TARN_AGENT_BIN", self.builder.binary.display())
+            })?;
+        let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+        let first = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+        let Some(line) = first.context("the agent said nothing on stdout")?? else {
+            let status = child.wait().await?;
+            bail!("the agent ended with {status}: {}", self.logs()?);
+        };
+        let (git, admin) = addresses(&line).with_context(|| format!("not the listening line: {line:?}"))?;
+        // Whatever it says later is read, so that it never waits for a reader.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        self.running = Some(Running { child, git, admin });
+        Ok(())
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.as_ref().context("the agent does not run")
+    }
+}
+
+impl Drop for Agent {
+    #[expect(clippy::print_stderr, reason = "the test runner shows it for failed tests only")]
+    fn drop(&mut self) {
+        let mut left = self.children().unwrap_or_default();
+        if let Some(running) = self.running.as_mut() {
+            // It may have ended by itself.
+            let _ = running.child.start_kill();
+        }
+        left.extend(self.strays());
+        for process in left {
+            process.kill();
+        }
+        eprintln!("--- agent's log\n{}---", self.logs().unwrap_or_default());
+    }
+}
+
+/// Reads `listening git=ADDR admin=ADDR`.
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (git, admin) = line.strip_prefix("listening git=")?.split_once(" admin=")?;
+    Some((git.parse().ok()?, admin.trim().parse().ok()?))
+}
+
+/// The agent's name for an upstream URL: `host[:port]/path` without `.git`, `localhost` for `file://`.
+pub fn repo_id(url: &str) -> String {
+    let plain = url.strip_suffix(".git").unwrap_or(url);
+    if let Some(path) = plain.strip_prefix("file://") {
+        return format!("localhost{path}");
+    }
+    plain.split_once("://").map_or(plain, |(_, rest)| rest).to_owned()
+}
+
+/// A GitMirror manifest with further lines of the spec, such as `freshness: {maxStaleness: 10s}`.
+pub fn manifest(name: &str, url: &str, spec: &[&str]) -> String {
+    let mut yaml = format!(
+        "apiVersion: tarn.dev/v1alpha1\nkind: GitMirror\nmetadata:\n  name: {name}\nspec:\n  url: {url}\n"
+    );
+    for line in spec {
+        yaml.push_str("  ");
+        yaml.push_str(line);
+        yaml.push('\n');
+    }
+    yaml
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_listening_line_names_both_ports() {
+        let (git, admin) = addresses("listening git=127.0.0.1:80 admin=127.0.0.1:81").unwrap();
+        assert_eq!((git.port(), admin.port()), (80, 81));
+        assert!(addresses("listening on port 80").is_none());
+    }
+
+    #[test]
+    fn a_repository_is_named_by_host_and_path() {
+        assert_eq!(repo_id("http://127.0.0.1:4567/x.git"), "127.0.0.1:4567/x");
+        assert_eq!(repo_id("file:///a/b.git"), "localhost/a/b");
+    }
+}

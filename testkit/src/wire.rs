@@ -1,0 +1,192 @@
+//! HTTP/1.1 by hand over one connection: requests that no well-behaved client sends, connections that must
+//! survive them, and nothing followed, decoded or retried behind the test's back.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpStream;
+
+/// Longer than any single answer takes on a loaded machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An answer, its body whole and unchunked.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The headers in order, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The first header of this name (lower case).
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(is, _)| is == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// One connection to a server.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    /// Connects.
+    pub async fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Sends these bytes as they are.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let sent = tokio::time::timeout(TIMEOUT, self.stream.get_mut().write_all(bytes)).await;
+        sent.context("the server stopped reading")?.context("send")
+    }
+
+    /// Sends a request with a body whose length is told, and reads the answer.
+    pub async fn ask(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<Answer> {
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !body.is_empty() || method == "POST" {
+            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        head.push_str("\r\n");
+        let mut bytes = head.into_bytes();
+        bytes.extend_from_slice(body);
+        self.send(&bytes).await?;
+        self.answer().await
+    }
+
+    /// As [`Connection::ask`] with a body in chunks.
+    pub async fn ask_chunked(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        chunks: &[&[u8]],
+    ) -> Result<Answer> {
+        let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: test\r\n").into_bytes();
+        for (name, value) in headers {
+            bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+        bytes.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+        self.send(&bytes).await?;
+        for chunk in chunks {
+            self.send(format!("{:x}\r\n", chunk.len()).as_bytes()).await?;
+            self.send(chunk).await?;
+            self.send(b"\r\n").await?;
+        }
+        self.send(b"0\r\n\r\n").await?;
+        self.answer().await
+    }
+
+    /// Reads one answer to its end.
+    pub async fn answer(&mut self) -> Result<Answer> {
+        tokio::time::timeout(TIMEOUT, self.read()).await.context("the server did not answer")?
+    }
+
+    async fn read(&mut self) -> Result<Answer> {
+        let status = loop {
+            let line = self.line().await?;
+            let code = line.split(' ').nth(1).with_context(|| format!("not a status line: {line:?}"))?;
+            let status: u16 = code.parse()?;
+            if status != 100 {
+                break status;
+            }
+            ensure!(self.line().await?.is_empty(), "a 100 Continue with headers");
+        };
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line().await?;
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(':').with_context(|| format!("not a header: {line:?}"))?;
+            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+        let mut answer = Answer { status, headers, body: Vec::new() };
+        if answer.header("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
+            loop {
+                let line = self.line().await?;
+                let size = usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16)
+                    .with_context(|| format!("not a chunk size: {line:?}"))?;
+                self.take(size, &mut answer.body).await?;
+                ensure!(self.line().await?.is_empty(), "a chunk longer than it said");
+                if size == 0 {
+                    break;
+                }
+            }
+        } else if let Some(length) = answer.header("content-length") {
+            let length = length.parse()?;
+            self.take(length, &mut answer.body).await?;
+        } else if status != 204 && status != 304 {
+            self.stream.read_to_end(&mut answer.body).await?;
+        }
+        Ok(answer)
+    }
+
+    async fn line(&mut self) -> Result<String> {
+        let mut line = Vec::new();
+        self.stream.read_until(b'\n', &mut line).await?;
+        if line.pop() != Some(b'\n') {
+            bail!("the server closed the connection");
+        }
+        line.pop_if(|last| *last == b'\r');
+        Ok(String::from_utf8_lossy(&line).into_owned())
+    }
+
+    async fn take(&mut self, size: usize, body: &mut Vec<u8>) -> Result<()> {
+        let start = body.len();
+        body.resize(start + size, 0);
+        let end = body.get_mut(start..).expect("the body has just been made longer");
+        self.stream.read_exact(end).await.context("the server cut the body")?;
+        Ok(())
+    }
+}
+
+/// One GET on a connection of its own.
+pub async fn get(address: SocketAddr, target: &str) -> Result<Answer> {
+    Connection::open(address).await?.ask("GET", target, &[], b"").await
+}
+
+/// One pkt-line.
+pub fn pkt(text: &str) -> Vec<u8> {
+    format!("{:04x}{text}", text.len() + 4).into_bytes()
+}
+
+/// The pkt-lines of an answer: none is a flush, delimiter or response-end packet.
+pub fn pkts(mut bytes: &[u8]) -> Result<Vec<Option<Vec<u8>>>> {
+    let mut lines = Vec::new();
+    while !bytes.is_empty() {
+        let (size, rest) = bytes.split_at_checked(4).context("a pkt-line without its length")?;
+        let size = usize::from_str_radix(std::str::from_utf8(size)?, 16)?;
+        if size < 4 {
+            lines.push(None);
+            bytes = rest;
+            continue;
+        }
+        let (line, rest) = rest.split_at_checked(size - 4).context("a pkt-line cut short")?;
+        lines.push(Some(line.to_vec()));
+        bytes = rest;
+    }
+    Ok(lines)
+}
