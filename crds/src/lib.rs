@@ -2,7 +2,12 @@
 //!
 //! Nothing here touches a disk, a network or a clock: types, their schema, and pure functions over them.
 
+#[cfg(feature = "crdgen")]
+pub mod generate;
+#[cfg(feature = "manifest")]
+pub mod manifest;
 pub mod repo;
+pub mod schema;
 pub mod v1alpha1;
 
 /// The API group of every kind.

@@ -26,3 +26,11 @@ pub use gitmirror::{
 pub use quantity::{Quantity, QuantityError};
 pub use reference::{CacheRef, SecretRef};
 pub use replica::{Phase, Replica};
+
+/// Patterns in the schema, named so that their meaning can be put in words.
+pub(crate) mod patterns {
+    pub(crate) const DURATION: &str = "^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$";
+    pub(crate) const QUANTITY: &str =
+        r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]{1,2}))?$";
+    pub(crate) const REF: &str = r"^refs/[^\s]+$";
+}

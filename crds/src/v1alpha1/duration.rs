@@ -8,6 +8,8 @@ use std::time;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::patterns::DURATION;
+
 /// Whole seconds, written as hours, minutes and seconds in that order.
 ///
 /// Keeps the text it was read from: a default reads `15m` in the CRD, and applying a manifest never seems to change it.
@@ -109,7 +111,7 @@ impl JsonSchema for Duration {
             "type": "string",
             "minLength": 2,
             "maxLength": 21,
-            "pattern": "^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$",
+            "pattern": DURATION,
         })
     }
 }

@@ -108,9 +108,9 @@ pub struct GitMirrorSpec {
         .message("must be an absolute https, http, ssh or file URL with a path; git@host:org/repo is written ssh://git@host/org/repo"))]
     #[x_kube(validation = Rule::new("!self.matches('^https?://[^/]*@') && !self.matches('^ssh://[^/]*:[^/]*@')")
         .message("must not contain credentials; put them in a Secret and name it in spec.secretRef"))]
-    #[x_kube(validation = Rule::new("self.matches('^[!-~]*$') && !self.matches('[?#\\\\\\\\]')")
+    #[x_kube(validation = Rule::new(r"self.matches('^[!-~]*$') && !self.matches('[?#\\\\]')")
         .message("must not contain a query, a fragment, a backslash, spaces, control characters or anything outside ASCII"))]
-    #[x_kube(validation = Rule::new("self.matches('^file://') || self.matches('^[a-z]+://([A-Za-z0-9._][A-Za-z0-9._-]*@)?([A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?([.][A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*|[[][0-9A-Fa-f:.]+[]])(:0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?(/|$)')")
+    #[x_kube(validation = Rule::new(r"self.matches('^file://') || self.matches('^[a-z]+://([A-Za-z0-9._][A-Za-z0-9._-]*@)?([A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?([.][A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*|\\[[0-9A-Fa-f:.]+\\])(:0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?(/|$)')")
         .message("must name a valid host and, if any, a port from 1 to 65535"))]
     #[x_kube(validation = Rule::new("!self.matches('^[a-z]+://[^/]*/(.*/)?([.][.]?(/|$)|/+[^/])')")
         .message("must not contain empty path segments or the segments . and .."))]
@@ -118,7 +118,7 @@ pub struct GitMirrorSpec {
         .message("must not have a path segment that ends in .git before the end, or a repository named .git"))]
     #[x_kube(validation = Rule::new("!self.matches('%([^0-9A-Fa-f]|.[^0-9A-Fa-f]|.?$)') && !self.matches('(?i)%(2f|5c|2e|0.|1.|7f)')")
         .message("must percent-encode with two hexadecimal digits, and neither slashes, backslashes, dots nor control characters"))]
-    #[x_kube(validation = Rule::new("!self.matches('[^/]{252}') && self.matches('^[a-z]+://[^/]*/.{0,516}$')")
+    #[x_kube(validation = Rule::new("self.split('/').all(segment, segment.size() <= 251) && (self.split('/').size() < 4 || self.split('/', 4)[3].size() <= 516)")
         .message("must have at most 251 characters in a path segment and 512 in the whole path"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("is immutable; create another GitMirror"))]
     pub url: String,

@@ -8,6 +8,8 @@ use k8s_openapi::apimachinery::pkg::api::resource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::patterns::QUANTITY;
+
 /// A Kubernetes quantity, kept as written; a bare number is accepted too (`cpu: 2`), as it is in a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
@@ -139,7 +141,7 @@ impl JsonSchema for Quantity {
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "maxLength": MAX_LENGTH,
             "minimum": 0,
-            "pattern": r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]{1,2}))?$",
+            "pattern": QUANTITY,
         })
     }
 }

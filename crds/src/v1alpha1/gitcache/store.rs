@@ -34,7 +34,7 @@ pub struct S3 {
     /// URL of another service than AWS's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
-    #[x_kube(validation = Rule::new("self.matches('^https?://([A-Za-z0-9._-]+|[[][0-9A-Fa-f:.]+[]])(:[0-9]{1,5})?/?$')")
+    #[x_kube(validation = Rule::new(r"self.matches('^https?://([A-Za-z0-9._-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?/?$')")
         .message("must be http:// or https:// and a host, perhaps a port; credentials belong in the Secret of secretRef"))]
     pub endpoint: Option<String>,
     /// Region of the bucket. Absent: what the pod's environment says, else us-east-1.

@@ -3,6 +3,8 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::v1alpha1::patterns::REF;
+
 /// Patterns over full ref names, where `*` stands for any run of characters, slashes included.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -11,14 +13,14 @@ pub struct Refs {
     #[serde(default = "default_include")]
     #[schemars(
         length(min = 1, max = 64),
-        inner(length(min = 6, max = 256), regex(pattern = r"^refs/[^\s]+$"))
+        inner(length(min = 6, max = 256), regex(pattern = REF))
     )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub include: Vec<String>,
     /// Refs to leave out although `include` selects them. Defaults to the review refs of GitHub (`refs/pull/*`) and
     /// Gerrit (`refs/changes/*`).
     #[serde(default = "default_exclude")]
-    #[schemars(length(max = 64), inner(length(min = 6, max = 256), regex(pattern = r"^refs/[^\s]+$")))]
+    #[schemars(length(max = 64), inner(length(min = 6, max = 256), regex(pattern = REF)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub exclude: Vec<String>,
 }

@@ -1,0 +1,23 @@
+//! Kubernetes names.
+
+use serde_json::Value;
+
+/// The object's name, if it is a valid one: any other is not fit to be printed.
+pub(super) fn name(document: &Value) -> Option<String> {
+    let name = document.pointer("/metadata/name")?.as_str()?;
+    is_subdomain(name).then(|| name.to_owned())
+}
+
+/// DNS-1123 subdomain: what an object may be named.
+pub(super) fn is_subdomain(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
+/// DNS-1123 label of any length: what a namespace may be named, up to 63.
+pub(super) fn is_label(label: &str) -> bool {
+    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = label.as_bytes();
+    bytes.first().is_some_and(alphanumeric)
+        && bytes.last().is_some_and(alphanumeric)
+        && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+}

@@ -1,0 +1,41 @@
+//! The CRDs as the API server gets them.
+
+use kube::CustomResourceExt;
+use serde_json::Value;
+
+/// The CustomResourceDefinition of a kind.
+///
+/// Differs from `K::crd()` in that no field is `nullable`: then the API server drops a `null` before it fills in
+/// defaults, so that an absent field and `null` mean the same.
+///
+/// # Panics
+///
+/// Never: a CustomResourceDefinition always has a JSON form.
+pub fn crd<K: CustomResourceExt>() -> Value {
+    let mut crd = serde_json::to_value(K::crd()).expect("a CustomResourceDefinition has only string keys");
+    strip_nullable(&mut crd);
+    crd
+}
+
+/// The schema of a kind's only version, as `openAPIV3Schema`.
+#[cfg(feature = "manifest")]
+pub(crate) fn openapi<K: CustomResourceExt>() -> Value {
+    let mut crd = crd::<K>();
+    crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema")
+        .map(Value::take)
+        .expect("derived CRDs have a schema")
+}
+
+pub(crate) fn strip_nullable(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            // A field of that name would hold a schema, not a boolean.
+            if fields.get("nullable").is_some_and(Value::is_boolean) {
+                fields.remove("nullable");
+            }
+            fields.values_mut().for_each(strip_nullable);
+        }
+        Value::Array(items) => items.iter_mut().for_each(strip_nullable),
+        _ => {}
+    }
+}
