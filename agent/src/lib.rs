@@ -1,1 +1,17 @@
-//! Tarn agent.
+//! Tarn's data plane: mirrors git repositories and serves them over smart HTTP.
+//!
+//! Modules are listed in reading order, and a module imports only from those above it; [`app`] puts them
+//! together.
+
+pub mod telemetry;
+pub mod config;
+pub mod metrics;
+pub mod shutdown;
+pub mod git;
+pub mod protocol;
+pub mod upstream;
+pub mod mirror;
+pub mod fleet;
+pub mod serve;
+pub mod admin;
+pub mod app;

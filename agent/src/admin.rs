@@ -1,0 +1,93 @@
+//! The admin port: probes, metrics, status, and a fetch on demand.
+//!
+//! Probes never depend on mirrors, upstreams or the store (P5): an agent that serves nothing yet is ready
+//! to say so.
+
+pub mod gauges;
+pub mod status;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{HeaderValue, Method, StatusCode, header};
+use tarn_crds::repo::RepoId;
+use tokio_util::sync::CancellationToken;
+
+use crate::{fleet::Fleet, metrics::Metrics};
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Admin {
+    /// All mirrors.
+    pub fleet: Arc<Fleet>,
+    /// All metrics.
+    pub metrics: Metrics,
+    /// Cancelled when the agent is about to stop: no new work, please.
+    pub stopping: CancellationToken,
+}
+
+/// The router of the admin port.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .fallback(fetch)
+        .with_state(admin)
+}
+
+async fn ready(State(admin): State<Admin>) -> Response {
+    if admin.stopping.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    "ok\n".into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let mut response = admin.metrics.encode().into_response();
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+async fn status(State(admin): State<Admin>) -> Json<status::Status> {
+    Json(status::of(&admin.fleet))
+}
+
+/// `POST /mirrors/{host}/{path}/fetch`: looks at the upstream now, and fetches what moved.
+async fn fetch(State(admin): State<Admin>, request: Request) -> Response {
+    let path = request.uri().path();
+    let Some(route) = path.strip_prefix("/mirrors/").and_then(|rest| rest.strip_suffix("/fetch")) else {
+        return (
+            StatusCode::NOT_FOUND,
+            "there are /healthz, /readyz, /metrics, /status and POST /mirrors/HOST/PATH/fetch\n",
+        )
+            .into_response();
+    };
+    if request.method() != Method::POST {
+        return (StatusCode::METHOD_NOT_ALLOWED, "use POST\n").into_response();
+    }
+    let id = match RepoId::from_route(route) {
+        Ok(id) => id,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    };
+    let Some(mirror) = admin.fleet.get(&id) else {
+        return (StatusCode::NOT_FOUND, format!("no GitMirror declares {id}\n")).into_response();
+    };
+    if mirror.settings().suspend {
+        return (StatusCode::CONFLICT, format!("{id} is suspended: set spec.suspend to false\n"))
+            .into_response();
+    }
+    match mirror.look().await {
+        Ok(_) => (StatusCode::ACCEPTED, "looked; what moved is being fetched\n").into_response(),
+        Err(error) => {
+            (StatusCode::BAD_GATEWAY, format!("{}: {error}\n", error.kind().code())).into_response()
+        }
+    }
+}

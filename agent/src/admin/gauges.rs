@@ -1,0 +1,99 @@
+//! Gauges of each mirror, read from the fleet when they are asked for.
+
+use std::{fmt, sync::Arc};
+
+use jiff::Timestamp;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{family::Family, gauge::ConstGauge, gauge::Gauge},
+    registry::Unit,
+};
+use tarn_crds::v1alpha1::Phase;
+
+use crate::fleet::Fleet;
+
+/// Computes the gauges.
+pub struct Gauges(pub Arc<Fleet>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByMirror {
+    mirror: String,
+}
+
+impl fmt::Debug for Gauges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gauges")
+    }
+}
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (ready, bytes, refs) = (
+            Family::<ByMirror, Gauge>::default(),
+            Family::<ByMirror, Gauge>::default(),
+            Family::<ByMirror, Gauge>::default(),
+        );
+        let (looked, failing) = (Family::<ByMirror, Gauge>::default(), Family::<ByMirror, Gauge>::default());
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        for mirror in self.0.mirrors() {
+            let (view, label) = (mirror.view(), ByMirror { mirror: mirror.id().to_string() });
+            let is_ready = matches!(view.phase, Phase::Ready | Phase::Fetching);
+            ready.get_or_create(&label).set(i64::from(is_ready));
+            bytes.get_or_create(&label).set(number(view.bytes));
+            let count = view.stored.as_ref().map_or(0, |stored| stored.refs.refs().len());
+            refs.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+            failing.get_or_create(&label).set(i64::from(view.trouble.is_some()));
+            looked.get_or_create(&label).set(view.last_look.map_or(0, Timestamp::as_second));
+        }
+        let refused = self.0.refused();
+        let mut put =
+            |name, help, unit: Option<&Unit>, family: &dyn Encode| family.put(&mut encoder, name, help, unit);
+        put("mirror_ready", "Whether the mirror is whole and caught up", None, &ready)?;
+        put("mirror_failing", "Whether the last look or fetch failed", None, &failing)?;
+        put("mirror_refs", "Refs on the disk", None, &refs)?;
+        put("mirror_disk", "Size on the disk", Some(&Unit::Bytes), &bytes)?;
+        put(
+            "mirror_last_look_timestamp",
+            "When the newest look that succeeded began, in Unix time; 0 before it",
+            Some(&Unit::Seconds),
+            &looked,
+        )?;
+        let count = |n: usize| ConstGauge::new(i64::try_from(n).unwrap_or(i64::MAX));
+        put(
+            "fleet_stalled",
+            "Mirrors that cannot be set up as declared",
+            None,
+            &count(refused.stalled.len()),
+        )?;
+        put(
+            "fleet_rejected",
+            "Manifests that are no valid declarations",
+            None,
+            &count(refused.rejected.len()),
+        )
+    }
+}
+
+/// Lets gauges of different types share one helper.
+trait Encode {
+    fn put(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+    ) -> fmt::Result;
+}
+
+impl<M: EncodeMetric> Encode for M {
+    fn put(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+    ) -> fmt::Result {
+        self.encode(encoder.encode_descriptor(name, help, unit, self.metric_type())?)
+    }
+}

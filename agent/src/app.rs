@@ -1,0 +1,149 @@
+//! The one place where parts are put together: configuration in, running agent out.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use axum::Router;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    admin::{self, Admin, gauges::Gauges},
+    config,
+    fleet::{
+        Fleet,
+        desired::{Rules, from_url},
+        manifests::Manifests,
+    },
+    git::{Git, GitError},
+    metrics::Metrics,
+    mirror::{
+        Settings,
+        disk::{Disk, DiskError},
+    },
+    serve::{self, ServeError, Serving},
+    shutdown,
+};
+
+/// Why the agent cannot start. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Git.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// Serving.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// `--mirror` values; all that are wrong.
+    #[error("{0}")]
+    Mirrors(String),
+    /// The manifests directory.
+    #[error("cannot read the manifests directory {path}: {source}")]
+    Manifests {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// There is nothing to mirror, and never will be.
+    #[error("nothing to mirror: give --manifests DIR or --mirror URL")]
+    Nothing,
+    /// A port.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Signals cannot be handled, or standard output is closed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Runs the agent until a signal stops it.
+///
+/// # Errors
+/// It cannot start.
+pub async fn run(config: config::Serve) -> Result<(), StartError> {
+    let rules = Rules { allow_file: config.allow_file_upstreams };
+    let flags = flags(&config.mirrors, rules)?;
+    if config.manifests.is_none() && flags.is_empty() {
+        return Err(StartError::Nothing);
+    }
+    let data = config.data.clone();
+    let disk = tokio::task::spawn_blocking(move || Disk::open(&data)).await.map_err(io::Error::other)??;
+    let disk = Arc::new(disk);
+    let git = Git::detect(&disk.home(), &disk.mark(), config.allow_file_upstreams).await?;
+    let metrics = Metrics::new();
+    let fleet = Arc::new(Fleet::new(git.clone(), disk.clone(), metrics.clone()));
+    metrics.collect_from(Box::new(Gauges(fleet.clone())));
+    let manifests =
+        |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
+    let mut manifests = Manifests::new(config.manifests.clone(), flags, rules).map_err(manifests)?;
+    let serving = Serving::new(fleet.clone(), git.clone(), &disk, metrics.clone()).await?;
+
+    let stopping = shutdown::on_signal()?;
+    let git_port = listen(config.listen).await?;
+    let admin_port = listen(config.admin_listen).await?;
+    manifests.apply(&fleet).await;
+    let watching = AbortOnDropHandle::new(tokio::spawn(manifests.watch(fleet.clone())));
+    // For whoever started the agent with port 0, and as a sign that it serves.
+    let (git_address, admin_address) = (git_port.local_addr()?, admin_port.local_addr()?);
+    writeln!(io::stdout(), "listening git={git_address} admin={admin_address}")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), git = git.version(), data = %config.data.display(), listen = %git_address, admin = %admin_address, "serving");
+
+    // The admin port outlives the git port: probes and metrics tell of the draining.
+    let stopped = CancellationToken::new();
+    let admin = Admin { fleet, metrics, stopping: stopping.clone() };
+    let admin = spawn(admin_port, admin::router(admin), stopped.clone());
+    let mut serving = spawn(git_port, serve::router(Arc::new(serving)), stopping.clone());
+    stopping.cancelled().await;
+    drop(watching);
+    if timeout(shutdown::DRAIN, &mut serving).await.is_err() {
+        tracing::warn!("streams still under way are cut");
+    }
+    stopped.cancel();
+    drop(admin);
+    Ok(())
+}
+
+fn flags(urls: &[String], rules: Rules) -> Result<Vec<Settings>, StartError> {
+    let (mut settings, mut wrong) = (Vec::new(), Vec::new());
+    for (at, url) in urls.iter().enumerate() {
+        match from_url(url, rules) {
+            Ok(found) => settings.push(found),
+            // Not the value: it may hold a password.
+            Err(reason) => wrong.push(format!("--mirror number {}: {reason}", at + 1)),
+        }
+    }
+    if wrong.is_empty() { Ok(settings) } else { Err(StartError::Mirrors(wrong.join("; "))) }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+fn spawn(listener: TcpListener, router: Router, until: CancellationToken) -> AbortOnDropHandle<()> {
+    let serving = async move {
+        use axum::serve::ListenerExt;
+        let listener = listener.tap_io(|stream| {
+            // Answers are written whole; waiting for more of them only delays the last packet.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "cannot set TCP_NODELAY");
+            }
+        });
+        let serve = axum::serve(listener, router).with_graceful_shutdown(until.cancelled_owned());
+        if let Err(error) = serve.await {
+            tracing::error!(%error, "a port is no longer served");
+        }
+    };
+    AbortOnDropHandle::new(tokio::spawn(serving))
+}

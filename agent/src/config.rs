@@ -1,0 +1,76 @@
+//! Flags and their environment twins.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::telemetry::LogFormat;
+
+/// Mirrors git repositories and serves them over smart HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "tarn-agent", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mirror and serve until told to stop
+    Serve(Box<Serve>),
+}
+
+/// Flags of `tarn-agent serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Directory with GitMirror manifests (*.yaml, *.yml, *.json; several documents a file); watched for changes
+    #[arg(long, value_name = "DIR", env = "TARN_AGENT_MANIFESTS")]
+    pub manifests: Option<PathBuf>,
+
+    /// Repository to mirror, as if a manifest with nothing but this URL existed; may be repeated
+    #[arg(long = "mirror", value_name = "URL", env = "TARN_AGENT_MIRROR", value_delimiter = ',')]
+    pub mirrors: Vec<String>,
+
+    /// Directory for the mirrors; one agent at a time
+    #[arg(long, value_name = "DIR", env = "TARN_AGENT_DATA")]
+    pub data: PathBuf,
+
+    /// Where git clients connect
+    #[arg(long, value_name = "ADDR", env = "TARN_AGENT_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Where probes, metrics and status are served
+    #[arg(long, value_name = "ADDR", env = "TARN_AGENT_ADMIN_LISTEN", default_value = "127.0.0.1:8081")]
+    pub admin_listen: SocketAddr,
+
+    /// Admit file:// upstreams: whoever may write manifests can then read any repository this user can
+    #[arg(long, env = "TARN_AGENT_ALLOW_FILE_UPSTREAMS")]
+    pub allow_file_upstreams: bool,
+
+    /// What to log: a level, or a list such as info,tarn_agent::mirror=debug
+    #[arg(long, value_name = "FILTER", env = "TARN_AGENT_LOG", default_value = "info")]
+    pub log: String,
+
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", env = "TARN_AGENT_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_has_an_environment_twin() {
+        let cli = Cli::command();
+        let serve = cli.find_subcommand("serve").unwrap();
+        for flag in serve.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
+            let long = flag.get_long().unwrap().to_ascii_uppercase().replace('-', "_");
+            assert_eq!(flag.get_env().unwrap().to_str(), Some(format!("TARN_AGENT_{long}").as_str()));
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! All mirrors of this agent: which are declared, and their running tasks.
+
+pub mod desired;
+pub mod manifests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use tarn_crds::repo::RepoId;
+use tokio::task::JoinHandle;
+
+use crate::{
+    git::Git,
+    metrics::Metrics,
+    mirror::{Mirror, disk::Disk},
+};
+use desired::{Desired, Rejected, Stalled};
+
+/// The mirrors, for everyone who serves or reports.
+pub struct Fleet {
+    git: Git,
+    disk: Arc<Disk>,
+    metrics: Metrics,
+    declared: RwLock<Declared>,
+}
+
+#[derive(Default)]
+struct Declared {
+    mirrors: BTreeMap<RepoId, Running>,
+    stalled: Vec<Stalled>,
+    rejected: Vec<Rejected>,
+}
+
+struct Running {
+    mirror: Mirror,
+    task: JoinHandle<()>,
+}
+
+/// What is declared but not mirrored, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Mirrors that cannot be set up as declared.
+    pub stalled: Vec<Stalled>,
+    /// Documents that are no valid declarations.
+    pub rejected: Vec<Rejected>,
+}
+
+impl Fleet {
+    /// An empty fleet.
+    pub fn new(git: Git, disk: Arc<Disk>, metrics: Metrics) -> Self {
+        Self { git, disk, metrics, declared: RwLock::default() }
+    }
+
+    /// The mirror of `id`, if it is declared.
+    pub fn get(&self, id: &RepoId) -> Option<Mirror> {
+        self.read(|declared| declared.mirrors.get(id).map(|running| running.mirror.clone()))
+    }
+
+    /// All mirrors, ordered by repository.
+    pub fn mirrors(&self) -> Vec<Mirror> {
+        self.read(|declared| declared.mirrors.values().map(|running| running.mirror.clone()).collect())
+    }
+
+    /// What is declared but not mirrored.
+    pub fn refused(&self) -> Refused {
+        self.read(|declared| Refused {
+            stalled: declared.stalled.clone(),
+            rejected: declared.rejected.clone(),
+        })
+    }
+
+    /// Makes the fleet what `desired` says: starts, reconfigures and removes mirrors. A removed mirror's
+    /// data go too; nobody but this function changes the set, so calls must not overlap.
+    pub async fn apply(&self, desired: Desired) {
+        let Desired { mirrors, stalled, rejected } = desired;
+        let wanted: BTreeSet<RepoId> = mirrors.iter().map(|settings| settings.url.id().clone()).collect();
+        for refused in &rejected {
+            tracing::warn!(
+                file = refused.file,
+                document = refused.document,
+                field = refused.field,
+                reason = refused.reason,
+                "manifest rejected"
+            );
+        }
+        for stalled in &stalled {
+            tracing::warn!(
+                name = stalled.name,
+                reason = stalled.reason,
+                message = stalled.message,
+                "mirror stalled"
+            );
+        }
+        let gone: Vec<Running> = self.write(|declared| {
+            (declared.stalled, declared.rejected) = (stalled, rejected);
+            let (keep, gone) =
+                std::mem::take(&mut declared.mirrors).into_iter().partition(|(id, _)| wanted.contains(id));
+            declared.mirrors = keep;
+            let gone: BTreeMap<RepoId, Running> = gone;
+            gone.into_values().collect()
+        });
+        for running in gone {
+            self.remove(running).await;
+        }
+        for settings in mirrors {
+            let id = settings.url.id().clone();
+            match self.get(&id) {
+                Some(mirror) => mirror.configure(settings).await,
+                None => {
+                    tracing::info!(repo = %id, url = %settings.url, "mirror declared");
+                    let (mirror, task) =
+                        Mirror::start(self.git.clone(), self.disk.clone(), self.metrics.clone(), settings);
+                    self.write(|declared| declared.mirrors.insert(id, Running { mirror, task }));
+                }
+            }
+        }
+    }
+
+    async fn remove(&self, running: Running) {
+        let Running { mirror, task } = running;
+        let (id, dir) = (mirror.id().clone(), mirror.dir().to_owned());
+        // Requests under way may hold the mirror a little longer; they lose its files, and say so.
+        drop(mirror);
+        task.abort();
+        let _ = task.await;
+        let disk = self.disk.clone();
+        let removed = tokio::task::spawn_blocking(move || disk.discard(&dir)).await;
+        match removed {
+            Ok(Ok(())) => tracing::info!(repo = %id, "mirror removed"),
+            Ok(Err(error)) => {
+                tracing::warn!(repo = %id, %error, "the removed mirror's data are still on the disk")
+            }
+            Err(error) => {
+                tracing::warn!(repo = %id, %error, "the removed mirror's data are still on the disk")
+            }
+        }
+    }
+
+    // A panic while the lock is held leaves whole values behind: each closure replaces them at once.
+    fn read<T>(&self, work: impl FnOnce(&Declared) -> T) -> T {
+        work(&self.declared.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, work: impl FnOnce(&mut Declared) -> T) -> T {
+        work(&mut self.declared.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}

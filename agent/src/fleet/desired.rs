@@ -1,0 +1,363 @@
+//! From declarations to what to run: a pure function.
+//!
+//! Without a cluster, GitMirrors and their Secrets come from files. What is wrong with one declaration
+//! never disturbs another.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Secret;
+use tarn_crds::{
+    CREDENTIALS_LABEL, HOSTS_ANNOTATION,
+    manifest::{Manifest, read},
+    repo::{RepoId, RepoIdError, Scheme, UpstreamUrl},
+    v1alpha1::{Access, GitMirror, GitMirrorSpec},
+};
+
+use crate::{mirror::Settings, upstream::Credentials};
+
+/// What to run, and what not and why.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// Mirrors to run; each repository once.
+    pub mirrors: Vec<Settings>,
+    /// Mirrors that cannot be set up as declared.
+    pub stalled: Vec<Stalled>,
+    /// Documents that are no valid declarations.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A mirror that is declared well, but cannot be set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stalled {
+    /// The GitMirror's name.
+    pub name: String,
+    /// Its repository.
+    pub repo: RepoId,
+    /// Its URL.
+    pub url: UpstreamUrl,
+    /// One word.
+    pub reason: &'static str,
+    /// What to do about it.
+    pub message: String,
+}
+
+/// A document that is no valid declaration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The file's name, or the flag.
+    pub file: String,
+    /// Which document of the file, from 1.
+    pub document: usize,
+    /// The field, such as `spec.interval`; empty where the whole document is meant.
+    pub field: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// A text with declarations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The file's name.
+    pub file: String,
+    /// Its content, or why it cannot be read.
+    pub text: Result<String, String>,
+}
+
+/// What the agent is told on its command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Admit file:// upstreams.
+    pub allow_file: bool,
+}
+
+/// The settings of a mirror declared by nothing but its URL.
+///
+/// # Errors
+/// What is wrong with the URL.
+pub fn from_url(url: &str, rules: Rules) -> Result<Settings, String> {
+    let spec = GitMirrorSpec::for_url(url);
+    let url = UpstreamUrl::parse(url).map_err(|error: RepoIdError| error.to_string())?;
+    check_scheme(&url, rules)?;
+    let name = url.id().to_string();
+    Ok(settings(name, &spec, url, Credentials::default()))
+}
+
+/// Works out what to run from `flags` (which come first) and `sources`, in their order. A source with an
+/// error keeps what `previous` ran of it: a bad edit takes nothing away.
+pub fn desired(
+    flags: &[Settings],
+    sources: &[Source],
+    previous: &mut BTreeMap<String, Vec<Settings>>,
+    rules: Rules,
+) -> Desired {
+    let mut found = Found::default();
+    for source in sources {
+        found.add(source);
+    }
+    let mut out = Desired { rejected: found.rejected, ..Desired::default() };
+    let mut owners: BTreeMap<RepoId, String> = BTreeMap::new();
+    let mut good: BTreeMap<String, Vec<Settings>> = BTreeMap::new();
+    for flag in flags {
+        claim(&mut owners, &mut out, flag.clone());
+    }
+    for Declared { file, document, mirror } in found.mirrors {
+        match resolve(&mirror, &found.secrets, rules) {
+            Ok(settings) => {
+                if claim(&mut owners, &mut out, settings.clone()) {
+                    good.entry(file).or_default().push(settings);
+                }
+            }
+            Err(Unresolved::Rejected { field, reason }) => {
+                out.rejected.push(Rejected { file, document, field: field.into(), reason });
+            }
+            Err(Unresolved::Stalled(stalled)) => out.stalled.push(stalled),
+        }
+    }
+    for rejected in &out.rejected {
+        for settings in previous.get(&rejected.file).into_iter().flatten() {
+            if !owners.contains_key(settings.url.id()) {
+                owners.insert(settings.url.id().clone(), settings.name.clone());
+                out.mirrors.push(settings.clone());
+                good.entry(rejected.file.clone()).or_default().push(settings.clone());
+            }
+        }
+    }
+    *previous = good;
+    out
+}
+
+#[derive(Default)]
+struct Found {
+    mirrors: Vec<Declared>,
+    secrets: BTreeMap<String, Secret>,
+    rejected: Vec<Rejected>,
+}
+
+struct Declared {
+    file: String,
+    document: usize,
+    mirror: Box<GitMirror>,
+}
+
+impl Found {
+    fn add(&mut self, source: &Source) {
+        let file = source.file.clone();
+        let text = match &source.text {
+            Ok(text) => text,
+            Err(reason) => {
+                let whole = Rejected { file, document: 1, field: String::new(), reason: reason.clone() };
+                return self.rejected.push(whole);
+            }
+        };
+        for (manifest, document) in read(text).into_iter().zip(1..) {
+            match manifest {
+                Ok(Manifest::GitMirror(mirror)) => {
+                    self.mirrors.push(Declared { file: file.clone(), document, mirror })
+                }
+                Ok(Manifest::Secret(secret)) => {
+                    let name = secret.metadata.name.clone().unwrap_or_default();
+                    self.secrets.insert(name, *secret);
+                }
+                // A GitCache says how a cluster runs agents; this one runs already.
+                Ok(Manifest::GitCache(_)) => {}
+                Err(errors) => self.rejected.extend(errors.into_iter().map(|error| Rejected {
+                    file: file.clone(),
+                    document: error.document,
+                    field: error.field,
+                    reason: error.reason,
+                })),
+            }
+        }
+    }
+}
+
+/// Gives the repository to the first who declares it. The others are stalled, unless they say the same.
+fn claim(owners: &mut BTreeMap<RepoId, String>, out: &mut Desired, settings: Settings) -> bool {
+    let id = settings.url.id().clone();
+    match owners.get(&id) {
+        None => {
+            owners.insert(id, settings.name.clone());
+            out.mirrors.push(settings);
+            true
+        }
+        Some(owner) => {
+            let message =
+                format!("GitMirror {owner} mirrors the same repository, {id}: remove one of the two");
+            out.stalled.push(Stalled {
+                name: settings.name,
+                repo: id,
+                url: settings.url,
+                reason: "DuplicateURL",
+                message,
+            });
+            false
+        }
+    }
+}
+
+enum Unresolved {
+    Rejected { field: &'static str, reason: String },
+    Stalled(Stalled),
+}
+
+fn resolve(
+    mirror: &GitMirror,
+    secrets: &BTreeMap<String, Secret>,
+    rules: Rules,
+) -> Result<Settings, Unresolved> {
+    let rejected = |field, reason| Unresolved::Rejected { field, reason };
+    let name = mirror.metadata.name.clone().unwrap_or_default();
+    let spec = &mirror.spec;
+    let url = UpstreamUrl::parse(&spec.url).map_err(|error| rejected("spec.url", error.to_string()))?;
+    check_scheme(&url, rules).map_err(|reason| rejected("spec.url", reason))?;
+    if spec.effective_access() == Access::Rbac {
+        let why = if spec.access.is_some() { "RBAC" } else { "RBAC, the default with a secretRef," };
+        let reason = format!("{why} needs a Kubernetes cluster: set Anonymous, Authenticated or Upstream");
+        return Err(rejected("spec.access", reason));
+    }
+    let credentials = match &spec.secret_ref {
+        None => Credentials::default(),
+        Some(secret) => credentials(&secret.name, secrets, &url).map_err(|(reason, message)| {
+            Unresolved::Stalled(Stalled {
+                name: name.clone(),
+                repo: url.id().clone(),
+                url: url.clone(),
+                reason,
+                message,
+            })
+        })?,
+    };
+    Ok(settings(name, spec, url, credentials))
+}
+
+fn check_scheme(url: &UpstreamUrl, rules: Rules) -> Result<(), String> {
+    if url.scheme() == Scheme::File && !rules.allow_file {
+        return Err("is a file:// URL: start the agent with --allow-file-upstreams to admit those".into());
+    }
+    Ok(())
+}
+
+/// Only a Secret that says it is for this host is used, so that nobody can have a foreign Secret sent to a
+/// host of theirs.
+fn credentials(
+    name: &str,
+    secrets: &BTreeMap<String, Secret>,
+    url: &UpstreamUrl,
+) -> Result<Credentials, (&'static str, String)> {
+    let secret =
+        secrets.get(name).ok_or_else(|| ("SecretNotFound", format!("there is no Secret {name}: add it")))?;
+    let label = secret.metadata.labels.iter().flatten().find(|(key, _)| *key == CREDENTIALS_LABEL);
+    if label.is_none_or(|(_, value)| value != "true") {
+        return Err(("SecretNotAllowed", format!("label the Secret {name} with {CREDENTIALS_LABEL}=true")));
+    }
+    let hosts = secret.metadata.annotations.iter().flatten().find(|(key, _)| *key == HOSTS_ANNOTATION);
+    let host = url.id().host();
+    if !hosts
+        .is_some_and(|(_, hosts)| hosts.split(',').any(|listed| listed.trim().eq_ignore_ascii_case(host)))
+    {
+        return Err((
+            "SecretNotAllowed",
+            format!("list {host} in the annotation {HOSTS_ANNOTATION} of the Secret {name}"),
+        ));
+    }
+    let data = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect();
+    Credentials::from_data(&data, url).map_err(|error| ("SecretInvalid", format!("Secret {name}: {error}")))
+}
+
+fn settings(name: String, spec: &GitMirrorSpec, url: UpstreamUrl, credentials: Credentials) -> Settings {
+    Settings {
+        name,
+        url,
+        interval: spec.interval.get(),
+        timeout: spec.timeout.get(),
+        suspend: spec.suspend,
+        refs: spec.refs.clone(),
+        max_staleness: spec.freshness.max_staleness.get(),
+        look_timeout: spec.freshness.look_timeout.get(),
+        on_upstream_failure: spec.freshness.on_upstream_failure,
+        access: spec.effective_access(),
+        credentials,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "apiVersion: tarn.dev/v1alpha1\nkind: GitMirror\n";
+
+    fn source(file: &str, text: &str) -> Source {
+        Source { file: file.into(), text: Ok(text.into()) }
+    }
+
+    fn mirror(name: &str, spec: &str) -> String {
+        format!("{HEAD}metadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    }
+
+    fn run(sources: &[Source]) -> Desired {
+        desired(&[], sources, &mut BTreeMap::new(), Rules::default())
+    }
+
+    #[test]
+    fn two_declarations_of_one_repository_stall_the_second() {
+        let one = mirror("one", "url: https://h/o/r.git");
+        let two = mirror("two", "url: 'ssh://git@h/o/r'");
+        let out = run(&[source("a.yaml", &one), source("b.yaml", &two)]);
+        assert_eq!(out.mirrors.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["one"]);
+        let stalled = out.stalled.first().unwrap();
+        assert_eq!((stalled.name.as_str(), stalled.reason), ("two", "DuplicateURL"));
+        assert!(stalled.message.contains("GitMirror one"), "{}", stalled.message);
+    }
+
+    #[test]
+    fn a_bad_edit_takes_nothing_away() {
+        let mut previous = BTreeMap::new();
+        let good = source("a.yaml", &mirror("one", "url: https://h/o/r"));
+        let bad = source("a.yaml", &mirror("one", "url: https://h/o/r, intervall: 1m"));
+        let first = desired(&[], &[good], &mut previous, Rules::default());
+        for _ in 0..2 {
+            let out = desired(&[], std::slice::from_ref(&bad), &mut previous, Rules::default());
+            assert_eq!(out.mirrors, first.mirrors);
+            let rejected = out.rejected.first().unwrap();
+            assert_eq!((rejected.file.as_str(), rejected.field.as_str()), ("a.yaml", "spec.intervall"));
+        }
+        assert!(desired(&[], &[], &mut previous, Rules::default()).mirrors.is_empty());
+    }
+
+    #[test]
+    fn what_needs_a_flag_or_a_cluster_says_so() {
+        let file = run(&[source("a.yaml", &mirror("one", "url: 'file:///srv/r.git'"))]);
+        assert!(file.rejected.first().unwrap().reason.contains("--allow-file-upstreams"));
+        for spec in ["url: https://h/o/r, access: RBAC", "url: https://h/o/r, secretRef: {name: s}"] {
+            let rbac = run(&[source("a.yaml", &mirror("one", spec))]);
+            let rejected = rbac.rejected.first().unwrap();
+            assert_eq!(rejected.field, "spec.access");
+            assert!(rejected.reason.contains("needs a Kubernetes cluster"), "{}", rejected.reason);
+        }
+    }
+
+    #[test]
+    fn a_secret_is_used_only_for_the_hosts_it_lists() {
+        let spec = "url: https://h/o/r, access: Anonymous, secretRef: {name: s}";
+        let secret = |metadata: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: s{metadata}}}\nstringData: {{bearerToken: canary}}\n"
+            )
+        };
+        let try_with = |text: String| run(&[source("a.yaml", &(mirror("one", spec) + &text))]);
+        let label = ", labels: {tarn.dev/credentials: 'true'}";
+        for (text, reason) in [
+            (String::new(), "SecretNotFound"),
+            (secret(""), "SecretNotAllowed"),
+            (secret(label), "SecretNotAllowed"),
+            (secret(&format!("{label}, annotations: {{tarn.dev/hosts: 'x,y'}}")), "SecretNotAllowed"),
+        ] {
+            assert_eq!(try_with(text).stalled.first().unwrap().reason, reason);
+        }
+        let out = try_with(secret(&format!("{label}, annotations: {{tarn.dev/hosts: 'x, h'}}")));
+        assert_eq!(
+            out.mirrors.first().unwrap().credentials.authorization().unwrap().expose(),
+            "Bearer canary"
+        );
+    }
+}

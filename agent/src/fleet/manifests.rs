@@ -1,0 +1,112 @@
+//! The directory with manifests: read at start, watched for changes.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use notify::{RecursiveMode, Watcher};
+use tarn_crds::manifest::MAX_TEXT;
+use tokio::{sync::Notify, time::timeout};
+
+use super::{
+    Fleet,
+    desired::{Rules, Source, desired},
+};
+use crate::mirror::Settings;
+
+/// How long to wait for more changes before the directory is read: editors and `kubectl`'s volumes change
+/// several files at a time.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// The directory is read this often even if nobody reports a change: network file systems report none.
+const RESCAN: Duration = Duration::from_secs(30);
+
+/// Keeps the fleet what the directory says.
+pub struct Manifests {
+    dir: Option<PathBuf>,
+    flags: Vec<Settings>,
+    rules: Rules,
+    sources: Option<Vec<Source>>,
+    previous: BTreeMap<String, Vec<Settings>>,
+}
+
+impl Manifests {
+    /// Reads `dir`, if any; `flags` are mirrors declared on the command line.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn new(dir: Option<PathBuf>, flags: Vec<Settings>, rules: Rules) -> io::Result<Self> {
+        if let Some(dir) = &dir {
+            fs::read_dir(dir)?;
+        }
+        Ok(Self { dir, flags, rules, sources: None, previous: BTreeMap::new() })
+    }
+
+    /// Reads the directory and applies what changed since the last time.
+    pub async fn apply(&mut self, fleet: &Fleet) {
+        let dir = self.dir.clone();
+        let read = tokio::task::spawn_blocking(move || dir.map_or(Ok(Vec::new()), |dir| sources(&dir))).await;
+        match read.map_err(io::Error::other).and_then(|sources| sources) {
+            Ok(sources) if self.sources.as_ref() == Some(&sources) => {}
+            Ok(sources) => {
+                fleet.apply(desired(&self.flags, &sources, &mut self.previous, self.rules)).await;
+                self.sources = Some(sources);
+            }
+            // What ran goes on: a directory that is away for a moment declares nothing, good or bad.
+            Err(error) => tracing::warn!(%error, "the manifests directory cannot be read; nothing changes"),
+        }
+    }
+
+    /// Applies every change, for ever.
+    pub async fn watch(mut self, fleet: Arc<Fleet>) {
+        let Some(dir) = self.dir.clone() else { return std::future::pending().await };
+        let changed = Arc::new(Notify::new());
+        let notifier = changed.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                notifier.notify_one();
+            }
+        });
+        // Dropping the watcher ends the watching.
+        let _watcher = watcher
+            .and_then(|mut watcher| {
+                watcher.watch(&dir, RecursiveMode::NonRecursive)?;
+                Ok(watcher)
+            })
+            .inspect_err(|error| tracing::warn!(%error, "changes of the manifests directory are seen late"));
+        loop {
+            if timeout(RESCAN, changed.notified()).await.is_ok() {
+                // One read for a burst of changes.
+                while timeout(SETTLE, changed.notified()).await.is_ok() {}
+            }
+            self.apply(&fleet).await;
+        }
+    }
+}
+
+fn sources(dir: &Path) -> io::Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let is_manifest = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
+        // Files beginning with a dot are editors' and kubelet's.
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if is_manifest && !name.starts_with('.') && !path.is_dir() {
+            sources.push(Source { text: text(&path), file: name });
+        }
+    }
+    sources.sort_by(|a, b| a.file.cmp(&b.file));
+    Ok(sources)
+}
+
+fn text(path: &Path) -> Result<String, String> {
+    let length = fs::metadata(path).map_err(|error| error.to_string())?.len();
+    if length > u64::try_from(MAX_TEXT).unwrap_or(u64::MAX) {
+        return Err(format!("is larger than {} MiB", MAX_TEXT >> 20));
+    }
+    fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))
+}

@@ -1,0 +1,16 @@
+//! Git as a child process, and the few of its file formats the agent reads and writes itself.
+//!
+//! Only [`command`] starts processes. The verbs built on it return typed results; what git says on
+//! standard error is bounded, redacted and classified before anyone else sees it.
+
+pub mod command;
+pub mod object;
+pub mod orphans;
+pub mod refs;
+pub mod remote;
+pub mod stderr;
+pub mod upload_pack;
+
+pub use command::{Git, GitError};
+pub use object::{ObjectFormat, Oid};
+pub use refs::{Head, Ref, RefSet};

@@ -1,0 +1,468 @@
+//! The only place where processes are started.
+//!
+//! Every child is a git command with a clean environment (no user or system configuration, no prompt,
+//! English messages, an allow-list of transports), in a process group of its own, and carries a mark in
+//! its environment by which the next start finds it should this agent be killed (docs/decisions/0002).
+//! Dropping a [`Child`] kills its whole group.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt, io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    process,
+    sync::watch,
+    time::timeout,
+};
+
+use super::stderr::{FailureKind, classify, redact, telling_line};
+
+/// The oldest git that works: 2.39 is Debian 12's, what all figures were taken with; `cat-file -Z`,
+/// `--refmap=` together with `--stdin` and MIDX bitmaps are all older.
+pub const MINIMUM_VERSION: (u32, u32) = (2, 39);
+
+/// The variable by which children of one data directory are recognised.
+pub const MARK: &str = "TARN_CHILD_OF";
+
+/// How much of a child's standard error is kept: its last lines tell why it failed.
+const STDERR_KEPT: usize = 16 * 1024;
+
+/// How much a child whose whole output is wanted may print; 100,000 refs take 7.5 MB.
+const STDOUT_KEPT: u64 = 256 * 1024 * 1024;
+
+/// Variables that children inherit; everything else is dropped. They say where programs and certificates
+/// are and how to reach a proxy.
+const INHERITED: &[&str] = &[
+    "PATH",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+];
+
+/// Why a git command gave no result.
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// There is no git.
+    #[error("cannot run git ({source}): install git {}.{} or newer and put it on PATH", MINIMUM_VERSION.0, MINIMUM_VERSION.1)]
+    Missing {
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Git is too old, or says something else than its version.
+    #[error("{found:?} is too old: install git {}.{} or newer and put it first on PATH", MINIMUM_VERSION.0, MINIMUM_VERSION.1)]
+    TooOld {
+        /// What `git --version` printed.
+        found: String,
+    },
+    /// The process could not be started or talked to.
+    #[error("cannot run git {verb}: {source}")]
+    Io {
+        /// The git command.
+        verb: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Git ended with an error.
+    #[error("git {verb} failed: {message}")]
+    Failed {
+        /// The git command.
+        verb: String,
+        /// What kind of failure the messages tell of.
+        kind: FailureKind,
+        /// The most telling line, redacted.
+        message: String,
+    },
+    /// Git took too long and was ended.
+    #[error("git {verb} took longer than {}s and was ended", limit.as_secs())]
+    TimedOut {
+        /// The git command.
+        verb: String,
+        /// How long it had.
+        limit: Duration,
+    },
+}
+
+impl GitError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Failed { kind, .. } => *kind,
+            Self::TimedOut { .. } => FailureKind::TimedOut,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::Disk,
+            Self::Missing { .. } | Self::TooOld { .. } | Self::Io { .. } => FailureKind::Other,
+        }
+    }
+}
+
+/// The installed git, ready to run commands for one data directory. Cheap to clone.
+#[derive(Clone)]
+pub struct Git {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    version: String,
+    home: PathBuf,
+    mark: OsString,
+    allow_file: bool,
+}
+
+impl Git {
+    /// Finds git and checks its version. `home` is an empty directory that stands in for the user's;
+    /// `mark` tells this agent's children apart from others'; `allow_file` admits local upstreams.
+    ///
+    /// # Errors
+    /// Git is missing or too old.
+    pub async fn detect(home: &Path, mark: &OsStr, allow_file: bool) -> Result<Self, GitError> {
+        let shared = Shared { version: String::new(), home: home.into(), mark: mark.into(), allow_file };
+        let mut git = Self { shared: Arc::new(shared) };
+        let output =
+            git.command("version").run(Duration::from_secs(10)).await.map_err(|error| match error {
+                GitError::Io { source, .. } => GitError::Missing { source },
+                other => other,
+            })?;
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if parse_version(&text).is_none_or(|version| version < MINIMUM_VERSION) {
+            return Err(GitError::TooOld { found: text });
+        }
+        let shared = Shared { version: text, home: home.into(), mark: mark.into(), allow_file };
+        git.shared = Arc::new(shared);
+        Ok(git)
+    }
+
+    /// What `git --version` printed.
+    pub fn version(&self) -> &str {
+        &self.shared.version
+    }
+
+    /// Starts building the command `git VERB`.
+    pub fn command(&self, verb: &str) -> Command {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that starts processes")]
+        let mut inner = process::Command::new("git");
+        inner.env_clear();
+        for name in INHERITED {
+            if let Some(value) = std::env::var_os(name) {
+                inner.env(name, value);
+            }
+        }
+        let transports = if self.shared.allow_file { "http:https:ssh:file" } else { "http:https:ssh" };
+        inner
+            .env("HOME", &self.shared.home)
+            .env("XDG_CONFIG_HOME", &self.shared.home)
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_ATTR_NOSYSTEM", "1")
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_ASKPASS", "true")
+            .env("GIT_ALLOW_PROTOCOL", transports)
+            .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
+            .env("LC_ALL", "C")
+            .env(MARK, &self.shared.mark)
+            .process_group(0)
+            .kill_on_drop(true)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // gc.auto and maintenance.auto: the agent alone decides when packs change.
+        // safe.directory: a volume may come back under another user id; the data directory is ours.
+        for setting in [
+            "gc.auto=0",
+            "maintenance.auto=false",
+            "protocol.version=2",
+            "safe.directory=*",
+            "core.hooksPath=/dev/null",
+            "advice.detachedHead=false",
+        ] {
+            inner.args(["-c", setting]);
+        }
+        Command { inner, verb: verb.to_owned(), verb_given: false, input: Vec::new(), progress: None }
+    }
+}
+
+impl fmt::Debug for Git {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Git({})", self.shared.version)
+    }
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.strip_prefix("git version ")?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// A git command that is being built.
+pub struct Command {
+    inner: process::Command,
+    verb: String,
+    verb_given: bool,
+    input: Vec<u8>,
+    progress: Option<Arc<watch::Sender<Option<String>>>>,
+}
+
+/// What a finished command printed.
+#[derive(Debug)]
+pub struct Output {
+    /// Standard output, whole.
+    pub stdout: Vec<u8>,
+    /// The end of standard error, redacted.
+    pub stderr: String,
+}
+
+impl Command {
+    /// Adds a setting (`-c name=value`). Must come before the first [`Command::arg`]; never a secret.
+    pub fn config(mut self, setting: impl AsRef<OsStr>) -> Self {
+        self.inner.arg("-c").arg(setting);
+        self
+    }
+
+    /// Adds an argument of the verb.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.name_verb();
+        self.inner.arg(arg);
+        self
+    }
+
+    /// Adds arguments of the verb.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.name_verb();
+        self.inner.args(args);
+        self
+    }
+
+    /// Runs in the repository `dir`.
+    pub fn git_dir(mut self, dir: &Path) -> Self {
+        self.inner.env("GIT_DIR", dir);
+        self
+    }
+
+    /// Sets an environment variable; never a secret.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.inner.env(name, value);
+        self
+    }
+
+    /// Feeds `input` to standard input.
+    pub fn input(mut self, input: Vec<u8>) -> Self {
+        self.input = input;
+        self
+    }
+
+    /// Reports the latest progress line ("Receiving objects:  43% (…)") to `sender`.
+    pub fn progress(mut self, sender: Arc<watch::Sender<Option<String>>>) -> Self {
+        self.progress = Some(sender);
+        self
+    }
+
+    fn name_verb(&mut self) {
+        if !self.verb_given {
+            self.inner.arg(&self.verb);
+            self.verb_given = true;
+        }
+    }
+
+    /// Starts the command with standard input, output and error piped.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(mut self) -> Result<Child, GitError> {
+        self.name_verb();
+        self.inner.stdin(Stdio::piped());
+        let verb = self.verb;
+        let child = self.inner.spawn().map_err(|source| GitError::Io { verb: verb.clone(), source })?;
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        tracing::trace!(verb, pid = child.id(), "child started");
+        Ok(Child { inner: child, group, verb })
+    }
+
+    /// Runs the command to its end, or kills it after `limit`. A dropped future kills it too.
+    ///
+    /// # Errors
+    /// It cannot be started, ends with an error, or takes too long.
+    pub async fn run(mut self, limit: Duration) -> Result<Output, GitError> {
+        let started = std::time::Instant::now();
+        let input = std::mem::take(&mut self.input);
+        let progress = self.progress.take();
+        let mut child = self.spawn()?;
+        let verb = child.verb.clone();
+        let io_error = |source| GitError::Io { verb: verb.clone(), source };
+        let (stdin, stdout, stderr) =
+            (child.inner.stdin.take(), child.inner.stdout.take(), child.inner.stderr.take());
+        let feed = async move {
+            if let Some(mut stdin) = stdin {
+                // A child that ends early closes the pipe; its exit status tells why.
+                let _ = stdin.write_all(&input).await;
+            }
+        };
+        let collect = async move {
+            let mut bytes = Vec::new();
+            if let Some(stdout) = stdout {
+                stdout.take(STDOUT_KEPT).read_to_end(&mut bytes).await?;
+            }
+            Ok::<_, io::Error>(bytes)
+        };
+        let work = async {
+            let ((), bytes, tail) = tokio::join!(feed, collect, read_stderr(stderr, progress));
+            let status = child.inner.wait().await?;
+            Ok::<_, io::Error>((bytes?, tail, status))
+        };
+        let finished = timeout(limit, work).await;
+        let (stdout, stderr, status) = match finished {
+            Ok(finished) => finished.map_err(io_error)?,
+            Err(_) => return Err(GitError::TimedOut { verb, limit }),
+        };
+        let millis = started.elapsed().as_millis();
+        tracing::debug!(verb, millis, status = status.code(), bytes = stdout.len(), "git command ended");
+        if status.success() { Ok(Output { stdout, stderr }) } else { Err(failure(&verb, status, &stderr)) }
+    }
+}
+
+/// The error that a child's exit status and standard error amount to.
+pub fn failure(verb: &str, status: ExitStatus, stderr: &str) -> GitError {
+    let message = match stderr.trim() {
+        "" => status.to_string(),
+        text => telling_line(text).to_owned(),
+    };
+    GitError::Failed { verb: verb.to_owned(), kind: classify(stderr), message }
+}
+
+/// Reads standard error to its end, keeping the last [`STDERR_KEPT`] bytes, redacted; progress lines go
+/// to `progress` and are not kept.
+pub async fn read_stderr(
+    stderr: Option<impl AsyncRead + Unpin>,
+    progress: Option<Arc<watch::Sender<Option<String>>>>,
+) -> String {
+    let Some(mut stderr) = stderr else { return String::new() };
+    let (mut kept, mut line, mut chunk) = (String::new(), Vec::new(), [0_u8; 4096]);
+    let mut finish_line = |line: &mut Vec<u8>| {
+        let text = redact(&String::from_utf8_lossy(line));
+        line.clear();
+        if is_progress(&text) {
+            if let Some(sender) = &progress {
+                sender.send_replace(Some(text.trim().to_owned()));
+            }
+        } else if !text.trim().is_empty() {
+            kept.push_str(&text);
+            kept.push('\n');
+            if kept.len() > STDERR_KEPT {
+                let cut = kept.len() - STDERR_KEPT;
+                let cut = (cut..kept.len()).find(|at| kept.is_char_boundary(*at)).unwrap_or(kept.len());
+                kept.drain(..cut);
+            }
+        }
+    };
+    while let Ok(count @ 1..) = stderr.read(&mut chunk).await {
+        for byte in chunk.iter().take(count) {
+            match byte {
+                b'\n' | b'\r' => finish_line(&mut line),
+                // A line longer than what is kept anyway is cut here, to stay bounded.
+                _ if line.len() >= STDERR_KEPT => finish_line(&mut line),
+                _ => line.push(*byte),
+            }
+        }
+    }
+    finish_line(&mut line);
+    if let Some(sender) = &progress {
+        sender.send_replace(None);
+    }
+    kept
+}
+
+/// Progress as progress.c prints it: a title, a percentage or a bare count.
+fn is_progress(line: &str) -> bool {
+    const TITLES: &[&str] = &[
+        "Receiving objects:",
+        "Resolving deltas:",
+        "Counting objects:",
+        "Compressing objects:",
+        "Enumerating objects:",
+        "Checking connectivity:",
+        "Writing objects:",
+    ];
+    let line = line.trim_start_matches("remote: ");
+    TITLES.iter().any(|title| line.starts_with(title)) || line.starts_with("Total ")
+}
+
+/// A running child. Dropping it kills its process group.
+pub struct Child {
+    /// The process, for its pipes.
+    pub inner: process::Child,
+    group: Option<Pid>,
+    /// The git command.
+    pub verb: String,
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // After a regular end the group may live on only in grandchildren, which are to end as well.
+        // The id cannot have been reused while the child is unreaped or members of the group exist; once
+        // all are gone and reaped, `id()` is `None` and nothing is sent.
+        if let (Some(group), Some(_)) = (self.group, self.inner.id()) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_all_builds_are_understood() {
+        assert_eq!(parse_version("git version 2.39.5"), Some((2, 39)));
+        assert_eq!(parse_version("git version 2.51.0.rc1"), Some((2, 51)));
+        assert_eq!(parse_version("git version 2.39.3 (Apple Git-146)"), Some((2, 39)));
+        assert_eq!(parse_version("hub version 2"), None);
+        assert!((2, 9) < MINIMUM_VERSION && (3, 0) > MINIMUM_VERSION);
+    }
+
+    #[tokio::test]
+    async fn progress_is_reported_and_not_kept() {
+        let (sender, receiver) = watch::channel(None);
+        let sender = Arc::new(sender);
+        let text = b"remote: Counting objects: 50% (1/2)\rReceiving objects:  43% (3/7)\rfatal: https://u:pw@h/ gone\n";
+        let (reading, mut writing) = tokio::io::duplex(8);
+        let write = async move {
+            writing.write_all(text).await.unwrap();
+        };
+        let watched = async {
+            let mut seen = Vec::new();
+            let mut receiver = receiver;
+            while receiver.changed().await.is_ok() {
+                let value = receiver.borrow_and_update().clone();
+                let end = value.is_none();
+                seen.extend(value);
+                if end {
+                    break;
+                }
+            }
+            seen
+        };
+        let (kept, (), seen) = tokio::join!(read_stderr(Some(reading), Some(sender)), write, watched);
+        assert_eq!(kept, "fatal: https://***@h/ gone\n");
+        assert!(seen.iter().any(|line| line.starts_with("Receiving objects:")), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_takes_too_long_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let git = Git::detect(dir.path(), OsStr::new("test"), false).await.unwrap();
+        let sleeper = git.command("nap").config("alias.nap=!sleep 30");
+        let error = sleeper.run(Duration::from_millis(100)).await.unwrap_err();
+        assert_eq!(error.kind(), FailureKind::TimedOut);
+    }
+}

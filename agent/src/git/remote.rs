@@ -1,0 +1,233 @@
+//! Talking to an upstream through git: fetch objects by name, list refs where no native look can.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bstr::{BString, ByteSlice};
+use tokio::sync::watch;
+
+use super::{
+    command::{Command, Git, GitError},
+    object::{ObjectFormat, Oid},
+    refs::{Head, Ref, RefSet},
+};
+
+/// Local commands that touch no upstream; generous, for a cold disk and 100,000 refs.
+const LOCAL_LIMIT: Duration = Duration::from_secs(120);
+
+/// Below this many bytes per second …
+const LOW_SPEED_LIMIT: u32 = 1000;
+/// … for this many seconds a transfer counts as dead. Servers send keepalives while they count objects.
+const LOW_SPEED_TIME: u32 = 60;
+
+/// Where fetches by name park refs until their objects are known to be there; the agent's own
+/// packed-refs never name it.
+const INCOMING: &str = "refs/tarn/incoming/";
+
+/// An upstream as git commands reach it.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// The URL, without credentials.
+    pub url: String,
+    /// A git configuration file with credentials, readable by this user alone.
+    pub credentials: Option<PathBuf>,
+}
+
+/// How patient a fetch is with a silent upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// An ordinary fetch: give up when the transfer stalls.
+    StallsFail,
+    /// The first fetch: the server may compute for minutes before it sends a byte.
+    StallsAllowed,
+}
+
+impl Remote {
+    fn command(&self, git: &Git, verb: &str) -> Command {
+        let command = git.command(verb).config("http.followRedirects=initial");
+        match &self.credentials {
+            Some(file) => command.config(format!("include.path={}", file.display())),
+            None => command,
+        }
+    }
+
+    /// Fetches `oids` and all they reach into the repository `dir`, as packs. No ref changes.
+    ///
+    /// After it, every object is there and connected (git checks). A dropped future leaves at most a
+    /// temporary pack.
+    ///
+    /// # Errors
+    /// What git says; [`super::stderr::FailureKind::NotOurRef`] where the upstream lacks an object or
+    /// serves tips by ref name only.
+    pub async fn fetch(
+        &self,
+        git: &Git,
+        dir: &Path,
+        oids: &HashSet<Oid>,
+        patience: Patience,
+        limit: Duration,
+        progress: Arc<watch::Sender<Option<String>>>,
+    ) -> Result<(), GitError> {
+        let mut input = Vec::with_capacity(oids.len() * 65);
+        for oid in oids {
+            input.extend_from_slice(oid.to_hex().as_bytes());
+            input.push(b'\n');
+        }
+        self.fetch_refspecs(git, dir, input, patience, limit, progress).await
+    }
+
+    /// Fetches `refs` by name, for upstreams that refuse wants by object name, into a hidden namespace.
+    ///
+    /// The caller must check afterwards that the objects it is after have arrived: the refs may have
+    /// moved since the look. [`clear_incoming`] removes the namespace.
+    ///
+    /// # Errors
+    /// What git says.
+    pub async fn fetch_by_name(
+        &self,
+        git: &Git,
+        dir: &Path,
+        refs: &RefSet,
+        patience: Patience,
+        limit: Duration,
+        progress: Arc<watch::Sender<Option<String>>>,
+    ) -> Result<(), GitError> {
+        let mut input = Vec::new();
+        for r in refs.refs() {
+            let short = r.name.strip_prefix(b"refs/").unwrap_or(&r.name);
+            input.extend_from_slice(
+                &[b"+", r.name.as_slice(), b":", INCOMING.as_bytes(), short, b"\n"].concat(),
+            );
+        }
+        self.fetch_refspecs(git, dir, input, patience, limit, progress).await
+    }
+
+    async fn fetch_refspecs(
+        &self,
+        git: &Git,
+        dir: &Path,
+        refspecs: Vec<u8>,
+        patience: Patience,
+        limit: Duration,
+        progress: Arc<watch::Sender<Option<String>>>,
+    ) -> Result<(), GitError> {
+        // unpackLimit=1: never loose objects. fsckObjects stays off: the upstream's history is what it is.
+        let mut command = self.command(git, "fetch").git_dir(dir).config("fetch.unpackLimit=1");
+        if patience == Patience::StallsFail {
+            command = command
+                .config(format!("http.lowSpeedLimit={LOW_SPEED_LIMIT}"))
+                .config(format!("http.lowSpeedTime={LOW_SPEED_TIME}"));
+        }
+        command
+            .args(["--progress", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"])
+            .args(["--no-recurse-submodules", "--refmap=", "--stdin"])
+            .arg(&self.url)
+            .input(refspecs)
+            .progress(progress)
+            .run(limit)
+            .await?;
+        Ok(())
+    }
+
+    /// Lists the upstream's refs through `git ls-remote`, for transports without a native look.
+    ///
+    /// An unborn `HEAD` does not show in it.
+    ///
+    /// # Errors
+    /// What git says.
+    pub async fn ls_remote(&self, git: &Git, limit: Duration) -> Result<RefSet, GitError> {
+        let command = self.command(git, "ls-remote").args(["--symref"]).arg(&self.url);
+        Ok(parse_ls_remote(&command.run(limit).await?.stdout))
+    }
+}
+
+fn parse_ls_remote(text: &[u8]) -> RefSet {
+    let (mut refs, mut head): (Vec<Ref>, _) = (Vec::new(), Head::Missing);
+    for line in text.lines() {
+        let Some((value, name)) = line.split_once_str("\t") else { continue };
+        if let Some(target) = value.strip_prefix(b"ref: ") {
+            if name == b"HEAD" {
+                head = Head::Symbolic(target.into());
+            }
+            continue;
+        }
+        let Some(oid) = Oid::from_hex(value) else { continue };
+        if name == b"HEAD" {
+            if head == Head::Missing {
+                head = Head::Detached(oid);
+            }
+        } else if let Some(tag) = name.strip_suffix(b"^{}") {
+            if let Some(last) = refs.last_mut().filter(|last| last.name == tag) {
+                last.peeled = Some(oid);
+            }
+        } else {
+            refs.push(Ref { name: BString::from(name), oid, peeled: None });
+        }
+    }
+    let format = refs.first().map_or(ObjectFormat::Sha1, |r| r.oid.format());
+    RefSet::new(format, head, refs)
+}
+
+/// Makes an empty bare repository at `dir`.
+///
+/// # Errors
+/// What git says: above all a full or read-only disk.
+pub async fn init(git: &Git, dir: &Path, format: ObjectFormat) -> Result<(), GitError> {
+    git.command("init")
+        .args(["--quiet", "--bare", "--template=", "--initial-branch=main"])
+        .arg(format!("--object-format={}", format.name()))
+        .arg(dir)
+        .run(LOCAL_LIMIT)
+        .await?;
+    Ok(())
+}
+
+/// Those of `oids` that the repository `dir` lacks.
+///
+/// # Errors
+/// What git says.
+pub async fn missing(git: &Git, dir: &Path, oids: &[Oid]) -> Result<HashSet<Oid>, GitError> {
+    if oids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let input = oids.iter().map(|oid| format!("{oid}\n")).collect::<String>().into_bytes();
+    let command = git.command("cat-file").git_dir(dir).args(["--batch-check=%(objectname)", "--buffer"]);
+    let output = command.input(input).run(LOCAL_LIMIT).await?;
+    let lacking = output.stdout.lines().filter_map(|line| line.strip_suffix(b" missing"));
+    Ok(lacking.filter_map(Oid::from_hex).collect())
+}
+
+/// Removes what [`Remote::fetch_by_name`] parked.
+///
+/// # Errors
+/// The files cannot be removed.
+pub fn clear_incoming(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir.join("refs/tarn")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ls_remote_tells_head_tags_and_peels() {
+        let (one, two) = ("1".repeat(40), "2".repeat(40));
+        let text = format!(
+            "ref: refs/heads/main\tHEAD\n{one}\tHEAD\n{one}\trefs/heads/main\n{two}\trefs/tags/v1\n{one}\trefs/tags/v1^{{}}\n"
+        );
+        let refs = parse_ls_remote(text.as_bytes());
+        assert_eq!(refs.head(), &Head::Symbolic("refs/heads/main".into()));
+        assert_eq!(refs.refs().len(), 2);
+        assert_eq!(refs.get("refs/tags/v1".into()).unwrap().peeled, Oid::from_hex(one.as_bytes()));
+        let detached = parse_ls_remote(format!("{two}\tHEAD\n").as_bytes());
+        assert_eq!(detached.head_oid(), Oid::from_hex(two.as_bytes()));
+    }
+}

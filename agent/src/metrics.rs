@@ -1,0 +1,125 @@
+//! Every metric of the agent, in one place: names, labels, meaning.
+//!
+//! Labels come from closed enums; `mirror` stands only on per-mirror gauges, which are read from the fleet
+//! when they are asked for (see `admin`). No ref, URL or error text is ever a label.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// Seconds: from a cached answer on loopback to a clone of minutes.
+const SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
+
+/// How something ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// `ok`, or a reason code.
+    pub outcome: &'static str,
+}
+
+/// One kind of request and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Route {
+    /// `info-refs`, `ls-refs`, `fetch`, or `other`.
+    pub route: &'static str,
+    /// The HTTP status.
+    pub status: u16,
+}
+
+/// What an answer about refs rested on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Basis {
+    /// `verified`, `reused`, `stale` or `error`.
+    pub freshness: &'static str,
+}
+
+/// Handles on all metrics. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    /// `tarn_serve_requests_total`: requests to the git port.
+    pub requests: Family<Route, Counter>,
+    /// `tarn_serve_answers_total`: answers about refs.
+    pub answers: Family<Basis, Counter>,
+    /// `tarn_serve_sent_bytes_total`: bytes of packs sent.
+    pub sent: Counter,
+    /// `tarn_serve_upload_packs`: running `git upload-pack` children.
+    pub upload_packs: Gauge,
+    /// `tarn_mirror_looks_total`: looks at upstreams.
+    pub looks: Family<Outcome, Counter>,
+    /// `tarn_mirror_look_duration_seconds`: how long looks took.
+    pub look_seconds: Histogram,
+    /// `tarn_mirror_fetches_total`: clones and fetches.
+    pub fetches: Family<Outcome, Counter>,
+    /// `tarn_mirror_fetch_duration_seconds`: how long clones and fetches took.
+    pub fetch_seconds: Histogram,
+}
+
+impl Metrics {
+    /// Registers all metrics.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("tarn");
+        let metrics = Self {
+            registry: Arc::default(),
+            requests: Family::default(),
+            answers: Family::default(),
+            sent: Counter::default(),
+            upload_packs: Gauge::default(),
+            looks: Family::default(),
+            look_seconds: Histogram::new(SECONDS),
+            fetches: Family::default(),
+            fetch_seconds: Histogram::new(SECONDS),
+        };
+        let serve = registry.sub_registry_with_prefix("serve");
+        serve.register("requests", "Requests to the git port", metrics.requests.clone());
+        serve.register("answers", "Answers about refs, by what they rested on", metrics.answers.clone());
+        serve.register_with_unit("sent", "Bytes of packs sent", Unit::Bytes, metrics.sent.clone());
+        serve.register("upload_packs", "Running git upload-pack children", metrics.upload_packs.clone());
+        let mirror = registry.sub_registry_with_prefix("mirror");
+        mirror.register("looks", "Looks at upstreams", metrics.looks.clone());
+        mirror.register_with_unit(
+            "look_duration",
+            "Time looks took",
+            Unit::Seconds,
+            metrics.look_seconds.clone(),
+        );
+        mirror.register("fetches", "Clones and fetches", metrics.fetches.clone());
+        mirror.register_with_unit(
+            "fetch_duration",
+            "Time fetches took",
+            Unit::Seconds,
+            metrics.fetch_seconds.clone(),
+        );
+        metrics.lock(|slot| *slot = registry);
+        metrics
+    }
+
+    /// Adds metrics that are computed when they are asked for.
+    pub fn collect_from(&self, collector: Box<dyn Collector>) {
+        self.lock(|registry| registry.register_collector(collector));
+    }
+
+    /// All metrics in OpenMetrics' text format.
+    pub fn encode(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        self.lock(|registry| text::encode(&mut out, registry)).unwrap_or_default();
+        out
+    }
+
+    fn lock<T>(&self, work: impl FnOnce(&mut Registry) -> T) -> T {
+        // The registry stays usable whatever a panicking holder did to it.
+        work(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,259 @@
+//! One mirrored repository: its handle for the rest of the agent, and the task behind it.
+//!
+//! *Architecture invariant:* a repository's whole state is in its [`task`]; others hold a [`Mirror`] to
+//! read what it published last and to send it requests.
+
+pub mod disk;
+pub mod fetch;
+pub mod freshness;
+pub mod state;
+mod task;
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tarn_crds::{
+    repo::{RepoId, UpstreamUrl},
+    v1alpha1::{Access, OnUpstreamFailure, Phase, Refs},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    git::{Git, Oid, RefSet, remote},
+    metrics::Metrics,
+    upstream::{Credentials, LookError},
+};
+use disk::Disk;
+use fetch::FetchError;
+
+/// Requests that wait for one mirror's task; more are turned away, the client retries.
+const MAX_QUEUED: usize = 4096;
+
+/// What the user declared of a mirror, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The GitMirror's name.
+    pub name: String,
+    /// The upstream.
+    pub url: UpstreamUrl,
+    /// Time between background looks.
+    pub interval: Duration,
+    /// How long one fetch or clone may take.
+    pub timeout: Duration,
+    /// Serve what is on the disk; ask the upstream nothing.
+    pub suspend: bool,
+    /// Which refs are mirrored.
+    pub refs: Refs,
+    /// Answers may rest on a look at most this old.
+    pub max_staleness: Duration,
+    /// How long one look may take.
+    pub look_timeout: Duration,
+    /// What to answer while the upstream does not.
+    pub on_upstream_failure: OnUpstreamFailure,
+    /// Who may read, after the defaults.
+    pub access: Access,
+    /// What the upstream is asked with.
+    pub credentials: Credentials,
+}
+
+/// What a mirror's task last published.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The refs on the disk, all of whose objects are there.
+    pub stored: Option<Arc<Stored>>,
+    /// The refs the upstream showed in the newest look, and when that look began.
+    pub seen: Option<(Arc<RefSet>, Instant)>,
+    /// The last look failed.
+    pub upstream_failing: bool,
+    /// When the newest look that succeeded began.
+    pub last_look: Option<Timestamp>,
+    /// When the newest fetch that succeeded ended.
+    pub last_fetch: Option<Timestamp>,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Reason code and text of what is wrong; `None` while nothing is.
+    pub trouble: Option<Trouble>,
+}
+
+/// What is wrong with a mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// One word: reason of a condition, label of a metric.
+    pub reason: &'static str,
+    /// For people; holds no secret.
+    pub message: String,
+}
+
+/// A state of the refs that is complete on the disk.
+#[derive(Debug)]
+pub struct Stored {
+    /// The refs.
+    pub refs: Arc<RefSet>,
+    /// Their digest.
+    pub digest: String,
+    /// The objects they name.
+    pub tips: HashSet<Oid>,
+}
+
+impl Stored {
+    fn new(refs: Arc<RefSet>) -> Arc<Self> {
+        Arc::new(Self { digest: refs.digest(), tips: refs.tips().collect(), refs })
+    }
+}
+
+/// Why objects a client wants cannot be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BringError {
+    /// Neither the mirror nor the upstream has it.
+    #[error("upload-pack: not our ref {0}")]
+    Missing(Oid),
+    /// The fetch that would bring it failed.
+    #[error("{0}")]
+    Fetch(Arc<FetchError>),
+    /// The upstream could not be asked.
+    #[error("{0}")]
+    Look(Arc<LookError>),
+    /// Too many requests wait.
+    #[error("the mirror is busy")]
+    Busy,
+    /// It is being removed.
+    #[error("the mirror is being removed")]
+    Removed,
+}
+
+/// What a request asks of the task.
+enum Message {
+    /// A look that begins after this message arrived.
+    Look(oneshot::Sender<LookAnswer>),
+    /// Look and fetch until the objects are there, as far as the upstream's refs lead to them.
+    Settle(Vec<Oid>, oneshot::Sender<Result<(), BringError>>),
+    /// Fetch these objects by name, whatever refs lead to them.
+    Extra(Vec<Oid>, oneshot::Sender<Result<(), BringError>>),
+    /// The user changed the declaration.
+    Configure(Arc<Settings>),
+}
+
+/// A look's answer: the upstream's refs and when the look began.
+type LookAnswer = Result<(Arc<RefSet>, Instant), Arc<LookError>>;
+
+/// A handle on a mirror. Cheap to clone; the task ends when the last handle is gone.
+#[derive(Clone)]
+pub struct Mirror {
+    id: RepoId,
+    dir: PathBuf,
+    git: Git,
+    messages: mpsc::Sender<Message>,
+    view: watch::Receiver<View>,
+    settings: watch::Receiver<Arc<Settings>>,
+    progress: watch::Receiver<Option<String>>,
+}
+
+impl Mirror {
+    /// Starts the task of the mirror that `settings` declare. What is on the disk is found and used.
+    pub fn start(git: Git, disk: Arc<Disk>, metrics: Metrics, settings: Settings) -> (Self, JoinHandle<()>) {
+        let (messages, inbox) = mpsc::channel(MAX_QUEUED);
+        let id = settings.url.id().clone();
+        let dir = disk.mirror(&id);
+        let (task, ports) = task::Task::new(git.clone(), disk, metrics, Arc::new(settings));
+        let task::Ports { view, settings, progress } = ports;
+        let handle = tokio::spawn(task.run(inbox));
+        (Self { id, dir, git, messages, view, settings, progress }, handle)
+    }
+
+    /// Which repository it mirrors.
+    pub fn id(&self) -> &RepoId {
+        &self.id
+    }
+
+    /// The bare repository on the disk; it may not be there yet.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// What the user declared.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.borrow().clone()
+    }
+
+    /// What the task last published.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// The latest progress line of a running clone or fetch.
+    pub fn progress(&self) -> Option<String> {
+        self.progress.borrow().clone()
+    }
+
+    /// Tells the task of a changed declaration.
+    pub async fn configure(&self, settings: Settings) {
+        // The task ends only when all handles are gone, and this is one.
+        let _ = self.messages.send(Message::Configure(Arc::new(settings))).await;
+    }
+
+    /// Asks for a look that begins after this call; concurrent calls share one.
+    ///
+    /// # Errors
+    /// The look fails.
+    pub async fn look(&self) -> Result<(Arc<RefSet>, Instant), Arc<LookError>> {
+        let busy = || Arc::new(LookError::Refused("too many requests wait for this mirror".into()));
+        let (reply, answer) = oneshot::channel();
+        self.messages.try_send(Message::Look(reply)).map_err(|_| busy())?;
+        answer.await.unwrap_or_else(|_| Err(busy()))
+    }
+
+    /// Makes sure that `wants` are on the disk: waits for the fetch that brings them, looks again, and at
+    /// last asks the upstream for them by name. A dropped future stops waiting, not the fetch.
+    ///
+    /// # Errors
+    /// They cannot be had.
+    pub async fn bring(&self, wants: &[Oid]) -> Result<(), BringError> {
+        if self.has_tips(wants) {
+            return Ok(());
+        }
+        if self.view.borrow().stored.is_some() && self.missing(wants).await.is_empty() {
+            return Ok(());
+        }
+        self.request(|reply| Message::Settle(wants.to_vec(), reply)).await?;
+        if self.has_tips(wants) {
+            return Ok(());
+        }
+        let missing = self.missing(wants).await;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.request(|reply| Message::Extra(missing.into_iter().collect(), reply)).await
+    }
+
+    fn has_tips(&self, wants: &[Oid]) -> bool {
+        self.view
+            .borrow()
+            .stored
+            .as_ref()
+            .is_some_and(|stored| wants.iter().all(|want| stored.tips.contains(want)))
+    }
+
+    async fn missing(&self, wants: &[Oid]) -> HashSet<Oid> {
+        // Where git cannot tell, the upstream is asked: at worst a needless fetch.
+        remote::missing(&self.git, &self.dir, wants).await.unwrap_or_else(|_| wants.iter().copied().collect())
+    }
+
+    async fn request(
+        &self,
+        message: impl FnOnce(oneshot::Sender<Result<(), BringError>>) -> Message,
+    ) -> Result<(), BringError> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.try_send(message(reply)).map_err(|_| BringError::Busy)?;
+        answer.await.unwrap_or(Err(BringError::Removed))
+    }
+}

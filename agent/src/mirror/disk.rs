@@ -1,0 +1,281 @@
+//! The data directory: layout, lock, staging, and cleaning at start.
+//!
+//! ```text
+//! DATA/lock                       held while an agent runs
+//! DATA/mirrors/<host>/<path>.git  whole mirrors: they appear here by rename only
+//! DATA/staging/                   what is being made; emptied at start
+//! DATA/private/                   files with credentials for git; mode 0700, emptied at start
+//! DATA/home/                      git's HOME: empty
+//! ```
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use tarn_crds::repo::RepoId;
+
+use crate::git::{orphans, refs::STAGED_SUFFIX};
+
+/// Why a data directory cannot be used. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Another agent runs on it.
+    #[error("{0} is in use by another tarn-agent: stop that one, or give this one its own --data")]
+    InUse(PathBuf),
+    /// It cannot be read or written.
+    #[error("cannot use {path}: {source}; --data must name a directory that this user may read and write")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// An open data directory. Its lock is held until this is dropped.
+#[derive(Debug)]
+pub struct Disk {
+    root: PathBuf,
+    _lock: fs::File,
+    next: AtomicU64,
+}
+
+impl Disk {
+    /// Opens and locks `root`, making it if need be; ends processes that a killed agent left behind,
+    /// then removes its leftovers.
+    ///
+    /// # Errors
+    /// It is in use, or cannot be used.
+    pub fn open(root: &Path) -> Result<Self, DiskError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DiskError::Io { path, source }
+        };
+        fs::create_dir_all(root).map_err(at(root))?;
+        let root = root.canonicalize().map_err(at(root))?;
+        let lock_path = root.join("lock");
+        let lock = fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(at(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(DiskError::InUse(root)),
+            Err(fs::TryLockError::Error(source)) => return Err(at(&lock_path)(source)),
+        }
+        let disk = Self { root, _lock: lock, next: AtomicU64::new(0) };
+        let ended = orphans::end(&disk.mark()).map_err(at(&disk.root))?;
+        if ended > 0 {
+            tracing::warn!(processes = ended, "ended processes that a killed agent left behind");
+        }
+        for name in ["staging", "private", "home"] {
+            let path = disk.root.join(name);
+            remove(&path).and_then(|()| fs::create_dir(&path)).map_err(at(&path))?;
+        }
+        let private = disk.root.join("private");
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).map_err(at(&private))?;
+        let mirrors = disk.root.join("mirrors");
+        fs::create_dir_all(&mirrors).map_err(at(&mirrors))?;
+        let removed = clean(&mirrors).map_err(at(&mirrors))?;
+        if removed > 0 {
+            tracing::warn!(files = removed, "removed leftovers of unfinished work");
+        }
+        Ok(disk)
+    }
+
+    /// By what this directory's git children are recognised.
+    pub fn mark(&self) -> OsString {
+        self.root.clone().into_os_string()
+    }
+
+    /// Where a mirror lives, whether it is there or not.
+    pub fn mirror(&self, id: &RepoId) -> PathBuf {
+        self.root.join("mirrors").join(id.dir())
+    }
+
+    /// Git's HOME.
+    pub fn home(&self) -> PathBuf {
+        self.root.join("home")
+    }
+
+    /// Where files with credentials go.
+    pub fn private(&self) -> PathBuf {
+        self.root.join("private")
+    }
+
+    /// A path for something that is being made, on the mirrors' file system; nothing is there yet.
+    pub fn staging(&self) -> PathBuf {
+        self.root.join("staging").join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Puts the finished `staged` in place of what is at `path`, if anything. The old one, moved aside,
+    /// is removed.
+    ///
+    /// # Errors
+    /// The rename fails; then the old one is still there, or nothing is.
+    pub fn publish(&self, staged: &Path, path: &Path) -> io::Result<()> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        self.discard(path)?;
+        fs::rename(staged, path)?;
+        match path.parent() {
+            Some(parent) => fs::File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the directory at `path`, at once for all who look: it is moved aside first.
+    ///
+    /// # Errors
+    /// It cannot be moved or removed.
+    pub fn discard(&self, path: &Path) -> io::Result<()> {
+        let aside = self.staging();
+        match fs::rename(path, &aside) {
+            Ok(()) => fs::remove_dir_all(aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Bytes that the files below `dir` take, by their length. Files that vanish meanwhile count nothing.
+pub fn size(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => size(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what git and the agent leave unfinished when they are killed from all mirrors below `hosts`:
+/// lock files, temporary packs and objects, staged refs. Returns how many there were.
+fn clean(hosts: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for host in fs::read_dir(hosts)? {
+        removed += clean_mirrors(&host?.path())?;
+    }
+    Ok(removed)
+}
+
+/// Looks for mirrors: the first directory on the way down whose name ends in `.git` is one. Names above it
+/// are owners and groups, which may be called anything.
+fn clean_mirrors(dir: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            let is_mirror = entry.file_name().as_encoded_bytes().ends_with(b".git");
+            removed += if is_mirror { clean_mirror(&entry.path())? } else { clean_mirrors(&entry.path())? };
+        }
+    }
+    Ok(removed)
+}
+
+fn clean_mirror(dir: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let (path, is_dir) = (entry.path(), entry.file_type()?.is_dir());
+        if is_leftover(&entry.file_name()) {
+            if is_dir {
+                fs::remove_dir_all(&path)?
+            } else {
+                fs::remove_file(&path)?
+            }
+            removed += 1;
+        } else if is_dir {
+            removed += clean_mirror(&path)?;
+        }
+    }
+    Ok(removed)
+}
+
+fn is_leftover(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    // tmp_pack_*, tmp_idx_*, tmp_rev_*, tmp_obj_*, tmp_objdir-*: object-file.c, pack-write.c, tmp-objdir.c.
+    // .tmp-<pid>-pack-*: builtin/repack.c. A mirror has no loose refs, so no name in it is a user's.
+    name.ends_with(STAGED_SUFFIX)
+        || name.ends_with(".lock")
+        || name.starts_with("tmp_")
+        || name.starts_with(".tmp-")
+        || name == "gc.pid"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Disk::open(dir.path()).unwrap();
+        let error = Disk::open(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("in use by another tarn-agent"), "{error}");
+        drop(first);
+        Disk::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn leftovers_go_and_mirrors_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Disk::open(dir.path()).unwrap());
+        let mirror = dir.path().join("mirrors/h.git/tmp_owner/group.lock/r.git");
+        let pack = mirror.join("objects/pack");
+        fs::create_dir_all(&pack).unwrap();
+        fs::create_dir_all(mirror.join("objects/tmp_objdir-incoming-abc")).unwrap();
+        fs::create_dir_all(dir.path().join("staging/0")).unwrap();
+        let keep = [
+            mirror.join("HEAD"),
+            mirror.join("packed-refs"),
+            pack.join("pack-1.pack"),
+            pack.join("pack-1.idx"),
+        ];
+        let gone = [
+            mirror.join("packed-refs.lock"),
+            mirror.join("HEAD.tarn-new"),
+            pack.join("tmp_pack_x"),
+            pack.join(".tmp-1-pack-2.pack"),
+        ];
+        for file in keep.iter().chain(&gone) {
+            fs::write(file, "").unwrap();
+        }
+        drop(Disk::open(dir.path()).unwrap());
+        assert!(keep.iter().all(|file| file.exists()));
+        assert!(gone.iter().all(|file| !file.exists()));
+        assert!(!mirror.join("objects/tmp_objdir-incoming-abc").exists());
+        assert!(!dir.path().join("staging/0").exists());
+    }
+
+    #[test]
+    fn publishing_replaces_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let place = dir.path().join("mirrors/h/r.git");
+        for content in ["old", "new"] {
+            let staged = disk.staging();
+            fs::create_dir(&staged).unwrap();
+            fs::write(staged.join("x"), content).unwrap();
+            disk.publish(&staged, &place).unwrap();
+            assert_eq!(fs::read_to_string(place.join("x")).unwrap(), content);
+        }
+        assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
+    }
+}

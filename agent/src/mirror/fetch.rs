@@ -1,0 +1,136 @@
+//! One clone or fetch: objects first, then the refs, whole.
+//!
+//! What is on the disk before stays valid until the last rename; a failure at any point leaves it so (P2).
+
+use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use super::disk::{Disk, size};
+use crate::git::{
+    Git, GitError, Oid, RefSet,
+    refs::RefsError,
+    remote::{self, Patience, Remote},
+    stderr::FailureKind,
+};
+
+/// Why a clone or fetch failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The upstream lacks an object that its refs named: they moved since the look.
+    #[error("the upstream moved during the fetch")]
+    Raced,
+    /// Git failed.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// The refs could not be written.
+    #[error("cannot write the refs: {0}")]
+    Refs(#[from] RefsError),
+    /// The mirror could not be put in place.
+    #[error("cannot write to the data directory: {0}")]
+    Disk(#[from] io::Error),
+}
+
+impl FetchError {
+    /// The kind of failure, whose code is the reason in status and metrics.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Raced => FailureKind::NotOurRef,
+            Self::Git(error) => error.kind(),
+            Self::Refs(_) | Self::Disk(_) => FailureKind::Disk,
+        }
+    }
+}
+
+/// What to fetch, and from where.
+pub struct Fetch {
+    /// The installed git.
+    pub git: Git,
+    /// The data directory.
+    pub disk: Arc<Disk>,
+    /// Where the mirror is, or will be.
+    pub dir: PathBuf,
+    /// From where.
+    pub remote: Remote,
+    /// The refs on the disk; `None` makes a new mirror.
+    pub stored: Option<Arc<RefSet>>,
+    /// The refs to have afterwards.
+    pub target: Arc<RefSet>,
+    /// Ask for refs by name: wants by object name have been refused.
+    pub by_name: bool,
+    /// How patient to be with a silent upstream.
+    pub patience: Patience,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Where progress goes.
+    pub progress: Arc<watch::Sender<Option<String>>>,
+}
+
+impl Fetch {
+    /// Runs it; returns the mirror's size in bytes. A dropped future leaves leftovers in staging only, or
+    /// a temporary pack.
+    ///
+    /// # Errors
+    /// The mirror on the disk, if any, is as it was.
+    pub async fn run(self) -> Result<u64, FetchError> {
+        match &self.stored {
+            Some(stored) if stored.format() == self.target.format() => self.update(stored).await?,
+            // A new mirror, or an upstream replaced by one with another hash function.
+            _ => self.create().await?,
+        }
+        let dir = self.dir;
+        Ok(tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or(0))
+    }
+
+    async fn create(&self) -> Result<(), FetchError> {
+        let staged = self.disk.staging();
+        let made = async {
+            remote::init(&self.git, &staged, self.target.format()).await?;
+            self.objects(&staged, self.target.tips().collect()).await?;
+            self.write_refs(staged.clone()).await?;
+            let (disk, staged, dir) = (self.disk.clone(), staged.clone(), self.dir.clone());
+            blocking(move || disk.publish(&staged, &dir)).await?;
+            Ok(())
+        }
+        .await;
+        if made.is_err() {
+            let (disk, staged) = (self.disk.clone(), staged.clone());
+            let _ = blocking(move || disk.discard(&staged)).await;
+        }
+        made
+    }
+
+    async fn update(&self, stored: &RefSet) -> Result<(), FetchError> {
+        let had: HashSet<Oid> = stored.tips().collect();
+        self.objects(&self.dir, self.target.tips().filter(|oid| !had.contains(oid)).collect()).await?;
+        self.write_refs(self.dir.clone()).await
+    }
+
+    async fn objects(&self, dir: &std::path::Path, oids: HashSet<Oid>) -> Result<(), FetchError> {
+        if oids.is_empty() {
+            return Ok(());
+        }
+        let (git, progress) = (&self.git, self.progress.clone());
+        if !self.by_name {
+            let fetched = self.remote.fetch(git, dir, &oids, self.patience, self.timeout, progress).await;
+            return fetched.map_err(|error| match error.kind() {
+                FailureKind::NotOurRef => FetchError::Raced,
+                _ => error.into(),
+            });
+        }
+        self.remote.fetch_by_name(git, dir, &self.target, self.patience, self.timeout, progress).await?;
+        remote::clear_incoming(dir)?;
+        let oids: Vec<_> = oids.into_iter().collect();
+        if remote::missing(git, dir, &oids).await?.is_empty() { Ok(()) } else { Err(FetchError::Raced) }
+    }
+
+    async fn write_refs(&self, dir: PathBuf) -> Result<(), FetchError> {
+        let target = self.target.clone();
+        tokio::task::spawn_blocking(move || target.write(&dir)).await.map_err(io::Error::other)??;
+        Ok(())
+    }
+}
+
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}

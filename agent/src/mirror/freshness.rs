@@ -1,0 +1,123 @@
+//! Which refs a request may be shown (P1).
+//!
+//! An answer rests on a look that began after the request arrived, or is as old as the user allows. While
+//! the upstream fails, `ServeStale` answers with what is on the disk, marked stale, and `Fail` with an
+//! error. Nobody waits longer than `lookTimeout`, nor, once a look has failed, longer than
+//! [`PROBE_WAIT`].
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tarn_crds::v1alpha1::OnUpstreamFailure;
+use tokio::time::timeout;
+
+use super::{Mirror, View};
+use crate::{git::RefSet, upstream::LookError};
+
+/// How long requests wait for a look while the upstream is known to fail: long enough for one that has
+/// recovered to answer, short enough not to be in the way.
+const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+/// Refs to show, and how fresh they are.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The refs.
+    pub refs: Arc<RefSet>,
+    /// What they rest on.
+    pub freshness: Freshness,
+}
+
+/// What an answer about refs rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// A look that began after the request arrived.
+    Verified,
+    /// An earlier look, no older than `maxStaleness`.
+    Reused {
+        /// Time since that look began.
+        age: Duration,
+    },
+    /// What is on the disk: the upstream cannot be asked.
+    Stale {
+        /// Time since the last look that succeeded began; `None` when there was none in this process.
+        age: Option<Duration>,
+    },
+}
+
+impl Freshness {
+    /// The label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Reused { .. } => "reused",
+            Self::Stale { .. } => "stale",
+        }
+    }
+}
+
+/// The value of the `Tarn-Freshness` header.
+impl fmt::Display for Freshness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Verified => f.write_str("verified"),
+            Self::Reused { age } => write!(f, "reused; age={}", age.as_secs()),
+            Self::Stale { age: Some(age) } => write!(f, "stale; age={}", age.as_secs()),
+            Self::Stale { age: None } => f.write_str("stale; age=unknown"),
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// The upstream cannot be asked, and the user does not want old answers, or there are none.
+    #[error("{0}")]
+    Upstream(Arc<LookError>),
+    /// Suspended before anything was mirrored.
+    #[error("the mirror is suspended and holds nothing yet: set spec.suspend to false")]
+    Suspended,
+}
+
+/// The refs to show to a request that arrives now.
+///
+/// # Errors
+/// The upstream fails and the policy is `Fail`, or nothing is mirrored yet.
+pub async fn refs(mirror: &Mirror) -> Result<Answer, Unavailable> {
+    let settings = mirror.settings();
+    let view = mirror.view();
+    if settings.suspend {
+        return stale(&view).ok_or(Unavailable::Suspended);
+    }
+    if let Some(answer) = reused(&view, settings.max_staleness, Instant::now()) {
+        return Ok(answer);
+    }
+    let may_be_stale = settings.on_upstream_failure == OnUpstreamFailure::ServeStale;
+    let probing = view.upstream_failing && may_be_stale && view.stored.is_some();
+    let patience = if probing { settings.look_timeout.min(PROBE_WAIT) } else { settings.look_timeout };
+    let error = match timeout(patience, mirror.look()).await {
+        Ok(Ok((refs, _))) => return Ok(Answer { refs, freshness: Freshness::Verified }),
+        Ok(Err(error)) => error,
+        Err(_) => Arc::new(LookError::TimedOut(patience)),
+    };
+    match stale(&mirror.view()) {
+        Some(answer) if may_be_stale => Ok(answer),
+        _ => Err(Unavailable::Upstream(error)),
+    }
+}
+
+fn reused(view: &View, max_staleness: Duration, now: Instant) -> Option<Answer> {
+    let (refs, began) = view.seen.as_ref()?;
+    let age = now.saturating_duration_since(*began);
+    let young = age <= max_staleness && !max_staleness.is_zero();
+    young.then(|| Answer { refs: refs.clone(), freshness: Freshness::Reused { age } })
+}
+
+fn stale(view: &View) -> Option<Answer> {
+    // Refs whose objects have not all arrived are not shown: a clone of them could not be served.
+    let stored = view.stored.as_ref()?;
+    let age = view.seen.as_ref().map(|(_, began)| began.elapsed());
+    Some(Answer { refs: stored.refs.clone(), freshness: Freshness::Stale { age } })
+}

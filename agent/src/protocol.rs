@@ -1,0 +1,6 @@
+//! Git's wire protocol as values: pure parsers and writers, no input or output.
+
+pub mod advertisement;
+pub mod ls_refs;
+pub mod pktline;
+pub mod request;

@@ -1,0 +1,258 @@
+//! The `ls-refs` command of protocol v2 (gitprotocol-v2(5)), both sides of it. Pure.
+
+use bstr::{BStr, BString, ByteSlice};
+
+use super::pktline::{FLUSH, Packet, PacketError, Packets, write};
+use crate::git::{Head, ObjectFormat, Oid, Ref, RefSet};
+
+/// Git ignores the prefixes once there are this many (TOO_MANY_PREFIXES of its ls-refs.c) and sends all.
+const MAX_PREFIXES: usize = 65536;
+
+/// What a client asks of `ls-refs`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LsRefs {
+    /// Show what annotated tags point at.
+    pub peel: bool,
+    /// Show which branch `HEAD` names.
+    pub symrefs: bool,
+    /// Show `HEAD` even where its branch does not exist.
+    pub unborn: bool,
+    /// Only refs that start with one of these; all where empty.
+    pub prefixes: Vec<BString>,
+}
+
+/// Why an `ls-refs` exchange makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LsRefsError {
+    /// Broken framing.
+    #[error(transparent)]
+    Packet(#[from] PacketError),
+    /// The other side says it cannot.
+    #[error("the upstream answers: {0}")]
+    Remote(String),
+    /// A line that is no ref.
+    #[error("line {line} of the ref list is not a ref")]
+    Syntax {
+        /// Counted from 1.
+        line: usize,
+    },
+    /// The list ends without its flush packet.
+    #[error("the ref list is cut short")]
+    Truncated,
+}
+
+impl LsRefs {
+    /// The request for everything a mirror keeps: all refs, peeled, `HEAD` even if unborn.
+    pub fn everything() -> Self {
+        Self { peel: true, symrefs: true, unborn: true, prefixes: Vec::new() }
+    }
+
+    /// Reads the arguments of a request; unknown ones are refused by name, as git does.
+    ///
+    /// # Errors
+    /// The first unknown argument.
+    pub fn parse<'a>(arguments: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, BString> {
+        let mut request = Self::default();
+        let mut too_many = false;
+        for argument in arguments {
+            match argument {
+                b"peel" => request.peel = true,
+                b"symrefs" => request.symrefs = true,
+                b"unborn" => request.unborn = true,
+                other => match other.strip_prefix(b"ref-prefix ") {
+                    Some(_) if request.prefixes.len() >= MAX_PREFIXES => too_many = true,
+                    Some(prefix) => request.prefixes.push(prefix.into()),
+                    None => return Err(other.into()),
+                },
+            }
+        }
+        if too_many {
+            request.prefixes.clear();
+        }
+        Ok(request)
+    }
+
+    /// The request as bytes to send.
+    pub fn to_request(&self, format: ObjectFormat, agent: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        write(&mut out, &[b"command=ls-refs\n"]);
+        write(&mut out, &[b"agent=", agent.as_bytes(), b"\n"]);
+        write(&mut out, &[b"object-format=", format.name().as_bytes(), b"\n"]);
+        out.extend_from_slice(b"0001");
+        for (wanted, word) in [(self.peel, "peel\n"), (self.symrefs, "symrefs\n"), (self.unborn, "unborn\n")]
+        {
+            if wanted {
+                write(&mut out, &[word.as_bytes()]);
+            }
+        }
+        for prefix in &self.prefixes {
+            write(&mut out, &[b"ref-prefix ", prefix, b"\n"]);
+        }
+        out.extend_from_slice(FLUSH);
+        out
+    }
+
+    /// The answer to this request from `refs`.
+    pub fn respond(&self, refs: &RefSet) -> Vec<u8> {
+        let mut out = Vec::with_capacity(if self.prefixes.is_empty() { refs.refs().len() * 72 } else { 256 });
+        if self.wants(b"HEAD".as_bstr()) {
+            self.respond_head(refs, &mut out);
+        }
+        for r in self.selected(refs) {
+            let oid = r.oid.to_hex();
+            match r.peeled.filter(|_| self.peel) {
+                Some(peeled) => {
+                    let peeled = peeled.to_hex();
+                    write(&mut out, &[oid.as_bytes(), b" ", &r.name, b" peeled:", peeled.as_bytes(), b"\n"]);
+                }
+                None => write(&mut out, &[oid.as_bytes(), b" ", &r.name, b"\n"]),
+            }
+        }
+        out.extend_from_slice(FLUSH);
+        out
+    }
+
+    fn respond_head(&self, refs: &RefSet, out: &mut Vec<u8>) {
+        let target = match refs.head() {
+            Head::Symbolic(name) if self.symrefs => Some(name),
+            _ => None,
+        };
+        match (refs.head_oid(), target) {
+            (Some(oid), Some(target)) => {
+                write(out, &[oid.to_hex().as_bytes(), b" HEAD symref-target:", target, b"\n"]);
+            }
+            (Some(oid), None) => write(out, &[oid.to_hex().as_bytes(), b" HEAD\n"]),
+            (None, Some(target)) if self.unborn => {
+                write(out, &[b"unborn HEAD symref-target:", target, b"\n"])
+            }
+            (None, _) => {}
+        }
+    }
+
+    fn wants(&self, name: &BStr) -> bool {
+        self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    fn selected<'a>(&'a self, refs: &'a RefSet) -> Box<dyn Iterator<Item = &'a Ref> + 'a> {
+        // One prefix, the usual case, selects a contiguous run of the sorted refs.
+        if let [prefix] = self.prefixes.as_slice() {
+            let start = refs.refs().partition_point(|r| r.name.as_slice() < prefix.as_slice());
+            let run = refs.refs().get(start..).unwrap_or_default();
+            return Box::new(run.iter().take_while(move |r| r.name.starts_with(prefix)));
+        }
+        Box::new(refs.refs().iter().filter(|r| self.wants(r.name.as_bstr())))
+    }
+}
+
+/// Reads the upstream's answer to [`LsRefs::everything`].
+///
+/// # Errors
+/// Anything but a whole list of refs, its flush packet included.
+pub fn parse_response(body: &[u8], format: ObjectFormat) -> Result<RefSet, LsRefsError> {
+    let (mut refs, mut head) = (Vec::new(), Head::Missing);
+    for (at, packet) in Packets::new(body).enumerate() {
+        let packet = packet?;
+        let Some(line) = packet.line() else {
+            return if packet == Packet::Flush {
+                Ok(RefSet::new(format, head, refs))
+            } else {
+                Err(LsRefsError::Truncated)
+            };
+        };
+        if let Some(message) = line.strip_prefix(b"ERR ") {
+            return Err(LsRefsError::Remote(message.to_str_lossy().into_owned()));
+        }
+        let syntax = || LsRefsError::Syntax { line: at + 1 };
+        let mut words = line.split_str(" ");
+        let value = words.next().ok_or_else(syntax)?;
+        let name = words.next().ok_or_else(syntax)?;
+        let (mut target, mut peeled) = (None, None);
+        for attribute in words {
+            if let Some(symref) = attribute.strip_prefix(b"symref-target:") {
+                target = Some(symref);
+            } else if let Some(oid) = attribute.strip_prefix(b"peeled:") {
+                peeled = Some(Oid::from_hex(oid).ok_or_else(syntax)?);
+            }
+        }
+        match (name, target) {
+            (b"HEAD", Some(target)) => head = Head::Symbolic(target.into()),
+            (b"HEAD", None) => head = Head::Detached(Oid::from_hex(value).ok_or_else(syntax)?),
+            _ => refs.push(Ref { name: name.into(), oid: Oid::from_hex(value).ok_or_else(syntax)?, peeled }),
+        }
+    }
+    Err(LsRefsError::Truncated)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn oid(digit: char) -> Oid {
+        Oid::from_hex(digit.to_string().repeat(40).as_bytes()).unwrap()
+    }
+
+    fn sample() -> RefSet {
+        let refs =
+            [("refs/heads/a", '1', None), ("refs/heads/b", '2', None), ("refs/tags/v1", '3', Some(oid('1')))];
+        let refs = refs.map(|(name, digit, peeled)| Ref { name: name.into(), oid: oid(digit), peeled });
+        RefSet::new(ObjectFormat::Sha1, Head::Symbolic("refs/heads/a".into()), refs.into())
+    }
+
+    fn lines(answer: &[u8]) -> Vec<String> {
+        Packets::new(answer).filter_map(|p| Some(p.unwrap().line()?.to_str().unwrap().to_owned())).collect()
+    }
+
+    #[test]
+    fn a_whole_answer_is_read_back() {
+        let refs = sample();
+        let answer = LsRefs::everything().respond(&refs);
+        assert_eq!(parse_response(&answer, ObjectFormat::Sha1).unwrap(), refs);
+    }
+
+    #[test]
+    fn prefixes_select() {
+        let ask = |prefixes: &[&str]| {
+            let prefixes = prefixes.iter().map(|p| BString::from(*p)).collect();
+            lines(&LsRefs { prefixes, ..LsRefs::default() }.respond(&sample())).len()
+        };
+        assert_eq!(ask(&[]), 4);
+        assert_eq!(ask(&["refs/heads/"]), 2);
+        assert_eq!(ask(&["refs/heads/b", "HEAD"]), 2);
+        assert_eq!(ask(&["refs/heads/b", "refs/tags/"]), 2);
+        assert_eq!(ask(&["refs/x"]), 0);
+    }
+
+    #[test]
+    fn unborn_and_detached_heads_show_as_git_shows_them() {
+        let unborn = RefSet::new(ObjectFormat::Sha1, Head::Symbolic("refs/heads/new".into()), vec![]);
+        let everything = LsRefs::everything();
+        assert_eq!(lines(&everything.respond(&unborn)), ["unborn HEAD symref-target:refs/heads/new"]);
+        assert!(lines(&LsRefs { unborn: false, ..everything.clone() }.respond(&unborn)).is_empty());
+        let detached = RefSet::new(ObjectFormat::Sha1, Head::Detached(oid('7')), vec![]);
+        assert_eq!(lines(&everything.respond(&detached)), [format!("{} HEAD", oid('7'))]);
+    }
+
+    #[test]
+    fn unknown_arguments_are_named() {
+        let arguments: [&[u8]; 2] = [b"peel", b"colour blue"];
+        assert_eq!(LsRefs::parse(arguments), Err("colour blue".into()));
+    }
+
+    #[test]
+    fn a_cut_or_refused_answer_is_an_error() {
+        let answer = LsRefs::everything().respond(&sample());
+        let cut = answer.get(..answer.len() - 4).unwrap();
+        assert_eq!(parse_response(cut, ObjectFormat::Sha1), Err(LsRefsError::Truncated));
+        let refused = super::super::pktline::error("go away");
+        assert_eq!(parse_response(&refused, ObjectFormat::Sha1), Err(LsRefsError::Remote("go away".into())));
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_read_without_panic(bytes: Vec<u8>) {
+            let _ = parse_response(&bytes, ObjectFormat::Sha1);
+        }
+    }
+}

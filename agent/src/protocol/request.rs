@@ -1,0 +1,221 @@
+//! The body of `POST git-upload-pack`: which command, which objects. Pure.
+//!
+//! Only as much is understood as the agent needs to make sure that the objects asked for are there;
+//! git itself, which gets the body unchanged, judges the rest.
+
+use bstr::{BStr, ByteSlice};
+
+use super::{
+    ls_refs::LsRefs,
+    pktline::{FLUSH, Packet, PacketError, Packets},
+};
+use crate::git::{ObjectFormat, Oid, upload_pack::ProtocolVersion};
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// The refs (v2).
+    LsRefs(LsRefs),
+    /// Objects: `fetch` in v2, the negotiation in v0 and v1.
+    Fetch {
+        /// The objects the client wants to have afterwards.
+        wants: Vec<Oid>,
+    },
+    /// A lone flush: git's probe before it sends a long body (remote-curl.c: probe_rpc). Answered with
+    /// nothing.
+    Probe,
+}
+
+/// Why a body is no request. The text goes to the client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// Broken framing.
+    #[error("malformed request: {0}")]
+    Packet(#[from] PacketError),
+    /// There is no command in it, or no body at all.
+    #[error("empty request")]
+    Empty,
+    /// Not one of the commands advertised.
+    #[error("unknown command {0:?}")]
+    Command(String),
+    /// A line that is none of the command's.
+    #[error("unexpected line {0:?}")]
+    Line(String),
+    /// Objects of another hash function than the repository's.
+    #[error("the repository's object format is {}, not {asked:?}", has.name())]
+    ObjectFormat {
+        /// What the client asked for.
+        asked: String,
+        /// What the repository has.
+        has: ObjectFormat,
+    },
+}
+
+/// Reads a request in protocol `version` to a repository of `format`.
+///
+/// # Errors
+/// What is wrong, for the client.
+pub fn parse(body: &[u8], version: ProtocolVersion, format: ObjectFormat) -> Result<Request, RequestError> {
+    if body == FLUSH {
+        return Ok(Request::Probe);
+    }
+    match version {
+        ProtocolVersion::V2 => parse_v2(body, format),
+        ProtocolVersion::V0 | ProtocolVersion::V1 => parse_v0(body),
+    }
+}
+
+fn parse_v2(body: &[u8], format: ObjectFormat) -> Result<Request, RequestError> {
+    let mut packets = Packets::new(body);
+    let mut command = None;
+    // A client that says nothing means sha1 (serve.c: check_algorithm).
+    let mut asked = "sha1".to_owned();
+    let has_arguments = loop {
+        match packets.next().ok_or(RequestError::Empty)?? {
+            Packet::Delimiter => break true,
+            Packet::Flush | Packet::ResponseEnd => break false,
+            packet => {
+                let line = packet.line().unwrap_or_default();
+                if let Some(name) = line.strip_prefix(b"command=") {
+                    command = Some(name);
+                } else if let Some(name) = line.strip_prefix(b"object-format=") {
+                    asked = name.to_str_lossy().into_owned();
+                }
+            }
+        }
+    };
+    let command = command.ok_or(RequestError::Empty)?;
+    if asked != format.name() {
+        return Err(RequestError::ObjectFormat { asked, has: format });
+    }
+    let mut arguments = Vec::new();
+    if has_arguments {
+        for packet in packets {
+            match packet?.line() {
+                Some(line) => arguments.push(line),
+                None => break,
+            }
+        }
+    }
+    match command {
+        b"ls-refs" => {
+            LsRefs::parse(arguments).map(Request::LsRefs).map_err(|line| unexpected(line.as_bstr()))
+        }
+        b"fetch" => Ok(Request::Fetch { wants: wants(arguments)? }),
+        other => Err(RequestError::Command(other.to_str_lossy().into_owned())),
+    }
+}
+
+fn parse_v0(body: &[u8]) -> Result<Request, RequestError> {
+    let mut lines = Vec::new();
+    for packet in Packets::new(body) {
+        // Wants, shallow lines and deepen come first, up to a flush; then haves, which git judges.
+        match packet?.line() {
+            Some(line) => lines.push(line),
+            None => break,
+        }
+    }
+    if lines.is_empty() { Err(RequestError::Empty) } else { Ok(Request::Fetch { wants: wants(lines)? }) }
+}
+
+fn wants<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Oid>, RequestError> {
+    let mut wants = Vec::new();
+    for line in lines {
+        if let Some(want) = line.strip_prefix(b"want ") {
+            // In v0 the first want carries the client's capabilities after the object name.
+            let hex = want.split_str(" ").next().unwrap_or_default();
+            wants.push(Oid::from_hex(hex).ok_or_else(|| unexpected(line.as_bstr()))?);
+        }
+    }
+    wants.sort_unstable();
+    wants.dedup();
+    Ok(wants)
+}
+
+/// An error that quotes at most the first 100 bytes of `line`.
+fn unexpected(line: &BStr) -> RequestError {
+    RequestError::Line(line.get(..100).unwrap_or(line).to_str_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::pktline::write;
+
+    fn body(lines: &[&str]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for line in lines {
+            match *line {
+                "--" => out.extend_from_slice(b"0001"),
+                line => write(&mut out, &[line.as_bytes(), b"\n"]),
+            }
+        }
+        out.extend_from_slice(FLUSH);
+        out
+    }
+
+    fn v2(lines: &[&str]) -> Result<Request, RequestError> {
+        parse(&body(lines), ProtocolVersion::V2, ObjectFormat::Sha1)
+    }
+
+    #[test]
+    fn both_commands_are_understood() {
+        let (one, two) = ("1".repeat(40), "2".repeat(40));
+        assert_eq!(
+            v2(&["command=ls-refs", "--", "peel"]),
+            Ok(Request::LsRefs(LsRefs { peel: true, ..LsRefs::default() }))
+        );
+        let fetch = v2(&[
+            "command=fetch",
+            "agent=x",
+            "--",
+            "thin-pack",
+            &format!("want {two}"),
+            &format!("want {one}"),
+            &format!("want {two}"),
+            "done",
+        ]);
+        let oids = [one, two].map(|hex| Oid::from_hex(hex.as_bytes()).unwrap());
+        assert_eq!(fetch, Ok(Request::Fetch { wants: oids.to_vec() }));
+    }
+
+    #[test]
+    fn the_old_protocol_names_capabilities_behind_the_first_want() {
+        let one = "1".repeat(40);
+        let text = body(&[
+            &format!("want {one} multi_ack_detailed side-band-64k"),
+            &format!("want {one}"),
+            "deepen 1",
+        ]);
+        let request = parse(&text, ProtocolVersion::V0, ObjectFormat::Sha1).unwrap();
+        assert_eq!(request, Request::Fetch { wants: vec![Oid::from_hex(one.as_bytes()).unwrap()] });
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        assert_eq!(v2(&["command=format-disk"]), Err(RequestError::Command("format-disk".into())));
+        assert_eq!(v2(&["command=fetch", "--", "want x"]), Err(RequestError::Line("want x".into())));
+        assert_eq!(v2(&["command=ls-refs", "--", "blue"]), Err(RequestError::Line("blue".into())));
+        assert_eq!(
+            v2(&["object-format=sha256", "command=fetch"]),
+            Err(RequestError::ObjectFormat { asked: "sha256".into(), has: ObjectFormat::Sha1 })
+        );
+        assert_eq!(parse(b"0000", ProtocolVersion::V2, ObjectFormat::Sha1), Ok(Request::Probe));
+        assert_eq!(parse(b"", ProtocolVersion::V2, ObjectFormat::Sha1), Err(RequestError::Empty));
+        assert!(matches!(
+            parse(b"zzzz", ProtocolVersion::V2, ObjectFormat::Sha1),
+            Err(RequestError::Packet(_))
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_read_without_panic(bytes: Vec<u8>) {
+            for version in [ProtocolVersion::V0, ProtocolVersion::V2] {
+                let _ = parse(&bytes, version, ObjectFormat::Sha1);
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The git port: smart HTTP for unmodified git clients.
+//!
+//! `/git/{host}/{path}` names a repository, with or without `.git`; what follows says what is wanted of
+//! it. Refs are answered from memory, objects by `git upload-pack`.
+
+pub mod body;
+pub mod error;
+pub mod info_refs;
+pub mod upload_pack;
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tarn_crds::{repo::RepoId, v1alpha1::Access};
+use tokio::sync::Semaphore;
+
+use crate::{
+    fleet::Fleet,
+    git::{Git, GitError, ObjectFormat, remote, upload_pack::ProtocolVersion},
+    metrics::{Metrics, Route},
+    mirror::{Mirror, disk::Disk, freshness::Freshness},
+    protocol::advertisement::{AdvertisementError, Capabilities},
+};
+use error::Failure;
+
+/// Children that may run at once. Each has about 18 MB of its own besides the packs it maps.
+const MAX_UPLOAD_PACKS: usize = 64;
+
+/// Says what an answer about refs rests on: `verified`, `reused; age=seconds` or `stale; age=seconds`.
+pub const FRESHNESS: HeaderName = HeaderName::from_static("tarn-freshness");
+
+/// What the handlers share.
+pub struct Serving {
+    fleet: Arc<Fleet>,
+    git: Git,
+    metrics: Metrics,
+    sha1: Capabilities,
+    sha256: Capabilities,
+    children: Arc<Semaphore>,
+}
+
+/// Why serving cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Git failed when it was asked what it can do.
+    #[error("cannot ask git what it can do: {0}")]
+    Git(#[from] GitError),
+    /// Its answer has no meaning.
+    #[error("cannot understand what git can do: {0}")]
+    Advertisement(#[from] AdvertisementError),
+}
+
+impl Serving {
+    /// Asks git what it can do, with empty repositories made for the purpose.
+    ///
+    /// # Errors
+    /// Git fails: above all because the disk is full.
+    pub async fn new(fleet: Arc<Fleet>, git: Git, disk: &Disk, metrics: Metrics) -> Result<Self, ServeError> {
+        let sha1 = capabilities(&git, disk, ObjectFormat::Sha1).await?;
+        let sha256 = capabilities(&git, disk, ObjectFormat::Sha256).await?;
+        let children = Arc::new(Semaphore::new(MAX_UPLOAD_PACKS));
+        Ok(Self { fleet, git, metrics, sha1, sha256, children })
+    }
+
+    fn capabilities(&self, format: ObjectFormat) -> &Capabilities {
+        match format {
+            ObjectFormat::Sha1 => &self.sha1,
+            ObjectFormat::Sha256 => &self.sha256,
+        }
+    }
+
+    /// The mirror behind a route, if its declaration lets anyone read it.
+    fn mirror(&self, route: &str) -> Result<Mirror, Failure> {
+        let id = RepoId::from_route(route).map_err(|error| Failure::bad_request("BadRepository", error))?;
+        let mirror = self.fleet.get(&id).ok_or_else(|| Failure::undeclared(&id))?;
+        match mirror.settings().access {
+            Access::Anonymous => Ok(mirror),
+            access => Err(Failure::access(&id, access)),
+        }
+    }
+}
+
+async fn capabilities(git: &Git, disk: &Disk, format: ObjectFormat) -> Result<Capabilities, ServeError> {
+    let probe = disk.staging();
+    remote::init(git, &probe, format).await?;
+    let v0 = crate::git::upload_pack::advertise(git, &probe, ProtocolVersion::V0).await?;
+    let v2 = crate::git::upload_pack::advertise(git, &probe, ProtocolVersion::V2).await?;
+    if let Err(error) = disk.discard(&probe) {
+        tracing::warn!(%error, "a probe repository cannot be removed");
+    }
+    Ok(Capabilities::from_empty(&v0, &v2)?)
+}
+
+/// The router of the git port.
+pub fn router(serving: Arc<Serving>) -> Router {
+    Router::new().fallback(handle).with_state(serving)
+}
+
+/// What a request wants of a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    InfoRefs,
+    UploadPack,
+    ReceivePack,
+}
+
+impl Verb {
+    const ALL: [(&'static str, Self); 3] = [
+        ("/info/refs", Self::InfoRefs),
+        ("/git-upload-pack", Self::UploadPack),
+        ("/git-receive-pack", Self::ReceivePack),
+    ];
+
+    /// Splits `/git/{repository}{verb}`. The path is still percent-encoded, so an encoded slash in the
+    /// repository cannot forge a verb.
+    fn split(path: &str) -> Result<(&str, Self), Failure> {
+        let rest = path.strip_prefix("/git/").ok_or_else(Failure::no_route)?;
+        Self::ALL
+            .iter()
+            .find_map(|(suffix, verb)| Some((rest.strip_suffix(suffix)?, *verb)))
+            .ok_or_else(Failure::no_route)
+    }
+}
+
+async fn handle(State(serving): State<Arc<Serving>>, request: Request) -> Response {
+    let started = Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut label = "other";
+    let response = match dispatch(&serving, request, &mut label).await {
+        Ok(response) => response,
+        Err(failure) => failure.into_response(),
+    };
+    let status = response.status().as_u16();
+    serving.metrics.requests.get_or_create(&Route { route: label, status }).inc();
+    let millis = started.elapsed().as_millis();
+    tracing::debug!(%method, path, status, millis, "request");
+    response
+}
+
+async fn dispatch(
+    serving: &Arc<Serving>,
+    request: Request,
+    label: &mut &'static str,
+) -> Result<Response, Failure> {
+    let (parts, body) = request.into_parts();
+    let (repository, verb) = Verb::split(parts.uri.path())?;
+    match (verb, &parts.method) {
+        (Verb::InfoRefs, &Method::GET) => {
+            *label = "info-refs";
+            info_refs::handle(serving, repository, parts.uri.query().unwrap_or_default(), &parts.headers)
+                .await
+        }
+        (Verb::UploadPack, &Method::POST) => {
+            upload_pack::handle(serving, repository, &parts.headers, body, label).await
+        }
+        (Verb::ReceivePack, _) => {
+            let mirror = serving.mirror(repository)?;
+            Err(Failure::push(mirror.settings().url.as_str()))
+        }
+        (Verb::InfoRefs, _) => Err(Failure::method("GET")),
+        (Verb::UploadPack, _) => Err(Failure::method("POST")),
+    }
+}
+
+/// The protocol version a client asks for.
+fn version(headers: &HeaderMap) -> ProtocolVersion {
+    let header = headers.get("git-protocol").and_then(|value| value.to_str().ok());
+    ProtocolVersion::from_header(header.unwrap_or_default())
+}
+
+/// An answer of git's own content types, which nobody on the way may keep.
+fn answer(kind: &'static str, freshness: Option<Freshness>, body: axum::body::Body) -> Response {
+    let mut response = (StatusCode::OK, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, max-age=0, must-revalidate"));
+    if let Some(value) = freshness.and_then(|freshness| HeaderValue::from_str(&freshness.to_string()).ok()) {
+        headers.insert(FRESHNESS, value);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn routes_are_split_at_the_verb() {
+        assert_eq!(Verb::split("/git/h/o/r/info/refs").unwrap(), ("h/o/r", Verb::InfoRefs));
+        assert_eq!(
+            Verb::split("/git/h/info/refs/git-upload-pack").unwrap(),
+            ("h/info/refs", Verb::UploadPack)
+        );
+        assert!(Verb::split("/git/h/o/r/HEAD").is_err());
+        assert!(Verb::split("/h/o/r/info/refs").is_err());
+        assert!(Verb::split("/git/h%2Finfo%2Frefs").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_declared_repository_is_reached(path in "[a-z]{1,8}(/[a-zA-Z0-9._~ +-]{1,12}){1,4}") {
+            let url = format!("https://example.com/{}", path.replace(' ', "%20"));
+            if let Ok(id) = RepoId::from_url(&url) {
+                let route = format!("/git/{}/info/refs", id.route());
+                let (repository, verb) = Verb::split(&route).unwrap();
+                prop_assert_eq!(verb, Verb::InfoRefs);
+                prop_assert_eq!(RepoId::from_route(repository).unwrap(), id);
+            }
+        }
+
+        #[test]
+        fn any_path_is_judged_without_panic(path in "/git/\\PC{0,80}") {
+            if let Ok((repository, _)) = Verb::split(&path) {
+                if let Ok(id) = RepoId::from_route(repository) {
+                    let dir = id.dir();
+                    prop_assert!(dir.is_relative() && dir.components().all(|c| matches!(c, std::path::Component::Normal(_))));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What goes wrong in a request: one plain line for the caller, the cause for the log.
+
+use std::fmt::Display;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use tarn_crds::{repo::RepoId, v1alpha1::Access};
+
+use crate::{
+    mirror::{BringError, freshness::Unavailable},
+    protocol::pktline,
+};
+
+/// A failed request.
+#[derive(Debug)]
+pub struct Failure {
+    status: StatusCode,
+    /// One word, the same for the same trouble.
+    code: &'static str,
+    /// For the caller; one line, no secret.
+    external: String,
+    /// Seconds after which to try again.
+    retry_after: Option<u16>,
+}
+
+impl Failure {
+    fn new(status: StatusCode, code: &'static str, external: impl Display) -> Self {
+        let external = external.to_string().replace(|c: char| c.is_control(), " ");
+        Self { status, code, external, retry_after: None }
+    }
+
+    /// The request makes no sense.
+    pub fn bad_request(code: &'static str, reason: impl Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, reason)
+    }
+
+    /// Nothing is served under this path.
+    pub fn no_route() -> Self {
+        let text = "nothing is served here: clone from /git/HOST/PATH with git 1.6.6 or newer (smart HTTP)";
+        Self::new(StatusCode::NOT_FOUND, "NoRoute", text)
+    }
+
+    /// Nobody declared a mirror of this repository.
+    pub fn undeclared(id: &RepoId) -> Self {
+        let text = format!("no GitMirror declares {id}; declare one, or clone from the upstream");
+        Self::new(StatusCode::NOT_FOUND, "RepositoryUndeclared", text)
+    }
+
+    /// The mirror is not for everybody, and callers cannot be told apart yet.
+    pub fn access(id: &RepoId, access: Access) -> Self {
+        let text = format!("{id} has access {access:?}, and this agent can serve access Anonymous only");
+        Self::new(StatusCode::FORBIDDEN, "AccessDenied", text)
+    }
+
+    /// Pushes go to the upstream.
+    pub fn push(url: &str) -> Self {
+        let text = format!(
+            "push to the upstream itself: git config url.\"{url}\".pushInsteadOf \"$(git remote get-url origin)\""
+        );
+        Self::new(StatusCode::FORBIDDEN, "PushNotServed", text)
+    }
+
+    /// Another method is needed.
+    pub fn method(allowed: &'static str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", format!("use {allowed}"))
+    }
+
+    /// The body has another type than git's.
+    pub fn media_type(expected: &'static str) -> Self {
+        let text = format!("the body must be {expected}, plain or gzip");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "WrongContentType", text)
+    }
+
+    /// The body is longer than allowed.
+    pub fn too_large(limit: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "BodyTooLarge",
+            format!("the request is longer than {limit} bytes"),
+        )
+    }
+
+    /// Too many requests wait.
+    pub fn busy() -> Self {
+        let mut failure =
+            Self::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", "too many requests wait; try again");
+        failure.retry_after = Some(5);
+        failure
+    }
+
+    /// The child that should answer failed.
+    pub fn child(error: &crate::git::GitError) -> Self {
+        tracing::warn!(%error, "upload-pack failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.kind().code(), error)
+    }
+
+    /// The same failure as an answer that git shows to the person at the terminal: git prints the text of
+    /// an `ERR` packet, but not that of an HTTP error to a POST.
+    pub fn into_packet(self) -> Response {
+        tracing::debug!(code = self.code, message = self.external, "answered with an ERR packet");
+        let packet = pktline::error(&format!("{}: {}", self.code, self.external));
+        super::answer("application/x-git-upload-pack-result", None, packet.into())
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(error: Unavailable) -> Self {
+        let code = match &error {
+            Unavailable::Upstream(error) => error.kind().code(),
+            Unavailable::Suspended => "Suspended",
+        };
+        let mut failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error);
+        failure.retry_after = Some(5);
+        failure
+    }
+}
+
+impl From<BringError> for Failure {
+    fn from(error: BringError) -> Self {
+        let (status, code) = match &error {
+            BringError::Missing(_) => (StatusCode::NOT_FOUND, "ObjectNotFound"),
+            BringError::Fetch(error) => (StatusCode::SERVICE_UNAVAILABLE, error.kind().code()),
+            BringError::Look(error) => (StatusCode::SERVICE_UNAVAILABLE, error.kind().code()),
+            BringError::Busy => return Self::busy(),
+            BringError::Removed => (StatusCode::NOT_FOUND, "RepositoryUndeclared"),
+        };
+        Self::new(status, code, error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        tracing::debug!(code = self.code, message = self.external, status = self.status.as_u16(), "refused");
+        let mut response = (self.status, format!("{}: {}\n", self.code, self.external)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

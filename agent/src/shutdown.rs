@@ -1,0 +1,35 @@
+//! When to stop: SIGTERM or SIGINT.
+
+use std::{io, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How long streams under way may take to finish. Kubernetes waits 30 s by default before it kills.
+pub const DRAIN: Duration = Duration::from_secs(25);
+
+/// A token that is cancelled at the first SIGTERM or SIGINT. A second one ends the process at once.
+///
+/// # Errors
+/// Signals cannot be handled.
+pub fn on_signal() -> io::Result<CancellationToken> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let token = CancellationToken::new();
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            if first {
+                tracing::info!("stopping: streams under way may finish");
+                cancelled.cancel();
+            } else {
+                tracing::warn!("stopping at once");
+                std::process::exit(130);
+            }
+        }
+    });
+    Ok(token)
+}

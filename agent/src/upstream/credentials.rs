@@ -1,0 +1,260 @@
+//! Credentials for an upstream: as HTTP headers for looks, as a private configuration file for git.
+//!
+//! A [`Secret`] cannot be printed. Git gets credentials in a file that only this user can read, named on
+//! its command line and removed with the value: never in an argument, a URL or the environment.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use tarn_crds::repo::{Scheme, UpstreamUrl};
+
+/// A text that cannot be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for where it must be sent.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
+/// How the agent proves itself to an upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    authorization: Option<Secret>,
+    identity: Option<Secret>,
+    known_hosts: Option<Secret>,
+    ca: Option<Secret>,
+}
+
+/// Why a Secret's data are no credentials. Names keys, never values.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialsError {
+    /// A key that does not fit.
+    #[error("the Secret's key {key:?} {problem}")]
+    Key {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// None of the known keys is there.
+    #[error(
+        "the Secret has none of the keys username and password, bearerToken, identity and known_hosts, ca.crt"
+    )]
+    Empty,
+    /// The transport takes other credentials.
+    #[error("the Secret has no credentials for {0} upstreams")]
+    Scheme(&'static str),
+}
+
+impl Credentials {
+    /// Takes credentials for `url` from a Secret's data.
+    ///
+    /// # Errors
+    /// Which key is missing or wrong.
+    pub fn from_data(data: &BTreeMap<String, Vec<u8>>, url: &UpstreamUrl) -> Result<Self, CredentialsError> {
+        let text = |key: &'static str| -> Result<Option<&str>, CredentialsError> {
+            let Some(bytes) = data.get(key) else { return Ok(None) };
+            let text = std::str::from_utf8(bytes)
+                .map_err(|_| CredentialsError::Key { key, problem: "is not UTF-8" })?;
+            Ok(Some(text.trim_end_matches(['\r', '\n'])))
+        };
+        let one_line = |key: &'static str| match text(key)? {
+            Some(text) if text.contains(|c: char| c.is_control()) => {
+                Err(CredentialsError::Key { key, problem: "holds control characters" })
+            }
+            other => Ok(other),
+        };
+        let authorization = match (one_line("username")?, one_line("password")?, one_line("bearerToken")?) {
+            (Some(user), Some(password), None) if !user.contains(':') => {
+                Some(format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
+            }
+            (Some(_), Some(_), None) => {
+                return Err(CredentialsError::Key { key: "username", problem: "holds a colon" });
+            }
+            (None, None, Some(token)) => Some(format!("Bearer {token}")),
+            (None, None, None) => None,
+            (Some(_), None, _) => {
+                return Err(CredentialsError::Key { key: "password", problem: "is missing" });
+            }
+            (None, Some(_), _) => {
+                return Err(CredentialsError::Key { key: "username", problem: "is missing" });
+            }
+            (_, _, Some(_)) => {
+                return Err(CredentialsError::Key {
+                    key: "bearerToken",
+                    problem: "excludes username and password",
+                });
+            }
+        };
+        let secret = |key| Ok(text(key)?.map(Secret::new));
+        let found = Self {
+            authorization: authorization.map(Secret::new),
+            identity: secret("identity")?,
+            known_hosts: secret("known_hosts")?,
+            ca: secret("ca.crt")?,
+        };
+        if found == Self::default() {
+            return Err(CredentialsError::Empty);
+        }
+        match url.scheme() {
+            Scheme::Ssh if found.identity.is_none() => {
+                Err(CredentialsError::Key { key: "identity", problem: "is missing" })
+            }
+            Scheme::Ssh if found.known_hosts.is_none() => {
+                Err(CredentialsError::Key { key: "known_hosts", problem: "is missing" })
+            }
+            Scheme::File => Err(CredentialsError::Scheme("file")),
+            Scheme::Https | Scheme::Http if found.identity.is_some() => {
+                Err(CredentialsError::Key { key: "identity", problem: "is for ssh upstreams" })
+            }
+            _ => Ok(found),
+        }
+    }
+
+    /// The `Authorization` header, if any.
+    pub fn authorization(&self) -> Option<&Secret> {
+        self.authorization.as_ref()
+    }
+
+    /// Certificates (PEM) to trust besides the system's.
+    pub fn ca(&self) -> Option<&Secret> {
+        self.ca.as_ref()
+    }
+
+    /// Writes what git needs into files below `dir`, mode 0600, removed when the value is dropped.
+    /// `None` where git needs nothing.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn install(&self, dir: &Path, url: &UpstreamUrl) -> io::Result<Option<Arc<Installed>>> {
+        if *self == Self::default() {
+            return Ok(None);
+        }
+        let name = format!("{:016x}", rand::random::<u64>());
+        let mut installed = Installed { config: dir.join(format!("{name}.config")), files: Vec::new() };
+        let mut config = String::new();
+        if let Some(header) = &self.authorization {
+            // Only for this upstream: a redirect elsewhere does not get it (http.followRedirects=initial).
+            let value = header.expose().replace('\\', "\\\\").replace('"', "\\\"");
+            config.push_str(&format!("[http \"{url}\"]\n\textraHeader = \"Authorization: {value}\"\n"));
+        }
+        if let Some(ca) = &self.ca {
+            let path = installed.write(dir.join(format!("{name}.ca")), ca.expose())?;
+            config.push_str(&format!("[http]\n\tsslCAInfo = \"{path}\"\n"));
+        }
+        if let (Some(identity), Some(known_hosts)) = (&self.identity, &self.known_hosts) {
+            let identity =
+                installed.write(dir.join(format!("{name}.key")), &format!("{}\n", identity.expose()))?;
+            let known_hosts =
+                installed.write(dir.join(format!("{name}.hosts")), &format!("{}\n", known_hosts.expose()))?;
+            config.push_str(&format!(
+                "[core]\n\tsshCommand = \"ssh -oBatchMode=yes -oIdentitiesOnly=yes -oStrictHostKeyChecking=yes \
+                 -oUserKnownHostsFile={known_hosts} -i {identity}\"\n"
+            ));
+        }
+        let path = installed.config.clone();
+        installed.write(path, &config)?;
+        Ok(Some(Arc::new(installed)))
+    }
+}
+
+/// Files with credentials; dropping it removes them.
+#[derive(Debug)]
+pub struct Installed {
+    config: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl Installed {
+    /// The configuration file for git to include.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    fn write(&mut self, path: PathBuf, content: &str) -> io::Result<String> {
+        self.files.push(path.clone());
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        file.write_all(content.as_bytes())?;
+        Ok(path.display().to_string())
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        for file in &self.files {
+            // Leftovers are removed at the next start as well.
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)], url: &str) -> Result<Credentials, CredentialsError> {
+        let data = pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
+        Credentials::from_data(&data, &UpstreamUrl::parse(url).unwrap())
+    }
+
+    const HTTPS: &str = "https://h/o/r";
+
+    #[test]
+    fn every_kind_is_understood() {
+        let basic = parse(&[("username", "u"), ("password", "p\n")], HTTPS).unwrap();
+        assert_eq!(basic.authorization().unwrap().expose(), "Basic dTpw");
+        let bearer = parse(&[("bearerToken", "t")], HTTPS).unwrap();
+        assert_eq!(bearer.authorization().unwrap().expose(), "Bearer t");
+        assert!(parse(&[("identity", "k"), ("known_hosts", "h")], "ssh://git@h/o/r").is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_without_values() {
+        for (pairs, url) in [
+            (vec![], HTTPS),
+            (vec![("username", "canary")], HTTPS),
+            (vec![("username", "canary:x"), ("password", "canary")], HTTPS),
+            (vec![("username", "canary"), ("password", "p"), ("bearerToken", "canary")], HTTPS),
+            (vec![("bearerToken", "canary\r\nX: y")], HTTPS),
+            (vec![("identity", "canary")], "ssh://git@h/o/r"),
+            (vec![("identity", "canary")], HTTPS),
+        ] {
+            let error = parse(&pairs, url).unwrap_err().to_string();
+            assert!(!error.contains("canary"), "{error}");
+        }
+        assert!(!format!("{:?}", parse(&[("bearerToken", "canary")], HTTPS)).contains("canary"));
+    }
+
+    #[test]
+    fn files_for_git_are_private_and_go_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = UpstreamUrl::parse(HTTPS).unwrap();
+        let credentials = parse(&[("bearerToken", "t")], HTTPS).unwrap();
+        let installed = credentials.install(dir.path(), &url).unwrap().unwrap();
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(installed.config()).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+        drop(installed);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

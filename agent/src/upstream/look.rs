@@ -1,0 +1,292 @@
+//! A look at the upstream: what are its refs now?
+//!
+//! http(s): protocol v2 `ls-refs` over kept-alive connections, spoken natively; what the upstream can do
+//! is asked once and remembered. file: the same protocol with a local `git upload-pack`. ssh:
+//! `git ls-remote`. Nothing here decides when to look; see `mirror::freshness`.
+
+use std::{path::PathBuf, sync::Mutex, time::Duration};
+
+use bstr::BString;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use percent_encoding::percent_decode_str;
+use reqwest::{Client, Response, redirect};
+use tarn_crds::repo::{Scheme, UpstreamUrl};
+use tokio::time::timeout;
+
+use super::credentials::Credentials;
+use crate::{
+    git::{
+        Git, GitError, ObjectFormat, RefSet, remote::Remote, stderr::FailureKind, upload_pack,
+        upload_pack::ProtocolVersion,
+    },
+    protocol::{
+        advertisement::{self, Advertisement, AdvertisementError},
+        ls_refs::{LsRefs, LsRefsError, parse_response},
+    },
+};
+
+/// The most an upstream's ref list may take: 100,000 refs are 7.5 MB, so this is about 3 million.
+const MAX_REF_LIST: usize = 256 * 1024 * 1024;
+
+/// What the agent calls itself upstream.
+const AGENT: &str = concat!("tarn/", env!("CARGO_PKG_VERSION"));
+
+const GIT_PROTOCOL: HeaderName = HeaderName::from_static("git-protocol");
+
+/// Why a look gave no answer. The texts hold no secrets and go into status and answers.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// No answer in time.
+    #[error("the upstream did not answer within {}s", .0.as_secs_f32())]
+    TimedOut(Duration),
+    /// No connection, or it broke.
+    #[error("cannot reach the upstream: {0}")]
+    Network(String),
+    /// It wants other credentials, or any.
+    #[error("the upstream refuses access (HTTP {0}): check the credentials in spec.secretRef")]
+    Unauthorized(u16),
+    /// No such repository.
+    #[error("the upstream has no such repository (HTTP 404), or hides it without credentials")]
+    NotFound,
+    /// Another HTTP error.
+    #[error("the upstream answers HTTP {0}")]
+    Status(u16),
+    /// Not git's protocol: a web page, say.
+    #[error("the upstream does not speak git's protocol: {0}")]
+    NotGit(String),
+    /// It speaks git, but says it cannot.
+    #[error("{0}")]
+    Refused(String),
+    /// A git command failed.
+    #[error(transparent)]
+    Git(#[from] GitError),
+}
+
+impl LookError {
+    /// The kind of failure, whose code is the reason in status and metrics.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::TimedOut(_) => FailureKind::TimedOut,
+            Self::Network(_) | Self::Status(_) => FailureKind::Network,
+            Self::Unauthorized(_) => FailureKind::Unauthorized,
+            Self::NotFound => FailureKind::NotFound,
+            Self::NotGit(_) => FailureKind::NotGit,
+            Self::Refused(_) => FailureKind::Other,
+            Self::Git(error) => error.kind(),
+        }
+    }
+}
+
+impl From<AdvertisementError> for LookError {
+    fn from(error: AdvertisementError) -> Self {
+        match error {
+            AdvertisementError::Remote(_) => Self::Refused(error.to_string()),
+            _ => Self::NotGit(error.to_string()),
+        }
+    }
+}
+
+impl From<LsRefsError> for LookError {
+    fn from(error: LsRefsError) -> Self {
+        match error {
+            LsRefsError::Remote(_) => Self::Refused(error.to_string()),
+            _ => Self::NotGit(error.to_string()),
+        }
+    }
+}
+
+impl From<reqwest::Error> for LookError {
+    fn from(error: reqwest::Error) -> Self {
+        // The cause at the bottom tells most ("Connection refused"); the URL is known and left out.
+        let error = error.without_url();
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        Self::Network(cause.to_string())
+    }
+}
+
+/// Looks at one upstream.
+pub struct Looker {
+    git: Git,
+    url: UpstreamUrl,
+    remote: Remote,
+    client: Client,
+    authorization: Option<HeaderValue>,
+    known: Mutex<Option<Known>>,
+}
+
+/// What is remembered of an upstream that speaks protocol v2.
+#[derive(Clone, Debug)]
+struct Known {
+    service: String,
+    format: ObjectFormat,
+    unborn: bool,
+}
+
+impl Looker {
+    /// A looker at `url`; `remote` is the same upstream for git commands.
+    ///
+    /// # Errors
+    /// The credentials hold a bad certificate or header.
+    pub fn new(
+        git: Git,
+        url: UpstreamUrl,
+        remote: Remote,
+        credentials: &Credentials,
+    ) -> Result<Self, LookError> {
+        let same_host = redirect::Policy::custom(|attempt| {
+            let from = attempt.previous().last();
+            let same = from.is_some_and(|from| {
+                from.host_str() == attempt.url().host_str()
+                    && (from.scheme() == "http" || attempt.url().scheme() == "https")
+            });
+            if same && attempt.previous().len() <= 5 { attempt.follow() } else { attempt.stop() }
+        });
+        let mut builder = Client::builder()
+            .redirect(same_host)
+            .user_agent(concat!("git/2.39 tarn/", env!("CARGO_PKG_VERSION")));
+        if let Some(ca) = credentials.ca() {
+            let bad = |_| LookError::Refused("the Secret's key \"ca.crt\" holds no PEM certificates".into());
+            let certificates = reqwest::Certificate::from_pem_bundle(ca.expose().as_bytes()).map_err(bad)?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+        let authorization = credentials.authorization().map(|header| {
+            let mut value = HeaderValue::from_str(header.expose()).map_err(|_| {
+                LookError::Refused("the Secret's credentials do not fit into a header".into())
+            })?;
+            value.set_sensitive(true);
+            Ok::<_, LookError>(value)
+        });
+        let authorization = authorization.transpose()?;
+        let client = builder.build()?;
+        Ok(Self { git, url, remote, client, authorization, known: Mutex::new(None) })
+    }
+
+    /// Asks for all refs, for at most `limit`. A dropped future closes the connection.
+    ///
+    /// # Errors
+    /// No answer, or none that makes sense.
+    pub async fn look(&self, limit: Duration) -> Result<RefSet, LookError> {
+        let started = std::time::Instant::now();
+        let look = async {
+            match self.url.scheme() {
+                Scheme::Https | Scheme::Http => self.look_over_http().await,
+                Scheme::File => self.look_at_file().await,
+                Scheme::Ssh => Ok(self.remote.ls_remote(&self.git, limit).await?),
+            }
+        };
+        let result = timeout(limit, look).await.unwrap_or(Err(LookError::TimedOut(limit)));
+        let millis = started.elapsed().as_millis();
+        match &result {
+            Ok(refs) => tracing::debug!(repo = %self.url.id(), millis, refs = refs.refs().len(), "look"),
+            Err(error) => tracing::debug!(repo = %self.url.id(), millis, %error, "look failed"),
+        }
+        result
+    }
+
+    async fn look_over_http(&self) -> Result<RefSet, LookError> {
+        let known = self.known.lock().ok().and_then(|known| known.clone());
+        if let Some(known) = known {
+            match self.ls_refs(&known).await {
+                // The upstream may have moved, or been replaced by one that speaks otherwise: ask anew.
+                Err(
+                    LookError::NotFound | LookError::Status(_) | LookError::NotGit(_) | LookError::Refused(_),
+                ) => {
+                    self.remember(None);
+                }
+                result => return result,
+            }
+        }
+        let url = format!("{}/info/refs?service=git-upload-pack", self.url);
+        let response = self.send(self.client.get(url)).await?;
+        let service = response.url().as_str();
+        let service = service.split("/info/refs").next().unwrap_or(service).to_owned() + "/git-upload-pack";
+        let body = read(response, "application/x-git-upload-pack-advertisement").await?;
+        match advertisement::parse(&body)? {
+            Advertisement::Refs(refs) => Ok(refs),
+            Advertisement::V2 { format, unborn } => {
+                let known = Known { service, format, unborn };
+                let refs = self.ls_refs(&known).await?;
+                self.remember(Some(known));
+                Ok(refs)
+            }
+        }
+    }
+
+    fn remember(&self, known: Option<Known>) {
+        if let Ok(mut slot) = self.known.lock() {
+            *slot = known;
+        }
+    }
+
+    async fn ls_refs(&self, known: &Known) -> Result<RefSet, LookError> {
+        let request = LsRefs { unborn: known.unborn, ..LsRefs::everything() };
+        let post = self
+            .client
+            .post(&known.service)
+            .header(header::CONTENT_TYPE, "application/x-git-upload-pack-request")
+            .header(header::ACCEPT, "application/x-git-upload-pack-result")
+            .body(request.to_request(known.format, AGENT));
+        let body = read(self.send(post).await?, "application/x-git-upload-pack-result").await?;
+        Ok(parse_response(&body, known.format)?)
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, LookError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(GIT_PROTOCOL, HeaderValue::from_static("version=2"));
+        if let Some(value) = &self.authorization {
+            headers.insert(header::AUTHORIZATION, value.clone());
+        }
+        let response = request.headers(headers).send().await?;
+        match response.status() {
+            StatusCode::OK => Ok(response),
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                Err(LookError::Unauthorized(status.as_u16()))
+            }
+            StatusCode::NOT_FOUND => Err(LookError::NotFound),
+            status => Err(LookError::Status(status.as_u16())),
+        }
+    }
+
+    async fn look_at_file(&self) -> Result<RefSet, LookError> {
+        let path = self.url.as_str().strip_prefix("file://").unwrap_or_default();
+        let path = PathBuf::from(percent_decode_str(path).decode_utf8_lossy().into_owned());
+        let body = upload_pack::advertise(&self.git, &path, ProtocolVersion::V2).await?;
+        let Advertisement::V2 { format, unborn } = advertisement::parse(&body)? else {
+            return Err(LookError::NotGit("git speaks an old protocol".into()));
+        };
+        let request = LsRefs { unborn, ..LsRefs::everything() }.to_request(format, AGENT);
+        let answer = upload_pack::serve(&self.git, &path, ProtocolVersion::V2, Bytes::from(request))?;
+        let mut answer = std::pin::pin!(answer);
+        let mut body = BString::default();
+        while let Some(chunk) = answer.next().await {
+            extend(&mut body, &chunk?)?;
+        }
+        Ok(parse_response(&body, format)?)
+    }
+}
+
+async fn read(response: Response, expected: &str) -> Result<BString, LookError> {
+    let kind =
+        response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("nothing");
+    if kind.split(';').next() != Some(expected) {
+        return Err(LookError::NotGit(format!("it sends {:?}", kind.get(..60).unwrap_or(kind))));
+    }
+    let (mut body, mut chunks) = (BString::default(), response.bytes_stream());
+    while let Some(chunk) = chunks.next().await {
+        extend(&mut body, &chunk?)?;
+    }
+    Ok(body)
+}
+
+fn extend(body: &mut BString, chunk: &[u8]) -> Result<(), LookError> {
+    if body.len() + chunk.len() > MAX_REF_LIST {
+        return Err(LookError::NotGit(format!("its ref list is longer than {MAX_REF_LIST} bytes")));
+    }
+    body.extend_from_slice(chunk);
+    Ok(())
+}

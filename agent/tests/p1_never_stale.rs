@@ -1,0 +1,7 @@
+//! P1: an answer about refs rests on a look at the upstream that started after the request arrived.
+
+mod outage;
+mod push;
+mod ref_changes;
+mod restart;
+mod shared_look;

@@ -1,0 +1,138 @@
+//! P2: a reader sees one state of the upstream, never a mixture of two.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tarn_testkit::git::{Refs, Repo};
+
+use crate::scene::Scene;
+
+const BRANCHES: usize = 300;
+
+/// Moves 300 branches in one instant, to one commit after another, until `work` is done.
+///
+/// HEAD's own branch stays: see [`Repo::move_refs_atomically`].
+async fn while_moving<T>(origin: &Repo, work: impl Future<Output = Result<T>>) -> Result<(T, u32)> {
+    let mut moved = 0;
+    let mover = async {
+        loop {
+            let commit = origin.commit("source", &[("state", &moved.to_string())]).await?;
+            // The source moves apart from the others: it is no part of the state.
+            move_all(origin, &commit).await?;
+            moved += 1;
+        }
+        #[expect(unreachable_code, reason = "names the type")]
+        anyhow::Ok(())
+    };
+    let done = tokio::select! {
+        stopped = mover => anyhow::bail!("the mover stopped: {stopped:?}"),
+        done = work => done?,
+    };
+    Ok((done, moved))
+}
+
+async fn move_all(origin: &Repo, commit: &str) -> Result<()> {
+    let moves: Vec<_> =
+        (0..BRANCHES).map(|number| (format!("refs/heads/moving/{number}"), commit.to_owned())).collect();
+    origin.move_refs_atomically(&moves).await
+}
+
+async fn scene() -> Result<Scene> {
+    let scene = Scene::prepared(&[], async |_, origin| {
+        let commit = origin.commit("source", &[("state", "start")]).await?;
+        move_all(origin, &commit).await
+    })
+    .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    Ok(scene)
+}
+
+/// The one commit all moving branches stand at.
+fn state(refs: &Refs) -> Result<String> {
+    let moving = refs.iter().filter(|(name, _)| name.starts_with("refs/heads/moving/"));
+    let (count, states) = moving.fold((0, BTreeSet::new()), |(count, mut states), (_, oid)| {
+        states.insert(oid.clone());
+        (count + 1, states)
+    });
+    ensure!(count == BRANCHES, "{count} of {BRANCHES} branches");
+    ensure!(states.len() == 1, "a mixture of {} states", states.len());
+    Ok(states.into_iter().next().unwrap_or_default())
+}
+
+#[tokio::test]
+async fn refs_read_in_a_loop_while_300_branches_move_are_never_a_mixture() -> Result<()> {
+    let scene = scene().await?;
+    let reader = async |version: &str| {
+        let git = scene.git.clone().with_config("protocol.version", version);
+        let (start, mut reads, mut states) = (Instant::now(), 0, BTreeSet::new());
+        while start.elapsed() < Duration::from_secs(10) {
+            states.insert(state(&git.ls_remote(&scene.url()?).await?)?);
+            reads += 1;
+        }
+        anyhow::Ok((reads, states.len()))
+    };
+    let readers = async { tokio::try_join!(reader("2"), reader("2"), reader("0"), reader("1")) };
+    let ((a, b, c, d), moved) = while_moving(&scene.origin, readers).await?;
+    let reads = a.0 + b.0 + c.0 + d.0;
+    let states = a.1.max(b.1).max(c.1).max(d.1);
+    // A reader that saw one state only would prove nothing.
+    assert!(moved >= 5 && states >= 3 && reads >= 20, "{moved} moves, {reads} reads, {states} states");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_mirror_on_disk_is_never_a_mixture_for_whoever_reads_it() -> Result<()> {
+    let scene = scene().await?;
+    let mirror = crate::p4_never_stuck::mirror_dir(&scene.agent)?;
+    let url = tarn_testkit::git::file_url(&mirror);
+    let reader = async {
+        let (start, mut states) = (Instant::now(), BTreeSet::new());
+        while start.elapsed() < Duration::from_secs(6) {
+            states.insert(state(&scene.git.ls_remote(&url).await?)?);
+            // Drives fetches.
+            scene.refs().await?;
+        }
+        anyhow::Ok(states.len())
+    };
+    let (states, moved) = while_moving(&scene.origin, reader).await?;
+    assert!(moved >= 3 && states >= 2, "{moved} moves, {states} states");
+    Ok(())
+}
+
+#[tokio::test]
+async fn thirty_two_clones_at_once_while_the_upstream_moves_each_hold_one_state() -> Result<()> {
+    let scene = scene().await?;
+    let one = async |number: usize| {
+        let version = ["0", "1", "2", "2"][number % 4];
+        let git = scene.git.clone().with_config("protocol.version", version);
+        let place = scene.place(&format!("clone-{number}"));
+        let clone = git.clone_repo(&scene.url()?, &place, &["--mirror"]).await?;
+        clone.fsck().await?;
+        state(&clone.refs().await?)
+    };
+    let clones = async { futures_util::future::try_join_all((0..32).map(one)).await };
+    let (states, moved) = while_moving(&scene.origin, clones).await?;
+    assert_eq!(states.len(), 32);
+    assert!(moved >= 2, "{moved} moves");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_an_answer_names_can_be_fetched_although_the_upstream_moved_on() -> Result<()> {
+    let scene = Scene::ready().await?;
+    for version in ["0", "2"] {
+        let doomed = scene.origin.commit("main", &[("doomed", version)]).await?;
+        let git = scene.git.clone().with_config("protocol.version", version);
+        assert_eq!(git.ls_remote(&scene.url()?).await?["HEAD"], doomed);
+        let root = scene.origin.rev_parse("main~1").await?;
+        scene.origin.set_ref("refs/heads/main", &root).await?;
+        assert_eq!(git.ls_remote(&scene.url()?).await?["HEAD"], root);
+        // A slow client comes with what it was told before the force-push.
+        let clone = git.clone_repo(&scene.url()?, &scene.place(&format!("v{version}")), &[]).await?;
+        clone.git(&["-c", &format!("protocol.version={version}"), "fetch", "--quiet", "origin", &doomed]).await?;
+        assert_eq!(clone.rev_parse("FETCH_HEAD").await?, doomed);
+        clone.fsck().await?;
+    }
+    Ok(())
+}
