@@ -21,7 +21,9 @@ use tokio::sync::Semaphore;
 
 use crate::{
     fleet::Fleet,
-    git::{Git, GitError, ObjectFormat, remote, upload_pack::ProtocolVersion},
+    git::{
+        Git, GitError, Head, ObjectFormat, Ref, RefSet, refs::RefsError, remote, upload_pack::ProtocolVersion,
+    },
     metrics::{Metrics, Route},
     mirror::{Mirror, disk::Disk, freshness::Freshness},
     protocol::advertisement::{AdvertisementError, Capabilities},
@@ -50,13 +52,16 @@ pub enum ServeError {
     /// Git failed when it was asked what it can do.
     #[error("cannot ask git what it can do: {0}")]
     Git(#[from] GitError),
+    /// The probe repository could not be written.
+    #[error(transparent)]
+    Probe(#[from] RefsError),
     /// Its answer has no meaning.
     #[error("cannot understand what git can do: {0}")]
     Advertisement(#[from] AdvertisementError),
 }
 
 impl Serving {
-    /// Asks git what it can do, with empty repositories made for the purpose.
+    /// Asks git what it can do, with small repositories made for the purpose.
     ///
     /// # Errors
     /// Git fails: above all because the disk is full.
@@ -88,12 +93,16 @@ impl Serving {
 async fn capabilities(git: &Git, disk: &Disk, format: ObjectFormat) -> Result<Capabilities, ServeError> {
     let probe = disk.staging();
     remote::init(git, &probe, format).await?;
+    // Before protocol v2, git tells its capabilities behind the first ref: one is needed.
+    let oid = remote::write_blob(git, &probe, b"probe").await?;
+    let tag = Ref { name: "refs/tags/probe".into(), oid, peeled: None };
+    RefSet::new(format, Head::Missing, vec![tag]).write(&probe)?;
     let v0 = crate::git::upload_pack::advertise(git, &probe, ProtocolVersion::V0).await?;
     let v2 = crate::git::upload_pack::advertise(git, &probe, ProtocolVersion::V2).await?;
     if let Err(error) = disk.discard(&probe) {
         tracing::warn!(%error, "a probe repository cannot be removed");
     }
-    Ok(Capabilities::from_empty(&v0, &v2)?)
+    Ok(Capabilities::from_git(&v0, &v2)?)
 }
 
 /// The router of the git port.

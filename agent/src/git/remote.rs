@@ -15,6 +15,7 @@ use super::{
     command::{Command, Git, GitError},
     object::{ObjectFormat, Oid},
     refs::{Head, Ref, RefSet},
+    stderr::FailureKind,
 };
 
 /// Local commands that touch no upstream; generous, for a cold disk and 100,000 refs.
@@ -185,6 +186,20 @@ pub async fn init(git: &Git, dir: &Path, format: ObjectFormat) -> Result<(), Git
         .run(LOCAL_LIMIT)
         .await?;
     Ok(())
+}
+
+/// Stores `content` as a blob in the repository `dir`.
+///
+/// # Errors
+/// What git says: above all a full or read-only disk.
+pub async fn write_blob(git: &Git, dir: &Path, content: &[u8]) -> Result<Oid, GitError> {
+    let command = git.command("hash-object").git_dir(dir).args(["-w", "--stdin"]).input(content.to_vec());
+    let output = command.run(LOCAL_LIMIT).await?;
+    Oid::from_hex(output.stdout.trim_ascii_end()).ok_or_else(|| GitError::Failed {
+        verb: "hash-object".into(),
+        kind: FailureKind::Other,
+        message: "it prints no object name".into(),
+    })
 }
 
 /// Those of `oids` that the repository `dir` lacks.

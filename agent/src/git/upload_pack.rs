@@ -69,7 +69,7 @@ pub fn serve(
     for setting in SETTINGS {
         command = command.config(setting);
     }
-    let mut child = command.args(["--stateless-rpc", "--strict"]).arg(repository).spawn()?;
+    let mut child = command.args(["--stateless-rpc"]).arg(repository).spawn()?;
     let stdin = child.inner.stdin.take();
     let stdout = child.inner.stdout.take();
     // The child reads its request while it answers; whoever waits for one before the other locks up.
@@ -132,7 +132,7 @@ pub async fn advertise(git: &Git, repository: &Path, version: ProtocolVersion) -
     for setting in SETTINGS {
         command = command.config(setting);
     }
-    let command = command.args(["--stateless-rpc", "--http-backend-info-refs", "--strict"]).arg(repository);
+    let command = command.args(["--stateless-rpc", "--http-backend-info-refs"]).arg(repository);
     Ok(command.run(Duration::from_secs(30)).await?.stdout)
 }
 

@@ -136,20 +136,26 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Takes them from what git advertises for an empty repository in protocol v0 and v2.
+    /// Takes them from what git advertises for a repository in protocol v0 and v2.
     ///
     /// # Errors
     /// The text is none that git prints.
-    pub fn from_empty(v0: &[u8], v2: &[u8]) -> Result<Self, AdvertisementError> {
+    pub fn from_git(v0: &[u8], v2: &[u8]) -> Result<Self, AdvertisementError> {
         let first = Packets::new(v0).next().ok_or(AdvertisementError::Truncated)??;
         let line = first.line().ok_or(AdvertisementError::Syntax { line: 1 })?;
         let (_, capabilities) = line.split_once_str("\0").ok_or(AdvertisementError::Syntax { line: 1 })?;
         let capabilities: Vec<&[u8]> =
             capabilities.split_str(" ").filter(|c| !c.is_empty() && !c.starts_with(b"symref=")).collect();
-        match parse(v2)? {
-            Advertisement::V2 { .. } => Ok(Self { v0: capabilities.join(&b' ').into(), v2: v2.into() }),
-            Advertisement::Refs(_) => Err(AdvertisementError::Syntax { line: 1 }),
+        let Advertisement::V2 { .. } = parse(v2)? else { return Err(AdvertisementError::Syntax { line: 1 }) };
+        let mut kept = Vec::new();
+        // Only the commands ls-refs and fetch are served.
+        for line in
+            Packets::new(v2).filter_map(|packet| packet.ok()?.line()).filter(|line| *line != b"object-info")
+        {
+            write(&mut kept, &[line, b"\n"]);
         }
+        kept.extend_from_slice(FLUSH);
+        Ok(Self { v0: capabilities.join(&b' ').into(), v2: kept.into() })
     }
 
     /// The answer to `info/refs`. Protocol v2 tells nothing of the refs; `refs` must be fresh for the others.
@@ -209,7 +215,7 @@ mod tests {
         write(&mut v2, &[b"ls-refs=unborn\n"]);
         write(&mut v2, &[b"object-format=sha1\n"]);
         v2.extend_from_slice(FLUSH);
-        Capabilities::from_empty(&v0, &v2).unwrap()
+        Capabilities::from_git(&v0, &v2).unwrap()
     }
 
     fn sample(head: Head) -> RefSet {

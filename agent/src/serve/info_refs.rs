@@ -34,7 +34,10 @@ pub async fn handle(
             ));
         }
         None => {
-            return Err(Failure::bad_request("DumbHttp", "only smart HTTP is served: use git 1.6.6 or newer"));
+            return Err(Failure::bad_request(
+                "DumbHttp",
+                "only smart HTTP is served: use git 1.6.6 or newer",
+            ));
         }
     }
     let version = version(headers);
