@@ -8,6 +8,7 @@ pub mod generate;
 pub mod manifest;
 pub mod repo;
 pub mod schema;
+pub mod summarize;
 pub mod v1alpha1;
 
 /// The API group of every kind.

@@ -13,6 +13,9 @@ mod gitcache;
 
 pub mod conditions;
 
+#[cfg(all(test, feature = "manifest"))]
+mod rules;
+
 pub use duration::{Duration, DurationError};
 pub use gitcache::{
     Auth, Budget, BudgetError, CachePrewarm, Disk, EmptyDir, GitCache, GitCacheSpec, GitCacheStatus,
@@ -26,6 +29,12 @@ pub use gitmirror::{
 pub use quantity::{Quantity, QuantityError};
 pub use reference::{CacheRef, SecretRef};
 pub use replica::{Phase, Replica};
+
+/// The schema of `T` for a field that may be absent: of an optional enum, kube would drop what the field's own
+/// documentation says.
+fn present<T: schemars::JsonSchema>(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    generator.subschema_for::<T>()
+}
 
 /// Patterns in the schema, named so that their meaning can be put in words.
 pub(crate) mod patterns {

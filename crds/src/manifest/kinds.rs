@@ -60,7 +60,7 @@ fn plain_schema<T: JsonSchema>() -> Value {
     settings.inline_subschemas = true;
     settings.meta_schema = None;
     let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
-    schema::strip_nullable(&mut schema);
+    schema::tidy(&mut schema);
     schema
 }
 
@@ -112,7 +112,7 @@ fn custom(checks: &Checks, value: &mut Value) -> Result<(), Vec<Problem>> {
     walk(&checks.node, value)?;
     // Only on what fits the schema, as the rules take the types for granted.
     let broken = VALIDATOR.validate_compiled(&checks.rules, value, None).err();
-    let problems: Vec<_> = broken
+    let mut problems: Vec<_> = broken
         .into_iter()
         .flatten()
         .map(|broken| match broken.kind {
@@ -121,6 +121,8 @@ fn custom(checks: &Checks, value: &mut Value) -> Result<(), Vec<Problem>> {
             _ => Problem::new(broken.field_path, "could not be checked by this version of Tarn"),
         })
         .collect();
+    // The rules come in the order of a hash map.
+    problems.sort_by(|a, b| a.field.cmp(&b.field));
     if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 

@@ -131,6 +131,8 @@ fn bad_urls_are_refused_with_their_reason() {
         ("https://h/a/../b", E::DotSegment),
         ("https://h/./b", E::DotSegment),
         ("https://h/a/..", E::DotSegment),
+        ("https://h/a/..git", E::DotSegment),
+        ("https://h/...git", E::DotSegment),
         (&long, E::SegmentTooLong),
         (&longer, E::PathTooLong),
         ("https://h/a%2", E::PercentEncoding),

@@ -12,7 +12,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CacheRef, Duration, SecretRef};
+use super::{CacheRef, Duration, SecretRef, present};
 
 pub use freshness::{Freshness, OnUpstreamFailure};
 pub use refs::Refs;
@@ -112,7 +112,7 @@ pub struct GitMirrorSpec {
         .message("must not contain a query, a fragment, a backslash, spaces, control characters or anything outside ASCII"))]
     #[x_kube(validation = Rule::new(r"self.matches('^file://') || self.matches('^[a-z]+://([A-Za-z0-9._][A-Za-z0-9._-]*@)?([A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?([.][A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?)*|\\[[0-9A-Fa-f:.]+\\])(:0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?(/|$)')")
         .message("must name a valid host and, if any, a port from 1 to 65535"))]
-    #[x_kube(validation = Rule::new("!self.matches('^[a-z]+://[^/]*/(.*/)?([.][.]?(/|$)|/+[^/])')")
+    #[x_kube(validation = Rule::new("!self.matches('^[a-z]+://[^/]*/(.*/)?([.][.]?([.]git)?/*$|[.][.]?/|/+[^/])')")
         .message("must not contain empty path segments or the segments . and .."))]
     #[x_kube(validation = Rule::new("!self.matches('^[a-z]+://[^/]*/(.*/)?([^/]*[.]git(/+[^/]|[.]git/*$)|[.]git/*$)')")
         .message("must not have a path segment that ends in .git before the end, or a repository named .git"))]
@@ -155,13 +155,18 @@ pub struct GitMirrorSpec {
     /// The archive of worktree and .git that clients download instead of cloning.
     #[serde(default)]
     pub snapshot: SnapshotPolicy,
-    /// Whether a new pod restores this mirror before anyone asks for it.
+    /// Whether a new pod restores this mirror before anyone asks for it. Always: before all others. Auto: if it is among
+    /// the most cloned of its GitCache. Never: only when asked for.
     #[serde(default)]
     pub prewarm: Prewarm,
-    /// Who may read the mirror. By default Anonymous without a secretRef and RBAC with one.
+    /// Who may read the mirror. Anonymous: anyone who reaches the port. Authenticated: anyone with a valid Kubernetes
+    /// token. RBAC: anyone whose Kubernetes token may `get` the subresource `clone` of this GitMirror. Upstream: anyone
+    /// whose own credentials the upstream accepts. By default Anonymous without a secretRef and RBAC with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "present::<Access>")]
     pub access: Option<Access>,
-    /// What happens to the mirror's objects in the store when this GitMirror is deleted.
+    /// What happens to the mirror's objects in the store when this GitMirror is deleted. Retain: they stay, and a
+    /// GitMirror of the same URL starts from them. Delete: they are deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 }

@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::present;
+
 /// What one agent pod holds of this mirror, written by that pod alone.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -16,8 +18,11 @@ pub struct Replica {
     #[serde(rename = "podUID", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub pod_uid: Option<String>,
-    /// Where the mirror is in its life on this pod.
+    /// Where the mirror is in its life on this pod. Absent: nothing on disk. Restoring: from the store. Cloning: from the
+    /// upstream. CatchingUp: data on disk, its first look and fetch not done. Ready; Fetching: Ready, with a fetch under
+    /// way. Backoff: restore or clone failed, another attempt follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "present::<Phase>")]
     pub phase: Option<Phase>,
     /// Commit that HEAD names on this pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]

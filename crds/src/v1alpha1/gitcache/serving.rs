@@ -12,7 +12,7 @@ use crate::v1alpha1::SecretRef;
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
-    /// Kind of Service. Defaults to ClusterIP.
+    /// Kind of Service: ClusterIP (the default), NodePort or LoadBalancer.
     #[serde(rename = "type", default)]
     pub type_: ServiceType,
     /// Port of the Service, 1 to 65535. Defaults to 443 with tls and 80 without.

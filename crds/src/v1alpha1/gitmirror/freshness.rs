@@ -18,7 +18,8 @@ pub struct Freshness {
     #[serde(default = "default_look_timeout")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("must be at least 1s"))]
     pub look_timeout: Duration,
-    /// What to answer when the upstream does not.
+    /// What to answer when the upstream does not. ServeStale: the last known state, saying so in a header, a metric and
+    /// the condition Stale. Fail: an error.
     #[serde(default)]
     pub on_upstream_failure: OnUpstreamFailure,
 }
