@@ -1,6 +1,7 @@
 //! `tarn.dev/v1alpha1`: the kinds, their parts, and the conditions they report.
 
 #![expect(unreachable_pub, reason = "KubeSchema repeats each struct, `pub` and all, inside a function")]
+#![expect(clippy::duplicated_attributes, reason = "clippy takes the fields of two printer columns for one")]
 
 mod duration;
 mod quantity;
@@ -13,7 +14,7 @@ mod gitcache;
 
 pub mod conditions;
 
-#[cfg(all(test, feature = "manifest"))]
+#[cfg(test)]
 mod rules;
 
 pub use duration::{Duration, DurationError};

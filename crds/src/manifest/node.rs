@@ -85,7 +85,7 @@ impl Node {
                 }
             }
             (Shape::Array { items, .. }, Value::Array(list)) => {
-                list.iter_mut().for_each(|item| items.fill(item))
+                list.iter_mut().for_each(|item| items.fill(item));
             }
             _ => {}
         }
@@ -114,7 +114,7 @@ impl Node {
                     !matches!(&self.shape, Shape::Integer { format: Some(format), .. } if format == "int32");
                 match number.as_i64() {
                     Some(number) if small || i32::try_from(number).is_ok() => {
-                        bounds.check_number(number, &mut wrong)
+                        bounds.check_number(number, &mut wrong);
                     }
                     _ => wrong("is too large a number".into()),
                 }
@@ -211,7 +211,7 @@ fn has_format(value: &str, format: &str) -> bool {
         "byte" => {
             let digits = value.trim_end_matches('=');
             let digit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
-            value.len() % 4 == 0 && value.len() - digits.len() <= 2 && digits.bytes().all(digit)
+            value.len().is_multiple_of(4) && value.len() - digits.len() <= 2 && digits.bytes().all(digit)
         }
         _ => true,
     }

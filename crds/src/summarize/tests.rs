@@ -105,7 +105,7 @@ fn every_situation_has_its_conditions() {
         (
             "no pod could restore",
             with(facts(0, 1), |f| {
-                f.findings = vec![finding(Wrong::RestoreFailed, Reason::CheckpointDamaged)]
+                f.findings = vec![finding(Wrong::RestoreFailed, Reason::CheckpointDamaged)];
             }),
             "Ready=False/CheckpointDamaged Reconciling=True/Retrying RestoreFailed=True/CheckpointDamaged",
             InProgress,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::v1alpha1::SecretRef;
 
 /// The Service that clients reach.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
     /// Kind of Service: ClusterIP (the default), NodePort or LoadBalancer.
@@ -23,12 +23,6 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub annotations: BTreeMap<String, String>,
-}
-
-impl Default for Service {
-    fn default() -> Self {
-        Self { type_: ServiceType::default(), port: None, annotations: BTreeMap::new() }
-    }
 }
 
 /// Kind of Service.
