@@ -3,8 +3,11 @@
 
 pub mod agent;
 pub mod eventually;
+pub mod generate;
 pub mod git;
 mod listening;
+pub mod load;
+pub mod measure;
 pub mod process;
 pub mod proxy;
 pub mod s3;

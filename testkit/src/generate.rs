@@ -1,0 +1,162 @@
+//! A repository made from a seed: the same objects every time, as much work for git as a large real one.
+//!
+//! Benchmarks need a repository on which `git upload-pack` is dear: hundreds of megabytes of pack, long delta
+//! chains, and a tip worktree whose blobs are mostly stored as deltas of other versions (a depth-1 clone must
+//! then search and compress anew). So this writes what a project of ten years looks like: thousands of text
+//! files that are edited far more often than added, some catalogues and binaries, merges, branches and tags.
+//! Everything streams through `git fast-import`; memory holds the current worktree, never the history.
+//! Only object ids are promised to repeat: packs depend on git's version and its threads.
+
+mod history;
+mod random;
+mod stream;
+mod text;
+mod tree;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::git::Git;
+
+/// Changes whenever the same profile and seed give other objects, so that caches start anew.
+pub const VERSION: u32 = 1;
+
+/// What to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// Names the profile in caches and reports.
+    pub name: &'static str,
+    /// Objects to reach; history goes on until they are there.
+    pub objects: u64,
+    /// Branches and tags together, HEAD's branch included.
+    pub refs: u32,
+    /// Files of the worktree at the tip, about.
+    pub files: u32,
+    /// Decides everything else.
+    pub seed: u64,
+}
+
+impl Profile {
+    /// The benchmarks' repository: as large as git/git (419,403 objects, 318 MB packed, 1,016 refs).
+    pub const FULL: Self = Self { name: "full", objects: 420_000, refs: 1_016, files: 6_000, seed: 1 };
+
+    /// A few seconds' worth, for tests of the harness itself. Too small to compare servers with.
+    pub const SMALL: Self = Self { name: "small", objects: 6_000, refs: 40, files: 250, seed: 1 };
+
+    /// Finds a profile by name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::FULL, Self::SMALL].into_iter().find(|profile| profile.name == name)
+    }
+
+    /// Tells repositories of different content apart, as a file name.
+    pub fn key(&self) -> String {
+        let Self { name, objects, refs, files, seed } = self;
+        format!("{name}-{objects}-{refs}-{files}-seed{seed}-v{VERSION}")
+    }
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// Commits of all branches.
+    pub commits: u64,
+    /// Objects of all kinds.
+    pub objects: u64,
+    /// Files of the worktree at the tip.
+    pub files: u64,
+    /// Bytes of that worktree.
+    pub worktree_bytes: u64,
+    /// The commit HEAD stands for.
+    pub head: String,
+}
+
+/// Writes a bare repository to `dir`, which must not exist: one pack with a bitmap, refs packed.
+///
+/// A failure leaves a partial directory behind; the caller stages and renames.
+pub fn generate(dir: &Path, profile: &Profile) -> Result<Generated> {
+    ensure!(!dir.exists(), "{} exists already", dir.display());
+    let git = Git::new()?;
+    run(git.command(["init", "--quiet", "--bare", "--template=", "--initial-branch=main"]).arg(dir))?;
+
+    // Depth 0: blobs arrive one after another from unrelated files, and a delta between those would be kept
+    // by the repack below. Level 1: these bytes are compressed again, because `-F` makes that repack ignore them.
+    let mut import = git.command(["-c", "core.compression=1", "fast-import", "--quiet", "--depth=0"]);
+    import.current_dir(dir).stdin(Stdio::piped());
+    let mut import = import.spawn().context("start git fast-import")?;
+    let stdin = import.stdin.take().context("fast-import has no standard input")?;
+    let totals = history::write(stream::Stream::new(stdin), profile);
+    let status = import.wait().context("wait for git fast-import")?;
+    let totals = totals.with_context(|| format!("feed git fast-import, which ended with {status}"))?;
+    ensure!(status.success(), "git fast-import ended with {status}");
+
+    run(git.command(["pack-refs", "--all", "--prune"]).current_dir(dir))?;
+    run(git.command(["repack", "-adbF", "--quiet", "--window-memory=256m"]).current_dir(dir))?;
+    let head = output(git.command(["rev-parse", "HEAD"]).current_dir(dir))?;
+    Ok(Generated {
+        commits: totals.commits,
+        objects: packed(&output(git.command(["count-objects", "-v"]).current_dir(dir))?)?,
+        files: totals.files,
+        worktree_bytes: totals.worktree_bytes,
+        head,
+    })
+}
+
+/// Reads the number of packed objects from `git count-objects -v`.
+fn packed(counts: &str) -> Result<u64> {
+    let line = counts.lines().find_map(|line| line.strip_prefix("in-pack: "));
+    line.context("git count-objects names no packed objects")?.parse().context("read git count-objects")
+}
+
+/// Runs a command to its end, which must be a success.
+fn run(command: &mut Command) -> Result<()> {
+    output(command).map(drop)
+}
+
+/// Runs a command and gives its output back without the final newline.
+fn output(command: &mut Command) -> Result<String> {
+    let done = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.success(), "{command:?} ended with {}: {}", done.status, stderr.trim_end());
+    Ok(String::from_utf8_lossy(&done.stdout).trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TINY: Profile = Profile { objects: 1_500, refs: 12, files: 60, ..Profile::SMALL };
+
+    #[test]
+    fn the_same_seed_makes_the_same_commits_and_another_seed_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = generate(&dir.path().join("first.git"), &TINY).unwrap();
+        let again = generate(&dir.path().join("again.git"), &TINY).unwrap();
+        let other = generate(&dir.path().join("other.git"), &Profile { seed: 2, ..TINY }).unwrap();
+        assert_eq!(first, again);
+        assert_ne!(first.head, other.head);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_there_and_sound() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("repo.git");
+        let made = generate(&repo, &TINY).unwrap();
+        let git = Git::new().unwrap();
+        let ask = |args: &[&str]| output(git.command(args).current_dir(&repo)).unwrap();
+        ask(&["fsck", "--strict"]);
+        assert_eq!(ask(&["for-each-ref"]).lines().count(), 12);
+        assert_eq!(ask(&["rev-list", "--all", "--count"]), made.commits.to_string());
+        assert_eq!(ask(&["rev-list", "--all", "--objects"]).lines().count() as u64, made.objects);
+        assert_eq!(ask(&["ls-tree", "-r", "--name-only", "HEAD"]).lines().count() as u64, made.files);
+        assert!(made.objects >= TINY.objects);
+        let types = ask(&["for-each-ref", "--format=%(objecttype)", "refs/tags"]);
+        assert!(types.contains("tag") && types.contains("commit"), "annotated and light tags: {types}");
+        assert!(ask(&["rev-list", "--merges", "--count", "HEAD"]) != "0");
+        let files = std::fs::read_dir(repo.join("objects/pack")).unwrap();
+        let names: Vec<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        let count = |suffix| names.iter().filter(|name| name.ends_with(suffix)).count();
+        assert_eq!((count(".pack"), count(".bitmap")), (1, 1), "{names:?}");
+    }
+}
