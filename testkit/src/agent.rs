@@ -29,13 +29,36 @@ pub struct Builder {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     data: Option<PathBuf>,
+    settings: Settings,
+    manifests: Manifests,
+}
+
+/// How the agent learns its own directories and addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settings {
+    Flags,
+    Environment,
+}
+
+/// Whether the agent is given a manifests directory of the kit's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manifests {
+    Own,
+    None,
 }
 
 impl Builder {
     /// Starts with this binary, or with the one `TARN_AGENT_BIN` names.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
         let binary = std::env::var_os("TARN_AGENT_BIN").map_or_else(|| binary.into(), PathBuf::from);
-        Self { binary, args: Vec::new(), env: Vec::new(), data: None }
+        Self {
+            binary,
+            args: Vec::new(),
+            env: Vec::new(),
+            data: None,
+            settings: Settings::Flags,
+            manifests: Manifests::Own,
+        }
     }
 
     /// Adds a flag or value to the command line.
@@ -68,6 +91,20 @@ impl Builder {
     #[must_use]
     pub fn data(mut self, dir: impl Into<PathBuf>) -> Self {
         self.data = Some(dir.into());
+        self
+    }
+
+    /// Tells the agent its data directory and addresses by environment variables, and no manifests directory.
+    #[must_use]
+    pub fn through_environment(mut self) -> Self {
+        self.settings = Settings::Environment;
+        self.without_manifests()
+    }
+
+    /// Starts without `--manifests`; the caller may add one.
+    #[must_use]
+    pub fn without_manifests(mut self) -> Self {
+        self.manifests = Manifests::None;
         self
     }
 
@@ -105,10 +142,19 @@ impl Builder {
         agent.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         agent.env("HOME", home.join("home")).env("RUST_BACKTRACE", "1");
         agent.envs(self.env.iter().map(|(key, value)| (key, value)));
-        agent.current_dir(home).arg("serve").arg("--data").arg(data);
-        agent.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        agent.current_dir(home).arg("serve");
+        let free = "127.0.0.1:0";
+        match self.settings {
+            Settings::Flags => {
+                agent.arg("--data").arg(data).args(["--listen", free, "--admin-listen", free]);
+            }
+            Settings::Environment => {
+                agent.env("TARN_AGENT_DATA", data);
+                agent.env("TARN_AGENT_LISTEN", free).env("TARN_AGENT_ADMIN_LISTEN", free);
+            }
+        }
         let manifests = home.join("manifests");
-        if manifests.exists() {
+        if self.manifests == Manifests::Own && manifests.exists() {
             agent.arg("--manifests").arg(manifests);
         }
         agent.args(&self.args);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -185,6 +185,12 @@ impl State {
                 wrap.apply(answer).await?
             }
             Action::Answer { status, content_type, text } => plain(status, content_type, text),
+            Action::Redirect(base) => {
+                let mut answer = plain(StatusCode::FOUND, "text/plain", "elsewhere\n");
+                let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+                answer.headers_mut().insert(LOCATION, format!("{base}{path}").parse()?);
+                answer
+            }
         };
         self.note(number, answer.status());
         fault::released(self.faults.subscribe(), &repo, operation).await;

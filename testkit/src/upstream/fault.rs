@@ -26,6 +26,8 @@ pub enum Fault {
     Status(u16),
     /// 200 with a web page, as a captive portal or a login form gives.
     Html,
+    /// 302 to the same path and query below this URL.
+    Redirect(String),
     /// The answer comes this much later.
     Delay(Duration),
     /// The answer's body comes at about this many bytes a second.
@@ -54,6 +56,8 @@ pub(super) enum Action {
     Pass { wrap: Wrap },
     /// Answer this instead.
     Answer { status: StatusCode, content_type: &'static str, text: &'static str },
+    /// Send the client there, with the path and query it asked for.
+    Redirect(String),
 }
 
 /// What happens to a good answer.
@@ -115,6 +119,7 @@ pub(super) async fn meet(mut faults: watch::Receiver<Faults>, repo: &str, operat
             let text = "<!DOCTYPE html><html><body>Please log in</body></html>\n";
             Action::Answer { status: StatusCode::OK, content_type: "text/html; charset=utf-8", text }
         }
+        Fault::Redirect(base) => Action::Redirect(base),
         Fault::Delay(delay) => {
             tokio::time::sleep(delay).await;
             Action::Pass { wrap: Wrap::Whole }
