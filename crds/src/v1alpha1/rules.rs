@@ -214,6 +214,7 @@ fn caches() -> Vec<Case> {
             &[("spec.storage", "set one of emptyDir and volumeClaim, not both")],
         ),
         cache(&claim("0"), &[("spec.storage.volumeClaim.size", "must be above zero")]),
+        cache(&json!({"storage": {"volumeClaim": {"size": 1_073_741_824}}}), &[]),
         cache_update(&claim("1Gi"), &claim("2Gi"), &[]),
         cache_update(&claim("1024Mi"), &claim("1Gi"), &[]),
         cache_update(
