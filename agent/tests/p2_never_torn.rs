@@ -130,7 +130,9 @@ async fn what_an_answer_names_can_be_fetched_although_the_upstream_moved_on() ->
         assert_eq!(git.ls_remote(&scene.url()?).await?["HEAD"], root);
         // A slow client comes with what it was told before the force-push.
         let clone = git.clone_repo(&scene.url()?, &scene.place(&format!("v{version}")), &[]).await?;
-        clone.git(&["-c", &format!("protocol.version={version}"), "fetch", "--quiet", "origin", &doomed]).await?;
+        clone
+            .git(&["-c", &format!("protocol.version={version}"), "fetch", "--quiet", "origin", &doomed])
+            .await?;
         assert_eq!(clone.rev_parse("FETCH_HEAD").await?, doomed);
         clone.fsck().await?;
     }

@@ -79,7 +79,9 @@ async fn upstream_that_hangs_costs_the_look_timeout_once() -> Result<()> {
 async fn answers_other_than_gits_are_failures_too() -> Result<()> {
     let scene = Scene::with(&["freshness: {lookTimeout: 2s}"]).await?;
     let before = scene.refs().await?;
-    for fault in [Fault::Html, Fault::Status(500), Fault::Status(404), Fault::Status(401), Fault::CutAfter(20)] {
+    for fault in
+        [Fault::Html, Fault::Status(500), Fault::Status(404), Fault::Status(401), Fault::CutAfter(20)]
+    {
         scene.upstream.fault(fault.clone());
         assert_eq!(scene.refs().await?, before, "{fault:?}");
         let freshness = scene.freshness().await?;

@@ -24,8 +24,18 @@ async fn a_push_is_seen_by_the_very_next_ls_remote_and_clone_a_hundred_times() -
         } else {
             head.clone()
         };
-        scene.git.run(["-C", work.path().to_str().unwrap_or_default(), "push", "--quiet", "--force",
-            "origin", &format!("{source}:{pushed}")]).await?;
+        scene
+            .git
+            .run([
+                "-C",
+                work.path().to_str().unwrap_or_default(),
+                "push",
+                "--quiet",
+                "--force",
+                "origin",
+                &format!("{source}:{pushed}"),
+            ])
+            .await?;
         let refs = scene.refs().await?;
         ensure!(refs.get(&pushed) == Some(&source), "round {round}: {pushed} is {:?}", refs.get(&pushed));
         let clone = scene.clone(&format!("clone-{round}"), &["--mirror"]).await?;

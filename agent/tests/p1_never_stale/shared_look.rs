@@ -40,7 +40,11 @@ async fn a_look_that_began_before_a_request_does_not_answer_it() -> Result<()> {
         let (late, ()) = tokio::join!(scene.refs(), async {
             // The late request has arrived when its answer waits for a second look, or at the latest after a
             // second, if it (rightly) waits for the first look to end before it begins one.
-            let second = async { while looks(&scene) < 2 { tokio::task::yield_now().await } };
+            let second = async {
+                while looks(&scene) < 2 {
+                    tokio::task::yield_now().await
+                }
+            };
             // Whether it came in time is judged by the answer.
             let _ = tokio::time::timeout(Duration::from_secs(1), second).await;
             scene.upstream.mend();
@@ -60,10 +64,8 @@ async fn forty_requests_at_once_share_a_few_looks() -> Result<()> {
     let target = format!("{}/git-upload-pack", scene.path());
     let body = [b"0014command=ls-refs\n".as_slice(), b"0001", b"0000"].concat();
     let ask = async || {
-        let headers = [
-            ("Content-Type", "application/x-git-upload-pack-request"),
-            ("Git-Protocol", "version=2"),
-        ];
+        let headers =
+            [("Content-Type", "application/x-git-upload-pack-request"), ("Git-Protocol", "version=2")];
         scene.connect().await?.ask("POST", &target, &headers, &body).await
     };
     let requests = futures_util::future::join_all((0..40).map(|_| ask()));

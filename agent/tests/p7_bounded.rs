@@ -1,0 +1,136 @@
+//! P7: memory, children and queues have limits; a child dies with its client.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tarn_testkit::eventually::eventually;
+use tarn_testkit::git::Repo;
+use tarn_testkit::wire::Connection;
+
+use crate::scene::Scene;
+use crate::serving::{fetch_request, post};
+
+/// More than the buffers between upload-pack and a client that reads nothing can take.
+const LARGE: usize = 16_000_000;
+
+async fn large() -> Result<Scene> {
+    let scene =
+        Scene::prepared(&[], async |_, origin: &Repo| origin.grow("main", 4, LARGE / 4, 1).await.map(drop))
+            .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    scene.agent.wait_idle().await?;
+    Ok(scene)
+}
+
+/// A client that asks for everything and reads nothing.
+async fn stalled_client(scene: &Scene, head: &str) -> Result<Connection> {
+    let mut client = scene.connect().await?;
+    client.send(&post(&scene.path(), "git-upload-pack", &fetch_request(&[head], &["done"]))).await?;
+    Ok(client)
+}
+
+#[tokio::test]
+async fn a_child_dies_with_its_client() -> Result<()> {
+    let scene = large().await?;
+    let head = scene.origin.rev_parse("main").await?;
+    let client = stalled_client(&scene, &head).await?;
+    eventually(Duration::from_secs(10), "a child", async || {
+        ensure!(!scene.agent.children()?.is_empty(), "none");
+        Ok(())
+    })
+    .await?;
+    drop(client);
+    eventually(Duration::from_secs(5), "no child", async || {
+        let children = scene.agent.children()?;
+        ensure!(children.is_empty(), "{children:?}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(scene.agent.strays(), []);
+    Ok(())
+}
+
+#[tokio::test]
+async fn children_do_not_grow_with_clients_and_others_are_served_meanwhile() -> Result<()> {
+    let scene = large().await?;
+    let head = scene.origin.rev_parse("main").await?;
+    let mut clients = Vec::new();
+    for _ in 0..120 {
+        clients.push(stalled_client(&scene, &head).await?);
+    }
+    eventually(Duration::from_secs(20), "children", async || {
+        ensure!(scene.agent.children()?.len() >= 2, "few");
+        Ok(())
+    })
+    .await?;
+    // Refs are answered although all places for children may be taken.
+    scene.expect_upstream_refs().await?;
+    let children = scene.agent.children()?.len();
+    assert!(children < 120, "{children} children for 120 stalled clients");
+    drop(clients);
+    scene.agent.wait_idle().await?;
+    scene.clone("clone", &[]).await?.fsck().await
+}
+
+#[tokio::test]
+async fn memory_does_not_grow_with_the_repository() -> Result<()> {
+    let scene =
+        Scene::prepared(&[], async |_, origin| origin.grow("main", 8, 12_000_000, 1).await.map(drop)).await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    let head = scene.origin.rev_parse("main").await?;
+    // Four whole packs of 96 MB at once; the client throws them away.
+    let download = async || {
+        let mut client = stalled_client(&scene, &head).await?;
+        let answer = client.answer().await?;
+        ensure!(answer.status == 200 && answer.body.len() > 96_000_000, "{} bytes", answer.body.len());
+        Ok(())
+    };
+    tokio::try_join!(download(), download(), download(), download())?;
+    let peak = peak_memory(scene.agent.pid()?)?;
+    assert!(peak < 120_000, "the agent alone took {peak} kB");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_compressed_body_that_swells_is_refused_before_it_fills_the_memory() -> Result<()> {
+    let scene = Scene::ready().await?;
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let zeros = vec![b'0'; 1 << 20];
+    for _ in 0..512 {
+        std::io::Write::write_all(&mut bomb, &zeros)?;
+    }
+    let bomb = bomb.finish()?;
+    let target = format!("{}/git-upload-pack", scene.path());
+    let headers = [
+        ("Content-Type", "application/x-git-upload-pack-request"),
+        ("Content-Encoding", "gzip"),
+        ("Git-Protocol", "version=2"),
+    ];
+    for _ in 0..4 {
+        let answer = scene.connect().await?.ask("POST", &target, &headers, &bomb).await?;
+        assert!((400..500).contains(&answer.status), "{}: {}", answer.status, answer.text());
+    }
+    let peak = peak_memory(scene.agent.pid()?)?;
+    assert!(peak < 200_000, "the agent took {peak} kB");
+    Ok(())
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_keep_others_out() -> Result<()> {
+    let scene = Scene::ready().await?;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let mut connection = scene.connect().await?;
+        connection.send(b"GET /git/half").await?;
+        idle.push(connection);
+    }
+    scene.expect_upstream_refs().await?;
+    Ok(())
+}
+
+/// The most memory a process has had, in kB.
+fn peak_memory(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}

@@ -1,0 +1,6 @@
+//! P8: only declared repositories, only for those who may, and no credential where it can be read.
+
+mod configuration;
+mod credentials;
+mod paths;
+mod undeclared;
