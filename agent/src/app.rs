@@ -25,9 +25,13 @@ use crate::{
         Settings,
         disk::{Disk, DiskError},
     },
+    packs::Packs,
     serve::{self, ServeError, Serving},
     shutdown,
 };
+
+/// The most that cached answers take on the disk.
+const PACK_BUDGET: u64 = 10 << 30;
 
 /// Why the agent cannot start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +92,8 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let manifests =
         |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
     let mut manifests = Manifests::new(config.manifests.clone(), flags, rules).map_err(manifests)?;
-    let serving = Serving::new(fleet.clone(), git.clone(), &disk, metrics.clone()).await?;
+    let packs = Packs::new(&disk.packs(), PACK_BUDGET, metrics.clone())?;
+    let serving = Serving::new(fleet.clone(), git.clone(), &disk, packs, metrics.clone()).await?;
 
     let stopping = shutdown::on_signal()?;
     let git_port = listen(config.listen).await?;
@@ -140,7 +145,8 @@ fn spawn(listener: TcpListener, router: Router, until: CancellationToken) -> Abo
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
         });
-        let serve = axum::serve(listener, router).with_graceful_shutdown(until.cancelled_owned());
+        let serve = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+            .with_graceful_shutdown(until.cancelled_owned());
         if let Err(error) = serve.await {
             tracing::error!(%error, "a port is no longer served");
         }

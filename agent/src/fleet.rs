@@ -9,7 +9,7 @@ use std::{
 };
 
 use tarn_crds::repo::RepoId;
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
     git::Git,
@@ -23,6 +23,8 @@ pub struct Fleet {
     git: Git,
     disk: Arc<Disk>,
     metrics: Metrics,
+    /// Upkeep of mirrors takes turns.
+    upkeep: Arc<Semaphore>,
     declared: RwLock<Declared>,
 }
 
@@ -50,7 +52,7 @@ pub struct Refused {
 impl Fleet {
     /// An empty fleet.
     pub fn new(git: Git, disk: Arc<Disk>, metrics: Metrics) -> Self {
-        Self { git, disk, metrics, declared: RwLock::default() }
+        Self { git, disk, metrics, upkeep: Arc::new(Semaphore::new(1)), declared: RwLock::default() }
     }
 
     /// The mirror of `id`, if it is declared.
@@ -110,8 +112,13 @@ impl Fleet {
                 Some(mirror) => mirror.configure(settings).await,
                 None => {
                     tracing::info!(repo = %id, url = %settings.url, "mirror declared");
-                    let (mirror, task) =
-                        Mirror::start(self.git.clone(), self.disk.clone(), self.metrics.clone(), settings);
+                    let (mirror, task) = Mirror::start(
+                        self.git.clone(),
+                        self.disk.clone(),
+                        self.metrics.clone(),
+                        self.upkeep.clone(),
+                        settings,
+                    );
                     self.write(|declared| declared.mirrors.insert(id, Running { mirror, task }));
                 }
             }

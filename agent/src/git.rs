@@ -6,6 +6,7 @@
 pub mod command;
 pub mod object;
 pub mod orphans;
+pub mod pack;
 pub mod refs;
 pub mod remote;
 pub mod stderr;

@@ -10,6 +10,8 @@ pub mod shutdown;
 pub mod git;
 pub mod protocol;
 pub mod upstream;
+pub mod tail;
+pub mod packs;
 pub mod mirror;
 pub mod fleet;
 pub mod serve;

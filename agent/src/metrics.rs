@@ -38,6 +38,24 @@ pub struct Basis {
     pub freshness: &'static str,
 }
 
+/// How a request for a pack met the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Lookup {
+    /// `hit`: whole already; `joined`: being made; `miss`: made for this request; `bypass`: never shared.
+    pub result: &'static str,
+}
+
+impl Lookup {
+    /// The answer was whole already.
+    pub const HIT: Self = Self { result: "hit" };
+    /// The answer was being made.
+    pub const JOINED: Self = Self { result: "joined" };
+    /// The answer is made for this request.
+    pub const MISS: Self = Self { result: "miss" };
+    /// The request is one whose answer cannot be shared.
+    pub const BYPASS: Self = Self { result: "bypass" };
+}
+
 /// Handles on all metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -48,6 +66,10 @@ pub struct Metrics {
     pub answers: Family<Basis, Counter>,
     /// `tarn_serve_sent_bytes_total`: bytes of packs sent.
     pub sent: Counter,
+    /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
+    pub pack_lookups: Family<Lookup, Counter>,
+    /// `tarn_packs_kept_bytes`: length of the answers kept.
+    pub pack_bytes: Gauge,
     /// `tarn_serve_upload_packs`: running `git upload-pack` children.
     pub upload_packs: Gauge,
     /// `tarn_mirror_looks_total`: looks at upstreams.
@@ -69,6 +91,8 @@ impl Metrics {
             requests: Family::default(),
             answers: Family::default(),
             sent: Counter::default(),
+            pack_lookups: Family::default(),
+            pack_bytes: Gauge::default(),
             upload_packs: Gauge::default(),
             looks: Family::default(),
             look_seconds: Histogram::new(SECONDS),
@@ -80,6 +104,18 @@ impl Metrics {
         serve.register("answers", "Answers about refs, by what they rested on", metrics.answers.clone());
         serve.register_with_unit("sent", "Bytes of packs sent", Unit::Bytes, metrics.sent.clone());
         serve.register("upload_packs", "Running git upload-pack children", metrics.upload_packs.clone());
+        let packs = registry.sub_registry_with_prefix("packs");
+        packs.register(
+            "lookups",
+            "Requests for packs, by how they met the cache",
+            metrics.pack_lookups.clone(),
+        );
+        packs.register_with_unit(
+            "kept",
+            "Length of the answers kept",
+            Unit::Bytes,
+            metrics.pack_bytes.clone(),
+        );
         let mirror = registry.sub_registry_with_prefix("mirror");
         mirror.register("looks", "Looks at upstreams", metrics.looks.clone());
         mirror.register_with_unit(

@@ -8,6 +8,7 @@ pub mod fetch;
 pub mod freshness;
 pub mod state;
 mod task;
+pub mod upkeep;
 
 use std::{
     collections::HashSet,
@@ -22,14 +23,14 @@ use tarn_crds::{
     v1alpha1::{Access, OnUpstreamFailure, Phase, Refs},
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
 use crate::{
     git::{Git, Oid, RefSet, remote},
     metrics::Metrics,
-    upstream::{Credentials, LookError},
+    upstream::{Credentials, LookError, Looker},
 };
 use disk::Disk;
 use fetch::FetchError;
@@ -83,6 +84,10 @@ pub struct View {
     pub bytes: u64,
     /// Reason code and text of what is wrong; `None` while nothing is.
     pub trouble: Option<Trouble>,
+    /// A repository that serves shallow clones cheaply, and the commit it was made for.
+    pub seed: Option<(PathBuf, Oid)>,
+    /// The upstream, for requests that are handed on to it.
+    pub upstream: Option<Arc<Looker>>,
 }
 
 /// What is wrong with a mirror.
@@ -139,6 +144,8 @@ enum Message {
     Settle(Vec<Oid>, oneshot::Sender<Result<(), BringError>>),
     /// Fetch these objects by name, whatever refs lead to them.
     Extra(Vec<Oid>, oneshot::Sender<Result<(), BringError>>),
+    /// Someone clones shallowly: a seed pays.
+    Shallow,
     /// The user changed the declaration.
     Configure(Arc<Settings>),
 }
@@ -160,11 +167,17 @@ pub struct Mirror {
 
 impl Mirror {
     /// Starts the task of the mirror that `settings` declare. What is on the disk is found and used.
-    pub fn start(git: Git, disk: Arc<Disk>, metrics: Metrics, settings: Settings) -> (Self, JoinHandle<()>) {
+    pub fn start(
+        git: Git,
+        disk: Arc<Disk>,
+        metrics: Metrics,
+        upkeep: Arc<Semaphore>,
+        settings: Settings,
+    ) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(MAX_QUEUED);
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
-        let (task, ports) = task::Task::new(git.clone(), disk, metrics, Arc::new(settings));
+        let (task, ports) = task::Task::new(git.clone(), disk, metrics, upkeep, Arc::new(settings));
         let task::Ports { view, settings, progress } = ports;
         let handle = tokio::spawn(task.run(inbox));
         (Self { id, dir, git, messages, view, settings, progress }, handle)
@@ -199,6 +212,12 @@ impl Mirror {
     pub async fn configure(&self, settings: Settings) {
         // The task ends only when all handles are gone, and this is one.
         let _ = self.messages.send(Message::Configure(Arc::new(settings))).await;
+    }
+
+    /// Says that someone clones shallowly, so that the next one may be cheap.
+    pub fn asked_shallow(&self) {
+        // A full queue has better things to do.
+        let _ = self.messages.try_send(Message::Shallow);
     }
 
     /// Asks for a look that begins after this call; concurrent calls share one.

@@ -1,6 +1,7 @@
 //! Git's wire protocol as values: pure parsers and writers, no input or output.
 
 pub mod advertisement;
+pub mod fetch;
 pub mod ls_refs;
 pub mod pktline;
 pub mod request;

@@ -6,18 +6,18 @@
 pub mod body;
 pub mod error;
 pub mod info_refs;
+pub mod queue;
 pub mod upload_pack;
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{ConnectInfo, Request, State},
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
-use tokio::sync::Semaphore;
 
 use crate::{
     fleet::Fleet,
@@ -26,12 +26,15 @@ use crate::{
     },
     metrics::{Metrics, Route},
     mirror::{Mirror, disk::Disk, freshness::Freshness},
+    packs::Packs,
     protocol::advertisement::{AdvertisementError, Capabilities},
 };
 use error::Failure;
+use queue::Queue;
 
-/// Children that may run at once. Each has about 18 MB of its own besides the packs it maps.
-const MAX_UPLOAD_PACKS: usize = 64;
+/// Children that may run at once, for each processor: they write to files, so they never wait for a
+/// client, and more of them would only take turns. Each has about 18 MB of its own besides the packs it maps.
+const UPLOAD_PACKS_PER_PROCESSOR: usize = 2;
 
 /// Says what an answer about refs rests on: `verified`, `reused; age=seconds` or `stale; age=seconds`.
 pub const FRESHNESS: HeaderName = HeaderName::from_static("tarn-freshness");
@@ -43,7 +46,8 @@ pub struct Serving {
     metrics: Metrics,
     sha1: Capabilities,
     sha256: Capabilities,
-    children: Arc<Semaphore>,
+    packs: Packs,
+    queue: Queue,
 }
 
 /// Why serving cannot begin.
@@ -65,11 +69,18 @@ impl Serving {
     ///
     /// # Errors
     /// Git fails: above all because the disk is full.
-    pub async fn new(fleet: Arc<Fleet>, git: Git, disk: &Disk, metrics: Metrics) -> Result<Self, ServeError> {
+    pub async fn new(
+        fleet: Arc<Fleet>,
+        git: Git,
+        disk: &Disk,
+        packs: Packs,
+        metrics: Metrics,
+    ) -> Result<Self, ServeError> {
         let sha1 = capabilities(&git, disk, ObjectFormat::Sha1).await?;
         let sha256 = capabilities(&git, disk, ObjectFormat::Sha256).await?;
-        let children = Arc::new(Semaphore::new(MAX_UPLOAD_PACKS));
-        Ok(Self { fleet, git, metrics, sha1, sha256, children })
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let queue = Queue::new(processors * UPLOAD_PACKS_PER_PROCESSOR);
+        Ok(Self { fleet, git, metrics, sha1, sha256, packs, queue })
     }
 
     fn capabilities(&self, format: ObjectFormat) -> &Capabilities {
@@ -136,11 +147,15 @@ impl Verb {
     }
 }
 
-async fn handle(State(serving): State<Arc<Serving>>, request: Request) -> Response {
+async fn handle(
+    State(serving): State<Arc<Serving>>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut label = "other";
-    let response = match dispatch(&serving, request, &mut label).await {
+    let response = match dispatch(&serving, client, request, &mut label).await {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     };
@@ -153,6 +168,7 @@ async fn handle(State(serving): State<Arc<Serving>>, request: Request) -> Respon
 
 async fn dispatch(
     serving: &Arc<Serving>,
+    client: SocketAddr,
     request: Request,
     label: &mut &'static str,
 ) -> Result<Response, Failure> {
@@ -165,7 +181,7 @@ async fn dispatch(
                 .await
         }
         (Verb::UploadPack, &Method::POST) => {
-            upload_pack::handle(serving, repository, &parts.headers, body, label).await
+            upload_pack::handle(serving, repository, client.ip(), &parts.headers, body, label).await
         }
         (Verb::ReceivePack, _) => {
             let mirror = serving.mirror(repository)?;

@@ -1,6 +1,8 @@
-//! The upstream: what it says its refs are, and with which credentials it is asked.
+//! The upstream: what it says its refs are, with which credentials it is asked,
+//! and requests handed on to it.
 
 pub mod credentials;
+pub mod forward;
 pub mod look;
 
 pub use credentials::{Credentials, Secret};

@@ -262,6 +262,12 @@ impl Command {
         self
     }
 
+    /// Sends standard output to `file` instead of a pipe: the child writes, the agent copies nothing.
+    pub fn output_to(mut self, file: std::fs::File) -> Self {
+        self.inner.stdout(file);
+        self
+    }
+
     /// Reports the latest progress line ("Receiving objects:  43% (…)") to `sender`.
     pub fn progress(mut self, sender: Arc<watch::Sender<Option<String>>>) -> Self {
         self.progress = Some(sender);

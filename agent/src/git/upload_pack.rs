@@ -1,12 +1,20 @@
 //! `git upload-pack` as a child: one request in, one response streamed out; and what it can do.
 
-use std::{path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::command::{Child, Git, GitError, failure, read_stderr};
+use super::command::{Child, Command, Git, GitError, failure, read_stderr};
 
 /// Read from the pipe at once; a Linux pipe holds 64 KiB.
 const CHUNK: usize = 64 * 1024;
@@ -42,7 +50,8 @@ impl ProtocolVersion {
             })
     }
 
-    fn env(self) -> &'static str {
+    /// The value of the `Git-Protocol` header, or of `GIT_PROTOCOL`, that asks for it.
+    pub fn env(self) -> &'static str {
         match self {
             Self::V0 => "version=0",
             Self::V1 => "version=1",
@@ -51,47 +60,125 @@ impl ProtocolVersion {
     }
 }
 
-/// Starts `git upload-pack` on `repository`, feeds it `request`, and streams its answer.
-///
-/// The first item tells whether it answers at all: a child that ends with an error before it said
-/// anything is an error there. An error later on means that the answer is cut short. Dropping the stream
-/// kills the child.
-///
-/// # Errors
-/// The child cannot be started.
-pub fn serve(
-    git: &Git,
-    repository: &Path,
-    version: ProtocolVersion,
-    request: Bytes,
-) -> Result<impl Stream<Item = Result<Bytes, GitError>> + Send + use<>, GitError> {
-    let mut command = git.command("upload-pack").env("GIT_PROTOCOL", version.env());
-    for setting in SETTINGS {
-        command = command.config(setting);
-    }
-    let mut child = command.args(["--stateless-rpc"]).arg(repository).spawn()?;
-    let stdin = child.inner.stdin.take();
-    let stdout = child.inner.stdout.take();
-    // The child reads its request while it answers; whoever waits for one before the other locks up.
-    let feed = tokio::spawn(async move {
-        if let Some(mut stdin) = stdin {
-            let _ = stdin.write_all(&request).await;
-        }
-    });
-    let errors = tokio::spawn(read_stderr(child.inner.stderr.take(), None));
-    let state = Answer { child, stdout, feed, errors: Some(errors) };
-    Ok(stream::try_unfold(Some(state), |state| async move {
-        let Some(mut state) = state else { return Ok(None) };
-        let chunk = state.next().await?;
-        Ok(chunk.map(|chunk| (chunk, Some(state))))
-    }))
+/// One request to `git upload-pack`.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The repository.
+    pub repository: PathBuf,
+    /// The protocol version the client speaks.
+    pub version: ProtocolVersion,
+    /// The request's body.
+    pub request: Bytes,
+    /// How git is to look for deltas.
+    pub tuning: Tuning,
 }
+
+/// What makes a pack cheap depends on what is asked for (docs/decisions/0006).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tuning {
+    /// Git's own choice: bitmaps where there are any.
+    #[default]
+    Plain,
+    /// The client is a few commits behind: bitmaps would switch thin packs off.
+    NearHaves,
+    /// A shallow request to a repository with a seed pack, which a multi-pack index would hide.
+    Seeded,
+    /// A shallow request without a seed: the search for deltas costs more than it saves.
+    Unseeded,
+}
+
+impl Tuning {
+    fn setting(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::NearHaves => Some("pack.useBitmaps=false"),
+            Self::Seeded => Some("core.multiPackIndex=false"),
+            Self::Unseeded => Some("pack.window=0"),
+        }
+    }
+}
+
+impl Job {
+    fn command(&self, git: &Git) -> Command {
+        let mut command = git.command("upload-pack").env("GIT_PROTOCOL", self.version.env());
+        for setting in SETTINGS.iter().copied().chain(self.tuning.setting()) {
+            command = command.config(setting);
+        }
+        command.args(["--stateless-rpc"]).arg(&self.repository)
+    }
+
+    fn feed(&self, child: &mut Child) -> AbortOnDropHandle<()> {
+        let (stdin, request) = (child.inner.stdin.take(), self.request.clone());
+        // The child reads its request while it answers; whoever waits for one before the other locks up.
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            if let Some(mut stdin) = stdin {
+                let _ = stdin.write_all(&request).await;
+            }
+        }))
+    }
+
+    /// Runs `git upload-pack` and streams its answer.
+    ///
+    /// The first item tells whether it answers at all: a child that ends with an error before it said
+    /// anything is an error there. An error later on means that the answer is cut short. Dropping the
+    /// stream kills the child.
+    ///
+    /// # Errors
+    /// The child cannot be started.
+    pub fn stream(
+        &self,
+        git: &Git,
+    ) -> Result<impl Stream<Item = Result<Bytes, GitError>> + Send + use<>, GitError> {
+        let mut child = self.command(git).spawn()?;
+        let feed = self.feed(&mut child);
+        let stdout = child.inner.stdout.take();
+        let errors = AbortOnDropHandle::new(tokio::spawn(read_stderr(child.inner.stderr.take(), None)));
+        let state = Answer { child, stdout, _feed: feed, errors: Some(errors) };
+        Ok(stream::try_unfold(Some(state), |state| async move {
+            let Some(mut state) = state else { return Ok(None) };
+            let chunk = state.next().await?;
+            Ok(chunk.map(|chunk| (chunk, Some(state))))
+        }))
+    }
+
+    /// Runs `git upload-pack` with its output appended to `file`, telling `grown` its length as it grows.
+    /// Returns the whole length. Dropping the future kills the child.
+    ///
+    /// # Errors
+    /// The child cannot be started or fails; the file then holds part of an answer, or nothing.
+    pub async fn spool(&self, git: &Git, file: fs::File, grown: impl Fn(u64)) -> Result<u64, GitError> {
+        let io_error = |source| GitError::Io { verb: "upload-pack".into(), source };
+        let seen = file.try_clone().map_err(io_error)?;
+        let length = || seen.metadata().map(|meta| meta.len()).map_err(io_error);
+        let mut child = self.command(git).output_to(file).spawn()?;
+        let _feed = self.feed(&mut child);
+        let errors = AbortOnDropHandle::new(tokio::spawn(read_stderr(child.inner.stderr.take(), None)));
+        // Nobody tells of a file's growth as cheaply as a look at its length does.
+        let mut tick = interval(POLL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let status = loop {
+            tokio::select! {
+                status = child.inner.wait() => break status.map_err(io_error)?,
+                _ = tick.tick() => grown(length()?),
+            }
+        };
+        if status.success() {
+            length()
+        } else {
+            Err(failure("upload-pack", status, &errors.await.unwrap_or_default()))
+        }
+    }
+}
+
+/// How often the length of a growing answer is looked at: less than a client notices, and at most 500
+/// system calls per second and child.
+const POLL: Duration = Duration::from_millis(2);
 
 struct Answer {
     child: Child,
     stdout: Option<tokio::process::ChildStdout>,
-    feed: tokio::task::JoinHandle<()>,
-    errors: Option<tokio::task::JoinHandle<String>>,
+    _feed: AbortOnDropHandle<()>,
+    errors: Option<AbortOnDropHandle<String>>,
 }
 
 impl Answer {
@@ -110,15 +197,6 @@ impl Answer {
             None => String::new(),
         };
         if status.success() { Ok(None) } else { Err(failure("upload-pack", status, &stderr)) }
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        self.feed.abort();
-        if let Some(errors) = &self.errors {
-            errors.abort();
-        }
     }
 }
 

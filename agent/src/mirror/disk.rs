@@ -4,6 +4,7 @@
 //! DATA/lock                       held while an agent runs
 //! DATA/mirrors/<host>/<path>.git  whole mirrors: they appear here by rename only
 //! DATA/staging/                   what is being made; emptied at start
+//! DATA/packs/                     cached answers; emptied at start
 //! DATA/private/                   files with credentials for git; mode 0700, emptied at start
 //! DATA/home/                      git's HOME: empty
 //! ```
@@ -97,6 +98,11 @@ impl Disk {
     /// Where a mirror lives, whether it is there or not.
     pub fn mirror(&self, id: &RepoId) -> PathBuf {
         self.root.join("mirrors").join(id.dir())
+    }
+
+    /// Where cached answers go.
+    pub fn packs(&self) -> PathBuf {
+        self.root.join("packs")
     }
 
     /// Git's HOME.

@@ -14,7 +14,7 @@ use std::{
 use jiff::Timestamp;
 use tarn_crds::repo::RepoId;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time,
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -25,10 +25,11 @@ use super::{
     disk::{Disk, size},
     fetch::{Fetch, FetchError},
     state::{Action, Event, State, interval_delay, retry_delay},
+    upkeep::{Facts, Place, Upkeep, plan},
 };
 use crate::{
     git::{
-        Git, ObjectFormat, Oid, Ref, RefSet,
+        Git, GitError, ObjectFormat, Oid, Ref, RefSet,
         remote::{Patience, Remote},
     },
     metrics::{Metrics, Outcome},
@@ -52,6 +53,7 @@ pub(super) struct Task {
     git: Git,
     disk: Arc<Disk>,
     metrics: Metrics,
+    upkeep_turn: Arc<Semaphore>,
     settings: Arc<Settings>,
     upstream: Result<Upstream, Arc<LookError>>,
     state: State,
@@ -72,6 +74,11 @@ pub(super) struct Task {
     /// Wait for the running fetch.
     after_fetch: Vec<Wanted>,
     extras: VecDeque<Wanted>,
+    facts: Facts,
+    upkeep: Option<(Upkeep, AbortOnDropHandle<Result<Option<PathBuf>, GitError>>)>,
+    seed: Option<(PathBuf, Oid)>,
+    /// Stays until the next one is replaced: children may read it still.
+    old_seed: Option<PathBuf>,
     view_out: watch::Sender<View>,
     settings_out: watch::Sender<Arc<Settings>>,
     progress_out: Arc<watch::Sender<Option<String>>>,
@@ -117,10 +124,17 @@ enum Job {
 enum Finished {
     Look(Result<RefSet, LookError>),
     Job(Result<u64, FetchError>),
+    Upkeep(Result<Option<PathBuf>, GitError>),
 }
 
 impl Task {
-    pub(super) fn new(git: Git, disk: Arc<Disk>, metrics: Metrics, settings: Arc<Settings>) -> (Self, Ports) {
+    pub(super) fn new(
+        git: Git,
+        disk: Arc<Disk>,
+        metrics: Metrics,
+        upkeep_turn: Arc<Semaphore>,
+        settings: Arc<Settings>,
+    ) -> (Self, Ports) {
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
         let view = View {
@@ -132,6 +146,8 @@ impl Task {
             last_fetch: None,
             bytes: 0,
             trouble: None,
+            seed: None,
+            upstream: None,
         };
         let (view_out, view) = watch::channel(view);
         let (settings_out, settings_in) = watch::channel(settings.clone());
@@ -143,6 +159,7 @@ impl Task {
             git,
             disk,
             metrics,
+            upkeep_turn,
             settings,
             state: State::default(),
             stored: None,
@@ -160,6 +177,10 @@ impl Task {
             fetch_due: false,
             after_fetch: Vec::new(),
             extras: VecDeque::new(),
+            facts: Facts::default(),
+            upkeep: None,
+            seed: None,
+            old_seed: None,
             view_out,
             settings_out,
             progress_out: Arc::new(progress_out),
@@ -183,7 +204,8 @@ impl Task {
         loop {
             self.start_what_is_due();
             self.publish();
-            let finished = next_finished(&mut self.look, &mut self.job);
+            let upkeep_at = self.start_upkeep();
+            let finished = next_finished(&mut self.look, &mut self.job, &mut self.upkeep);
             let timer = self.timer;
             tokio::select! {
                 message = inbox.recv() => match message {
@@ -193,7 +215,9 @@ impl Task {
                 finished = finished => match finished {
                     Finished::Look(result) => self.look_finished(result),
                     Finished::Job(result) => self.job_finished(result),
+                    Finished::Upkeep(result) => self.upkeep_finished(result),
                 },
+                () = sleep_until(upkeep_at) => {}
                 () = sleep_until(timer) => {
                     self.timer = None;
                     self.happened(Event::TimerFired);
@@ -216,6 +240,7 @@ impl Task {
             }
         });
         if let Ok(Some((refs, bytes))) = found.await {
+            self.facts.head = refs.head_oid();
             self.stored = Some(Stored::new(Arc::new(refs)));
             self.bytes = bytes;
             self.state.on_disk = true;
@@ -227,6 +252,7 @@ impl Task {
             Message::Look(reply) => self.next_look.push(Waiter::Look(reply)),
             Message::Settle(wants, reply) => self.settle(Wanted { wants, reply }),
             Message::Extra(wants, reply) => self.queue_extra(Wanted { wants, reply }),
+            Message::Shallow => self.facts.shallow_asked = true,
             Message::Configure(settings) => self.configure(settings),
         }
     }
@@ -453,6 +479,8 @@ impl Task {
             Ok(bytes) => {
                 self.bytes = bytes;
                 self.last_fetch = Some(Timestamp::now());
+                self.facts.fetched = Some(Instant::now());
+                self.facts.head = target.head_oid();
                 self.fetch_trouble = None;
                 let behind = self.seen.as_ref().is_none_or(|(seen, _)| *seen != target);
                 let stored = Stored::new(target);
@@ -489,6 +517,57 @@ impl Task {
         }
     }
 
+    /// Starts the upkeep that is due; otherwise says when to ask again.
+    fn start_upkeep(&mut self) -> Option<time::Instant> {
+        if self.upkeep.is_some() || self.stored.is_none() {
+            return None;
+        }
+        let upkeep = match plan(&self.facts, Instant::now())? {
+            Ok(upkeep) => upkeep,
+            Err(at) => return Some(at.into()),
+        };
+        let place = Place {
+            git: self.git.clone(),
+            disk: self.disk.clone(),
+            dir: self.dir.clone(),
+            metrics: self.metrics.clone(),
+            turn: self.upkeep_turn.clone(),
+        };
+        let seed = self.seed.as_ref().map(|(seed, _)| seed.clone());
+        // What is fetched from now on is put in order the next time.
+        if upkeep == Upkeep::Repack {
+            self.facts.repacked = Some(Instant::now());
+        }
+        let run = place.run(upkeep, seed).in_current_span();
+        self.upkeep = Some((upkeep, AbortOnDropHandle::new(tokio::spawn(run))));
+        None
+    }
+
+    fn upkeep_finished(&mut self, result: Result<Option<PathBuf>, GitError>) {
+        let Some((upkeep, _)) = self.upkeep.take() else { return };
+        match (result, upkeep) {
+            (Ok(Some(view)), Upkeep::Seed(tip)) => {
+                self.facts.seeded = Some(tip);
+                let replaced = self.seed.replace((view, tip)).map(|(view, _)| view);
+                if let Some(older) = mem::replace(&mut self.old_seed, replaced) {
+                    let disk = self.disk.clone();
+                    tokio::task::spawn_blocking(move || disk.discard(&older));
+                }
+            }
+            (Ok(_), _) => self.bytes_now(),
+            (Err(error), _) => {
+                tracing::warn!(%error, ?upkeep, "upkeep failed; it will be tried again");
+                self.facts.failed = Some(Instant::now());
+                self.facts.repacked = self.facts.repacked.filter(|_| upkeep != Upkeep::Repack);
+            }
+        }
+    }
+
+    /// Measures the mirror: repacking changes its size.
+    fn bytes_now(&mut self) {
+        self.bytes = size(&self.dir);
+    }
+
     fn publish(&self) {
         let view = View {
             phase: self.state.phase(),
@@ -499,6 +578,8 @@ impl Task {
             last_fetch: self.last_fetch,
             bytes: self.bytes,
             trouble: self.look_trouble.clone().or_else(|| self.fetch_trouble.clone()),
+            seed: self.seed.clone(),
+            upstream: self.upstream.as_ref().ok().map(|upstream| upstream.looker.clone()),
         };
         self.view_out.send_replace(view);
     }
@@ -515,7 +596,19 @@ fn connect(git: &Git, disk: &Disk, settings: &Settings) -> Result<Upstream, Arc<
 }
 
 /// Waits for the look or the job, whichever ends first; for ever where there is neither.
-async fn next_finished(look: &mut Option<RunningLook>, job: &mut Option<Job>) -> Finished {
+async fn next_finished(
+    look: &mut Option<RunningLook>,
+    job: &mut Option<Job>,
+    upkeep: &mut Option<(Upkeep, AbortOnDropHandle<Result<Option<PathBuf>, GitError>>)>,
+) -> Finished {
+    let upkeep = async {
+        match upkeep {
+            Some((_, result)) => result.await.unwrap_or_else(|error| {
+                Err(GitError::Io { verb: "repack".into(), source: std::io::Error::other(error) })
+            }),
+            None => std::future::pending().await,
+        }
+    };
     let look = async {
         match look {
             Some(look) => {
@@ -535,6 +628,7 @@ async fn next_finished(look: &mut Option<RunningLook>, job: &mut Option<Job>) ->
     tokio::select! {
         result = look => Finished::Look(result),
         result = job => Finished::Job(result),
+        result = upkeep => Finished::Upkeep(result),
     }
 }
 

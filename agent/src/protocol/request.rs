@@ -6,6 +6,7 @@
 use bstr::{BStr, ByteSlice};
 
 use super::{
+    fetch::Fetch,
     ls_refs::LsRefs,
     pktline::{FLUSH, Packet, PacketError, Packets},
 };
@@ -16,8 +17,10 @@ use crate::git::{ObjectFormat, Oid, upload_pack::ProtocolVersion};
 pub enum Request {
     /// The refs (v2).
     LsRefs(LsRefs),
-    /// Objects: `fetch` in v2, the negotiation in v0 and v1.
-    Fetch {
+    /// Objects (v2).
+    Fetch(Box<Fetch>),
+    /// Objects (v0 and v1): a round of negotiation, for git to judge.
+    Negotiation {
         /// The objects the client wants to have afterwards.
         wants: Vec<Oid>,
     },
@@ -70,6 +73,7 @@ fn parse_v2(body: &[u8], format: ObjectFormat) -> Result<Request, RequestError> 
     let mut command = None;
     // A client that says nothing means sha1 (serve.c: check_algorithm).
     let mut asked = "sha1".to_owned();
+    let mut server_options = false;
     let has_arguments = loop {
         match packets.next().ok_or(RequestError::Empty)?? {
             Packet::Delimiter => break true,
@@ -80,6 +84,8 @@ fn parse_v2(body: &[u8], format: ObjectFormat) -> Result<Request, RequestError> 
                     command = Some(name);
                 } else if let Some(name) = line.strip_prefix(b"object-format=") {
                     asked = name.to_str_lossy().into_owned();
+                } else if line.starts_with(b"server-option=") {
+                    server_options = true;
                 }
             }
         }
@@ -101,7 +107,10 @@ fn parse_v2(body: &[u8], format: ObjectFormat) -> Result<Request, RequestError> 
         b"ls-refs" => {
             LsRefs::parse(arguments).map(Request::LsRefs).map_err(|line| unexpected(line.as_bstr()))
         }
-        b"fetch" => Ok(Request::Fetch { wants: wants(arguments)? }),
+        b"fetch" => {
+            let fetch = Fetch::parse(arguments).map_err(|line| unexpected(line.0.as_bstr()))?;
+            Ok(Request::Fetch(Box::new(if server_options { fetch.unusual() } else { fetch })))
+        }
         other => Err(RequestError::Command(other.to_str_lossy().into_owned())),
     }
 }
@@ -115,7 +124,11 @@ fn parse_v0(body: &[u8]) -> Result<Request, RequestError> {
             None => break,
         }
     }
-    if lines.is_empty() { Err(RequestError::Empty) } else { Ok(Request::Fetch { wants: wants(lines)? }) }
+    if lines.is_empty() {
+        Err(RequestError::Empty)
+    } else {
+        Ok(Request::Negotiation { wants: wants(lines)? })
+    }
 }
 
 fn wants<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Oid>, RequestError> {
@@ -167,18 +180,12 @@ mod tests {
             v2(&["command=ls-refs", "--", "peel"]),
             Ok(Request::LsRefs(LsRefs { peel: true, ..LsRefs::default() }))
         );
-        let fetch = v2(&[
-            "command=fetch",
-            "agent=x",
-            "--",
-            "thin-pack",
-            &format!("want {two}"),
-            &format!("want {one}"),
-            &format!("want {two}"),
-            "done",
-        ]);
+        let (want_one, want_two) = (format!("want {one}"), format!("want {two}"));
+        let fetch =
+            v2(&["command=fetch", "agent=x", "--", "thin-pack", &want_two, &want_one, &want_two, "done"]);
         let oids = [one, two].map(|hex| Oid::from_hex(hex.as_bytes()).unwrap());
-        assert_eq!(fetch, Ok(Request::Fetch { wants: oids.to_vec() }));
+        let Ok(Request::Fetch(fetch)) = fetch else { panic!("{fetch:?}") };
+        assert_eq!((fetch.wants.as_slice(), fetch.done), (oids.as_slice(), true));
     }
 
     #[test]
@@ -190,7 +197,7 @@ mod tests {
             "deepen 1",
         ]);
         let request = parse(&text, ProtocolVersion::V0, ObjectFormat::Sha1).unwrap();
-        assert_eq!(request, Request::Fetch { wants: vec![Oid::from_hex(one.as_bytes()).unwrap()] });
+        assert_eq!(request, Request::Negotiation { wants: vec![Oid::from_hex(one.as_bytes()).unwrap()] });
     }
 
     #[test]

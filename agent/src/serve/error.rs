@@ -88,6 +88,11 @@ impl Failure {
         failure
     }
 
+    /// The upstream, to which the request was handed on, refuses or breaks off.
+    pub fn upstream(reason: impl Display) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "UpstreamFailed", reason)
+    }
+
     /// The child that should answer failed.
     pub fn child(error: &crate::git::GitError) -> Self {
         tracing::warn!(%error, "upload-pack failed");

@@ -1,21 +1,29 @@
-//! `POST git-upload-pack`: refs from memory, objects from a child.
+//! `POST git-upload-pack`: refs from memory; objects from the pack cache, whose misses a child or, while
+//! the mirror is not there yet, the upstream fills.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, header};
+use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use super::{Serving, answer, body, error::Failure, info_refs::fresh_refs, version};
+use super::{Serving, answer, body, error::Failure, info_refs::fresh_refs, queue::Place, version};
 use crate::{
     git::{
-        GitError, ObjectFormat, Oid,
-        upload_pack::{ProtocolVersion, serve},
+        ObjectFormat, Oid, RefSet, pack,
+        upload_pack::{Job, ProtocolVersion, Tuning},
     },
-    mirror::Mirror,
-    protocol::request::{self, Request},
+    metrics::{Lookup, Metrics},
+    mirror::{Mirror, View},
+    packs::{Keep, Spool},
+    protocol::{
+        fetch::{Fetch, Key},
+        request::{self, Request},
+    },
+    upstream::Looker,
 };
 
 const REQUEST: &str = "application/x-git-upload-pack-request";
@@ -24,7 +32,7 @@ const RESULT: &str = "application/x-git-upload-pack-result";
 /// How long a request waits for its turn to start a child.
 const QUEUE_WAIT: Duration = Duration::from_secs(60);
 
-/// Answers the request; `label` becomes its kind.
+/// Answers the request of `client`; `label` becomes its kind.
 ///
 /// # Errors
 /// The request makes no sense, or the repository is not declared. What goes wrong later is answered with
@@ -32,6 +40,7 @@ const QUEUE_WAIT: Duration = Duration::from_secs(60);
 pub async fn handle(
     serving: &Arc<Serving>,
     repository: &str,
+    client: IpAddr,
     headers: &HeaderMap,
     body: Body,
     label: &mut &'static str,
@@ -42,6 +51,15 @@ pub async fn handle(
     let format = format(serving, &mirror).await?;
     let request =
         request::parse(&bytes, version, format).map_err(|error| Failure::bad_request("BadRequest", error))?;
+    let wanted = |request| Wanted {
+        serving: serving.clone(),
+        line: format!("{client} {}", mirror.id()),
+        mirror: mirror.clone(),
+        format,
+        version,
+        request,
+        body: bytes.clone(),
+    };
     match request {
         Request::Probe => Ok(answer(RESULT, None, Body::empty())),
         Request::LsRefs(request) => {
@@ -51,10 +69,14 @@ pub async fn handle(
                 Err(failure) => failure.into_packet(),
             })
         }
-        Request::Fetch { wants } => {
+        Request::Fetch(request) => {
             *label = "fetch";
-            let served = fetch(serving, &mirror, version, &wants, bytes).await;
-            Ok(served.unwrap_or_else(Failure::into_packet))
+            let wants = request.wants.clone();
+            Ok(wanted(Some(*request)).serve(&wants).await.unwrap_or_else(Failure::into_packet))
+        }
+        Request::Negotiation { wants } => {
+            *label = "fetch";
+            Ok(wanted(None).serve(&wants).await.unwrap_or_else(Failure::into_packet))
         }
     }
 }
@@ -70,64 +92,209 @@ async fn format(serving: &Serving, mirror: &Mirror) -> Result<ObjectFormat, Fail
     }
 }
 
-async fn fetch(
-    serving: &Arc<Serving>,
-    mirror: &Mirror,
-    version: ProtocolVersion,
-    wants: &[Oid],
-    request: Bytes,
-) -> Result<Response, Failure> {
-    let settings = mirror.settings();
-    timeout(settings.timeout, mirror.bring(wants)).await.map_err(|_| Failure::busy())??;
-    let permit = timeout(QUEUE_WAIT, serving.children.clone().acquire_owned()).await;
-    let permit = permit.ok().and_then(Result::ok).ok_or_else(Failure::busy)?;
-    let gauge = Running::new(serving);
-    let mut child = Box::pin(
-        serve(&serving.git, mirror.dir(), version, request).map_err(|error| Failure::child(&error))?,
-    );
-    // The first bytes decide between an answer and an error that git can show.
-    let first = match child.next().await {
-        Some(Ok(first)) => first,
-        Some(Err(error)) => return Err(Failure::child(&error)),
-        None => Bytes::new(),
-    };
-    let rest = stream::once(async { Ok(first) }).chain(rest(child));
-    // The permit and the gauge live as long as the child, which ends with the stream.
-    let counted = rest.inspect(move |chunk: &Result<Bytes, GitError>| {
-        let _held = (&permit, &gauge);
-        if let Ok(chunk) = chunk {
-            gauge.serving.metrics.sent.inc_by(u64::try_from(chunk.len()).unwrap_or(0));
-        }
-    });
-    Ok(answer(RESULT, None, Body::from_stream(counted)))
-}
-
-/// The rest of a child's answer. An error breaks the connection: the client must not take what it has for
-/// the whole.
-fn rest(
-    child: Pin<Box<impl Stream<Item = Result<Bytes, GitError>> + Send + 'static>>,
-) -> impl Stream<Item = Result<Bytes, GitError>> + Send + 'static {
-    child.inspect(|chunk| {
-        if let Err(error) = chunk {
-            tracing::warn!(%error, "upload-pack failed in mid-stream; the connection is cut");
-        }
-    })
-}
-
-/// Counts a running child.
-struct Running {
+/// A request for objects on its way to an answer.
+#[derive(Clone)]
+struct Wanted {
     serving: Arc<Serving>,
+    /// The line it waits in for a child.
+    line: String,
+    mirror: Mirror,
+    format: ObjectFormat,
+    version: ProtocolVersion,
+    /// The request as understood; `None` before protocol v2.
+    request: Option<Fetch>,
+    body: Bytes,
+}
+
+impl Wanted {
+    async fn serve(self, wants: &[Oid]) -> Result<Response, Failure> {
+        let view = self.mirror.view();
+        let cold = view.stored.is_none();
+        match view.upstream.clone().filter(|upstream| cold && upstream.can_forward()) {
+            Some(upstream) => self.pass_through(&view, upstream).await,
+            None => {
+                let patience = self.mirror.settings().timeout;
+                timeout(patience, self.mirror.bring(wants)).await.map_err(|_| Failure::busy())??;
+                self.serve_from_disk().await
+            }
+        }
+    }
+
+    /// From the cache or, where the answer cannot be shared, from a child of its own.
+    async fn serve_from_disk(self) -> Result<Response, Failure> {
+        let view = self.mirror.view();
+        let refs =
+            view.stored.as_ref().map_or_else(|| Arc::new(RefSet::empty(self.format)), |s| s.refs.clone());
+        let shallow = self.request.as_ref().is_some_and(Fetch::is_shallow);
+        if shallow {
+            self.mirror.asked_shallow();
+        }
+        let Some(request) = self.request.clone().and_then(|request| request.normalised(&refs)) else {
+            return self.stream(Tuning::default()).await;
+        };
+        let key = request.key(&self.mirror.id().to_string(), self.format, &refs);
+        let normal = Self { body: request.to_request(self.format).into(), ..self.clone() };
+        match self.shared(key, Keep::Packs, |spool| normal.make(request, view, spool)).await {
+            Ok(response) => Ok(response),
+            // A full disk, or a maker that died: the client need not suffer for it.
+            Err(reason) => {
+                tracing::warn!(reason, "an answer cannot be cached; it is streamed");
+                self.stream(Tuning::default()).await
+            }
+        }
+    }
+
+    /// Serves the cached answer `key`, which `make` fills if it is not there; an error if it ends before
+    /// its first byte.
+    async fn shared<F>(&self, key: Key, keep: Keep, make: impl FnOnce(Spool) -> F) -> Result<Response, String>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let shelf = self.serving.packs.get_or_make(key, keep, make).map_err(|error| error.to_string())?;
+        let length = shelf.length();
+        let mut chunks = Box::pin(shelf.read());
+        let first = match chunks.next().await {
+            Some(Ok(first)) => first,
+            Some(Err(error)) => return Err(error.to_string()),
+            None => Bytes::new(),
+        };
+        let mut response = self.respond(first, chunks);
+        if let Some(length) = length {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        Ok(response)
+    }
+
+    /// Fills `spool` by a child.
+    async fn make(self, request: Fetch, view: View, spool: Spool) {
+        let Spool { file, writer, unwanted } = spool;
+        let work = async {
+            let place = self.place().await.map_err(|_| "too many requests wait".to_owned())?;
+            let _running = Running::new(&self.serving.metrics, place);
+            let job = self.job(&request, &view).await;
+            job.spool(&self.serving.git, file, |length| writer.grown(length)).await.map_err(|error| {
+                tracing::warn!(%error, "upload-pack failed");
+                error.to_string()
+            })
+        };
+        let done = tokio::select! {
+            done = work => done,
+            () = unwanted.cancelled() => Err("nobody wants it any more".to_owned()),
+        };
+        match done {
+            Ok(length) => writer.finish(length),
+            Err(reason) => writer.fail(&reason),
+        }
+    }
+
+    async fn job(&self, request: &Fetch, view: &View) -> Job {
+        let mirror = self.mirror.dir().to_owned();
+        let (repository, tuning) = match (&view.seed, request.deepen) {
+            (Some((seed, _)), Some(_)) => (seed.clone(), Tuning::Seeded),
+            (None, Some(_)) => (mirror, Tuning::Unseeded),
+            (_, None) if request.haves.is_empty() => (mirror, Tuning::Plain),
+            (_, None) => {
+                let near = pack::is_near(&self.serving.git, &mirror, &request.wants, &request.haves).await;
+                (mirror, if near { Tuning::NearHaves } else { Tuning::Plain })
+            }
+        };
+        Job { repository, version: self.version, request: self.body.clone(), tuning }
+    }
+
+    async fn place(&self) -> Result<Place, Failure> {
+        let place = timeout(QUEUE_WAIT, self.serving.queue.place(&self.line)).await;
+        place.ok().flatten().ok_or_else(Failure::busy)
+    }
+
+    /// Streams the answer of a child that serves this request only.
+    async fn stream(self, tuning: Tuning) -> Result<Response, Failure> {
+        self.serving.metrics.pack_lookups.get_or_create(&Lookup::BYPASS).inc();
+        let running = Running::new(&self.serving.metrics, self.place().await?);
+        let (repository, request) = (self.mirror.dir().to_owned(), self.body.clone());
+        let job = Job { repository, version: self.version, request, tuning };
+        let mut child = Box::pin(job.stream(&self.serving.git).map_err(|error| Failure::child(&error))?);
+        // The first bytes decide between an answer and an error that git can show.
+        let first = match child.next().await {
+            Some(Ok(first)) => first,
+            Some(Err(error)) => return Err(Failure::child(&error)),
+            None => Bytes::new(),
+        };
+        let held = child.inspect(move |_| {
+            let _held = &running;
+        });
+        Ok(self.respond(first, held))
+    }
+
+    /// From the upstream, while the mirror is being made. Requests that are the same share one answer.
+    async fn pass_through(self, view: &View, upstream: Arc<Looker>) -> Result<Response, Failure> {
+        let refs =
+            view.seen.as_ref().map_or_else(|| Arc::new(RefSet::empty(self.format)), |(refs, _)| refs.clone());
+        let normal = self.request.clone().and_then(|request| request.normalised(&refs));
+        let (key, keep, body) = match normal {
+            Some(request) => {
+                let key = request.key(&self.mirror.id().to_string(), self.format, &refs);
+                (key, Keep::Packs, request.to_request(self.format).into())
+            }
+            None => (self.raw_key(), Keep::Nothing, self.body.clone()),
+        };
+        let version = self.version;
+        let make = move |spool: Spool| async move {
+            let Spool { file, writer, unwanted } = spool;
+            let done = tokio::select! {
+                done = upstream.fetch(version, body, file, |length| writer.grown(length)) => done.map_err(|error| error.to_string()),
+                () = unwanted.cancelled() => Err("nobody wants it any more".to_owned()),
+            };
+            match done {
+                Ok(length) => writer.finish(length),
+                Err(reason) => writer.fail(&reason),
+            }
+        };
+        tracing::debug!(repo = %self.mirror.id(), "passed through to the upstream");
+        self.shared(key, keep, make).await.map_err(Failure::upstream)
+    }
+
+    /// Names a request that has no normal form by its very bytes.
+    fn raw_key(&self) -> Key {
+        let mut hash = Sha256::new();
+        hash.update(format!("{} {} ", self.mirror.id(), self.version.env()));
+        hash.update(&self.body);
+        hash.finalize().into()
+    }
+
+    /// `first`, then `rest`; an error there breaks the connection, so that nobody takes what came before
+    /// for the whole.
+    fn respond<E>(
+        &self,
+        first: Bytes,
+        rest: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    ) -> Response
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let sent = self.serving.metrics.sent.clone();
+        let all = stream::once(async { Ok(first) }).chain(rest).inspect(move |chunk| match chunk {
+            Ok(chunk) => drop(sent.inc_by(u64::try_from(chunk.len()).unwrap_or(0))),
+            Err(error) => tracing::warn!(%error, "an answer breaks off; the connection is cut"),
+        });
+        answer(RESULT, None, Body::from_stream(all))
+    }
+}
+
+/// Counts a running child and holds its place.
+struct Running {
+    metrics: Metrics,
+    _place: Place,
 }
 
 impl Running {
-    fn new(serving: &Arc<Serving>) -> Self {
-        serving.metrics.upload_packs.inc();
-        Self { serving: serving.clone() }
+    fn new(metrics: &Metrics, place: Place) -> Self {
+        metrics.upload_packs.inc();
+        Self { metrics: metrics.clone(), _place: place }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.serving.metrics.upload_packs.dec();
+        self.metrics.upload_packs.dec();
     }
 }

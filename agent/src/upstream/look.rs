@@ -4,7 +4,7 @@
 //! is asked once and remembered. file: the same protocol with a local `git upload-pack`. ssh:
 //! `git ls-remote`. Nothing here decides when to look; see `mirror::freshness`.
 
-use std::{path::PathBuf, sync::Mutex, time::Duration};
+use std::{fmt, path::PathBuf, sync::Mutex, time::Duration};
 
 use bstr::BString;
 use bytes::Bytes;
@@ -111,11 +111,11 @@ impl From<reqwest::Error> for LookError {
 
 /// Looks at one upstream.
 pub struct Looker {
-    git: Git,
-    url: UpstreamUrl,
+    pub(super) git: Git,
+    pub(super) url: UpstreamUrl,
     remote: Remote,
-    client: Client,
-    authorization: Option<HeaderValue>,
+    pub(super) client: Client,
+    pub(super) authorization: Option<HeaderValue>,
     known: Mutex<Option<Known>>,
 }
 
@@ -125,6 +125,12 @@ struct Known {
     service: String,
     format: ObjectFormat,
     unborn: bool,
+}
+
+impl fmt::Debug for Looker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Looker({})", self.url)
+    }
 }
 
 impl Looker {
@@ -236,8 +242,17 @@ impl Looker {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, LookError> {
+        self.send_with(request, HeaderValue::from_static("version=2")).await
+    }
+
+    /// Sends `request` with the mirror's credentials in the protocol version that `protocol` names.
+    pub(super) async fn send_with(
+        &self,
+        request: reqwest::RequestBuilder,
+        protocol: HeaderValue,
+    ) -> Result<Response, LookError> {
         let mut headers = HeaderMap::new();
-        headers.insert(GIT_PROTOCOL, HeaderValue::from_static("version=2"));
+        headers.insert(GIT_PROTOCOL, protocol);
         if let Some(value) = &self.authorization {
             headers.insert(header::AUTHORIZATION, value.clone());
         }
@@ -252,15 +267,29 @@ impl Looker {
         }
     }
 
-    async fn look_at_file(&self) -> Result<RefSet, LookError> {
+    /// Where a file:// upstream lies.
+    pub(super) fn path(&self) -> PathBuf {
         let path = self.url.as_str().strip_prefix("file://").unwrap_or_default();
-        let path = PathBuf::from(percent_decode_str(path).decode_utf8_lossy().into_owned());
+        PathBuf::from(percent_decode_str(path).decode_utf8_lossy().into_owned())
+    }
+
+    pub(super) fn file_job(
+        &self,
+        repository: PathBuf,
+        version: ProtocolVersion,
+        request: Bytes,
+    ) -> upload_pack::Job {
+        upload_pack::Job { repository, version, request, tuning: upload_pack::Tuning::default() }
+    }
+
+    async fn look_at_file(&self) -> Result<RefSet, LookError> {
+        let path = self.path();
         let body = upload_pack::advertise(&self.git, &path, ProtocolVersion::V2).await?;
         let Advertisement::V2 { format, unborn } = advertisement::parse(&body)? else {
             return Err(LookError::NotGit("git speaks an old protocol".into()));
         };
         let request = LsRefs { unborn, ..LsRefs::everything() }.to_request(format, AGENT);
-        let answer = upload_pack::serve(&self.git, &path, ProtocolVersion::V2, Bytes::from(request))?;
+        let answer = self.file_job(path, ProtocolVersion::V2, request.into()).stream(&self.git)?;
         let mut answer = std::pin::pin!(answer);
         let mut body = BString::default();
         while let Some(chunk) = answer.next().await {
@@ -270,12 +299,18 @@ impl Looker {
     }
 }
 
-async fn read(response: Response, expected: &str) -> Result<BString, LookError> {
+/// Makes sure that an answer is of git's own type `expected`.
+pub(super) fn check_type(response: &Response, expected: &str) -> Result<(), LookError> {
     let kind =
         response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("nothing");
-    if kind.split(';').next() != Some(expected) {
-        return Err(LookError::NotGit(format!("it sends {:?}", kind.get(..60).unwrap_or(kind))));
+    if kind.split(';').next() == Some(expected) {
+        return Ok(());
     }
+    Err(LookError::NotGit(format!("it sends {:?}", kind.get(..60).unwrap_or(kind))))
+}
+
+async fn read(response: Response, expected: &str) -> Result<BString, LookError> {
+    check_type(&response, expected)?;
     let (mut body, mut chunks) = (BString::default(), response.bytes_stream());
     while let Some(chunk) = chunks.next().await {
         extend(&mut body, &chunk?)?;

@@ -1,0 +1,179 @@
+//! What is done to a mirror while it serves: repacking, bitmaps, the seed for shallow clones.
+//!
+//! What is due is decided by [`plan`], a pure function. One upkeep runs at a time in the whole agent, with
+//! one thread, and waits while requests keep the processors busy.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+use super::disk::Disk;
+use crate::{
+    git::{Git, GitError, Oid, pack},
+    metrics::Metrics,
+};
+
+/// Packs are put in order once no fetch has come for this long, …
+const QUIET: Duration = Duration::from_secs(5);
+/// … or, where fetches never cease, this long after the last time.
+const AT_MOST: Duration = Duration::from_secs(300);
+/// A failed upkeep is tried again after this.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// More running children than this count as load.
+const BUSY_CHILDREN: i64 = 1;
+/// How long upkeep waits for the load to cease.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upkeep {
+    /// Make a seed for this commit.
+    Seed(Oid),
+    /// Repack, and index what is there.
+    Repack,
+}
+
+/// What the decision rests on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    /// The commit `HEAD` leads to.
+    pub head: Option<Oid>,
+    /// The commit the present seed was made for.
+    pub seeded: Option<Oid>,
+    /// Someone asked for a shallow clone since this process began.
+    pub shallow_asked: bool,
+    /// When the last clone or fetch ended; `None` before the first in this process.
+    pub fetched: Option<Instant>,
+    /// When the packs were last put in order.
+    pub repacked: Option<Instant>,
+    /// When upkeep last failed.
+    pub failed: Option<Instant>,
+}
+
+/// What is due at `now`, or when to ask again; `None` until something happens.
+pub fn plan(facts: &Facts, now: Instant) -> Option<Result<Upkeep, Instant>> {
+    if let Some(again) = facts.failed.map(|failed| failed + RETRY).filter(|again| *again > now) {
+        return Some(Err(again));
+    }
+    if let Some(head) = facts.head.filter(|head| facts.shallow_asked && facts.seeded != Some(*head)) {
+        return Some(Ok(Upkeep::Seed(head)));
+    }
+    let fetched =
+        facts.fetched.filter(|fetched| facts.repacked.is_none_or(|repacked| repacked < *fetched))?;
+    // A new mirror is put in order at once: without bitmaps every clone costs five times as much.
+    let due =
+        facts.repacked.map_or(fetched, |repacked| (fetched + QUIET).min((repacked + AT_MOST).max(fetched)));
+    Some(if due <= now { Ok(Upkeep::Repack) } else { Err(due) })
+}
+
+/// Where upkeep works.
+#[derive(Clone)]
+pub struct Place {
+    /// The installed git.
+    pub git: Git,
+    /// The data directory.
+    pub disk: Arc<Disk>,
+    /// The mirror.
+    pub dir: PathBuf,
+    /// For the number of running children.
+    pub metrics: Metrics,
+    /// One at a time in the whole agent.
+    pub turn: Arc<Semaphore>,
+}
+
+impl Place {
+    /// Carries `upkeep` out; `seed` is the present one. Returns the new seed, if one was made.
+    ///
+    /// # Errors
+    /// Git fails; the mirror is as good as before.
+    pub async fn run(self, upkeep: Upkeep, seed: Option<PathBuf>) -> Result<Option<PathBuf>, GitError> {
+        let _turn = self.turn.acquire().await;
+        self.wait_for_calm().await;
+        let started = Instant::now();
+        let made = match upkeep {
+            Upkeep::Seed(tip) => Some(self.make_seed(tip, seed.as_deref()).await?),
+            Upkeep::Repack => {
+                pack::put_in_order(&self.git, &self.dir).await?;
+                None
+            }
+        };
+        tracing::debug!(
+            ?upkeep,
+            millis = started.elapsed().as_millis(),
+            packs = pack::count(&self.dir),
+            "upkeep"
+        );
+        Ok(made)
+    }
+
+    async fn make_seed(&self, tip: Oid, old: Option<&Path>) -> Result<PathBuf, GitError> {
+        let view = self.disk.staging();
+        let made = pack::make_seed(&self.git, &self.dir, &view, old, tip).await;
+        if made.is_err() {
+            // Removed at the next start at the latest.
+            let _ = self.disk.discard(&view);
+        }
+        made.map(|()| view)
+    }
+
+    async fn wait_for_calm(&self) {
+        let calm = async {
+            while self.metrics.upload_packs.get() > BUSY_CHILDREN {
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        let _ = timeout(MAX_WAIT, calm).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn oid(digit: u8) -> Oid {
+        Oid::from_hex(&[digit; 40]).unwrap()
+    }
+
+    #[test]
+    fn a_new_mirror_is_put_in_order_at_once_and_later_when_quiet() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let fresh = Facts { fetched: Some(at(0)), ..Facts::default() };
+        assert_eq!(plan(&fresh, at(0)), Some(Ok(Upkeep::Repack)));
+        let done = Facts { repacked: Some(at(1)), ..fresh };
+        assert_eq!(plan(&done, at(9)), None);
+        let again = Facts { fetched: Some(at(10)), ..done };
+        assert_eq!(plan(&again, at(11)), Some(Err(at(15))));
+        assert_eq!(plan(&again, at(15)), Some(Ok(Upkeep::Repack)));
+    }
+
+    #[test]
+    fn fetches_that_never_cease_do_not_put_it_off_for_ever() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let facts = Facts { repacked: Some(at(0)), fetched: Some(at(400)), ..Facts::default() };
+        assert_eq!(plan(&facts, at(400)), Some(Ok(Upkeep::Repack)));
+    }
+
+    #[test]
+    fn seeds_follow_head_once_someone_clones_shallowly() {
+        let now = Instant::now();
+        let facts = Facts { head: Some(oid(b'1')), ..Facts::default() };
+        assert_eq!(plan(&facts, now), None);
+        let asked = Facts { shallow_asked: true, ..facts };
+        assert_eq!(plan(&asked, now), Some(Ok(Upkeep::Seed(oid(b'1')))));
+        let seeded = Facts { seeded: Some(oid(b'1')), ..asked };
+        assert_eq!(plan(&seeded, now), None);
+        assert_eq!(plan(&Facts { head: Some(oid(b'2')), ..seeded }, now), Some(Ok(Upkeep::Seed(oid(b'2')))));
+        let failed = Facts { failed: Some(now), ..asked };
+        assert_eq!(plan(&failed, now), Some(Err(now + RETRY)));
+    }
+}
