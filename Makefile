@@ -1,0 +1,36 @@
+# The verbs of this repository; .ci/run calls the same ones.
+
+CARGO  ?= cargo
+CRATES := tarn-crds tarn-agent tarn-testkit
+# Flags of the benchmark: make bench BENCH="--quick"; docs/benchmarks.md explains them.
+BENCH  ?=
+
+.PHONY: help demo lint test gen verify bench
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: ## mirror this checkout, push upstream, see the push through Tarn; leaves nothing behind
+	@scripts/demo
+
+lint: ## formatting, clippy, each crate on its own, what the documentation names, dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
+	set -e; for crate in $(CRATES); do $(CARGO) check --locked -p $$crate; done
+	scripts/check-docs
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
+	else echo 'lint: cargo-deny is not installed; the dependencies are not compared with deny.toml'; fi
+
+test: ## all tests; those of the store need versitygw (CONTRIBUTING.md)
+	$(CARGO) test --workspace --locked
+
+gen: ## write what is generated: the CRDs of the chart
+	$(CARGO) run --quiet --locked -p tarn-crds --features crdgen --bin crdgen
+
+verify: gen ## fail if anything is generated anew, or not committed
+	@test -z "$$(git status --porcelain)" || { git status --short; git --no-pager diff; \
+	  echo 'verify: the tree is not as committed; run make gen, then commit what changed' >&2; exit 1; }
+
+bench: ## compare git http-backend and Tarn, side by side; takes about half an hour
+	$(CARGO) build --release --locked --bin tarn-agent --bin bench
+	$(CARGO) run --quiet --release --locked --bin bench -- $(BENCH)
