@@ -49,16 +49,13 @@ pub enum StartError {
     #[error("{0}")]
     Mirrors(String),
     /// The manifests directory.
-    #[error("cannot read the manifests directory {path}: {source}")]
+    #[error("cannot read {path}: {source}; --manifests must name a directory that this user may read")]
     Manifests {
         /// The directory.
         path: PathBuf,
         /// What the operating system said.
         source: io::Error,
     },
-    /// There is nothing to mirror, and never will be.
-    #[error("nothing to mirror: give --manifests DIR or --mirror URL")]
-    Nothing,
     /// A port.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -80,7 +77,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let rules = Rules { allow_file: config.allow_file_upstreams };
     let flags = flags(&config.mirrors, rules)?;
     if config.manifests.is_none() && flags.is_empty() {
-        return Err(StartError::Nothing);
+        tracing::warn!("nothing to mirror: give --manifests DIR or --mirror URL");
     }
     let data = config.data.clone();
     let disk = tokio::task::spawn_blocking(move || Disk::open(&data)).await.map_err(io::Error::other)??;
@@ -98,8 +95,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let stopping = shutdown::on_signal()?;
     let git_port = listen(config.listen).await?;
     let admin_port = listen(config.admin_listen).await?;
+    // Watching begins before the first reading, so that no change falls in between.
+    let changes = manifests.changes();
     manifests.apply(&fleet).await;
-    let watching = AbortOnDropHandle::new(tokio::spawn(manifests.watch(fleet.clone())));
+    let watching = AbortOnDropHandle::new(tokio::spawn(manifests.follow(changes, fleet.clone())));
     // For whoever started the agent with port 0, and as a sign that it serves.
     let (git_address, admin_address) = (git_port.local_addr()?, admin_port.local_addr()?);
     writeln!(io::stdout(), "listening git={git_address} admin={admin_address}")?;

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::telemetry::LogFormat;
 
@@ -58,11 +58,40 @@ pub struct Serve {
     pub log_format: LogFormat,
 }
 
+/// Variables that begin like a flag's twin but belong to none, so that a misspelt one is not ignored.
+///
+/// Kubernetes itself sets such variables for a Service called `tarn-agent`; those do not count.
+pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let cli = Cli::command();
+    let known: Vec<&str> = cli
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|flag| flag.get_env()?.to_str())
+        .collect();
+    let unknown = |name: &String| {
+        name.strip_prefix("TARN_AGENT_").is_some_and(|rest| {
+            let service_link = rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_");
+            !service_link && !known.contains(&name.as_str())
+        })
+    };
+    names.into_iter().filter(unknown).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
+
+    #[test]
+    fn misspelt_variables_are_found_and_service_links_are_not() {
+        let names = [
+            "TARN_AGENT_LISTNE",
+            "TARN_AGENT_LISTEN",
+            "TARN_AGENT_PORT_80_TCP",
+            "TARN_AGENT_SERVICE_HOST",
+            "PATH",
+        ];
+        assert_eq!(unknown_variables(names.map(String::from)), ["TARN_AGENT_LISTNE"]);
+    }
 
     #[test]
     fn every_flag_has_an_environment_twin() {

@@ -5,12 +5,16 @@ use std::process::ExitCode;
 use clap::Parser;
 use tarn_agent::{
     app,
-    config::{Cli, Command},
+    config::{Cli, Command, unknown_variables},
     telemetry,
 };
 
 fn main() -> ExitCode {
     let Cli { command: Command::Serve(serve) } = Cli::parse();
+    let unknown = unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()));
+    if !unknown.is_empty() {
+        return fail(2, &format!("unknown variables, perhaps misspelt: {}", unknown.join(", ")));
+    }
     if let Err(error) = telemetry::start(&serve.log, serve.log_format) {
         return fail(2, &format!("--log: {error}"));
     }

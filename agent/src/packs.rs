@@ -301,7 +301,7 @@ mod tests {
         let (_dir, packs) = packs(1 << 20);
         let stuck = |spool: Spool| async move {
             spool.unwanted.cancelled().await;
-            spool.writer.fail("unwanted");
+            spool.writer.fail("unwanted", crate::tail::Blame::File);
         };
         let first = packs.get_or_make([1; 32], Keep::Packs, stuck).unwrap();
         let second = packs.get_or_make([1; 32], Keep::Packs, never).unwrap();

@@ -22,18 +22,32 @@ const CHUNK: usize = 128 * 1024;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TailError {
     /// The writer failed; what was read is not the whole.
-    #[error("{0}")]
-    Writer(Arc<str>),
+    #[error("{reason}")]
+    Writer {
+        /// Why.
+        reason: Arc<str>,
+        /// Whether the same request may succeed without the file.
+        blame: Blame,
+    },
     /// The file cannot be read.
     #[error("cannot read the cached answer: {0}")]
     Read(Arc<io::Error>),
+}
+
+/// Who made a writer fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The request, or what should answer it: it would fail again.
+    Request,
+    /// The file or its writer: the request may succeed without them.
+    File,
 }
 
 /// How far the writer is.
 #[derive(Clone, Debug, Default)]
 struct Progress {
     length: u64,
-    end: Option<Result<(), Arc<str>>>,
+    end: Option<Result<(), (Arc<str>, Blame)>>,
 }
 
 /// The writer's side: says how far the file has grown. Dropping it before [`Writer::finish`] fails the
@@ -72,8 +86,8 @@ impl Writer {
     }
 
     /// Says that the file will never be whole, and why.
-    pub fn fail(self, reason: &str) {
-        self.progress.send_modify(|progress| progress.end = Some(Err(reason.into())));
+    pub fn fail(self, reason: &str, blame: Blame) {
+        self.progress.send_modify(|progress| progress.end = Some(Err((reason.into(), blame))));
     }
 }
 
@@ -82,7 +96,7 @@ impl Drop for Writer {
         self.progress.send_if_modified(|progress| {
             let unfinished = progress.end.is_none();
             if unfinished {
-                progress.end = Some(Err("the work was given up".into()));
+                progress.end = Some(Err(("the work was given up".into(), Blame::File)));
             }
             unfinished
         });
@@ -101,7 +115,7 @@ impl Tail {
         let mut progress = self.progress.clone();
         let end = progress.wait_for(|progress| progress.end.is_some()).await;
         match end.ok().and_then(|progress| progress.end.clone()) {
-            Some(Err(reason)) => Err(TailError::Writer(reason)),
+            Some(Err((reason, blame))) => Err(TailError::Writer { reason, blame }),
             _ => Ok(()),
         }
     }
@@ -116,7 +130,9 @@ impl Tail {
                 let Ok(progress) = wait.await else { return Ok(None) };
                 if progress.length <= at {
                     return match &progress.end {
-                        Some(Err(reason)) => Err(TailError::Writer(reason.clone())),
+                        Some(Err((reason, blame))) => {
+                            Err(TailError::Writer { reason: reason.clone(), blame: *blame })
+                        }
                         _ => Ok(None),
                     };
                 }
@@ -219,7 +235,7 @@ mod tests {
             if vanish {
                 drop(writer)
             } else {
-                writer.fail("broken")
+                writer.fail("broken", Blame::Request)
             }
             assert!(reader.next().await.unwrap().is_err());
             assert!(all(&tail).await.is_err());

@@ -61,31 +61,44 @@ impl Manifests {
         }
     }
 
-    /// Applies every change, for ever.
-    pub async fn watch(mut self, fleet: Arc<Fleet>) {
-        let Some(dir) = self.dir.clone() else { return std::future::pending().await };
-        let changed = Arc::new(Notify::new());
-        let notifier = changed.clone();
+    /// Begins to watch the directory.
+    pub fn changes(&self) -> Changes {
+        let happened = Arc::new(Notify::new());
+        let notifier = happened.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| !event.kind.is_access()) {
                 notifier.notify_one();
             }
         });
-        // Dropping the watcher ends the watching.
-        let _watcher = watcher
-            .and_then(|mut watcher| {
-                watcher.watch(&dir, RecursiveMode::NonRecursive)?;
-                Ok(watcher)
-            })
-            .inspect_err(|error| tracing::warn!(%error, "changes of the manifests directory are seen late"));
+        let watching = watcher.and_then(|mut watcher| {
+            if let Some(dir) = &self.dir {
+                watcher.watch(dir, RecursiveMode::NonRecursive)?;
+            }
+            Ok(watcher)
+        });
+        if let Err(error) = &watching {
+            tracing::warn!(%error, "changes of the manifests directory are seen late");
+        }
+        Changes { happened, _watcher: watching.ok() }
+    }
+
+    /// Applies every change, for ever.
+    pub async fn follow(mut self, changes: Changes, fleet: Arc<Fleet>) {
         loop {
-            if timeout(RESCAN, changed.notified()).await.is_ok() {
-                // One read for a burst of changes.
-                while timeout(SETTLE, changed.notified()).await.is_ok() {}
+            if timeout(RESCAN, changes.happened.notified()).await.is_ok() {
+                // One reading for a burst of changes, but not none for a stream of them.
+                let burst = async { while timeout(SETTLE, changes.happened.notified()).await.is_ok() {} };
+                let _ = timeout(10 * SETTLE, burst).await;
             }
             self.apply(&fleet).await;
         }
     }
+}
+
+/// Tells when files of the directory change; dropping it ends the watching.
+pub struct Changes {
+    happened: Arc<Notify>,
+    _watcher: Option<notify::RecommendedWatcher>,
 }
 
 fn sources(dir: &Path) -> io::Result<Vec<Source>> {

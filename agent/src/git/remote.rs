@@ -50,7 +50,9 @@ pub enum Patience {
 
 impl Remote {
     fn command(&self, git: &Git, verb: &str) -> Command {
-        let command = git.command(verb).config("http.followRedirects=initial");
+        // A redirect may lead to another host, which is not to get the credentials; the look, which follows
+        // those within the host, has found where the repository is.
+        let command = git.command(verb).config("http.followRedirects=false");
         match &self.credentials {
             Some(file) => command.config(format!("include.path={}", file.display())),
             None => command,

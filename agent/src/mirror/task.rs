@@ -8,7 +8,7 @@ use std::{
     fs, mem,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -30,11 +30,14 @@ use super::{
 use crate::{
     git::{
         Git, GitError, ObjectFormat, Oid, Ref, RefSet,
-        remote::{Patience, Remote},
+        remote::{self, Patience, Remote},
     },
     metrics::{Metrics, Outcome},
     upstream::{LookError, Looker, credentials::Installed},
 };
+
+/// Often enough to see that something moves, seldom enough not to fill the log.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 /// Requests for objects by name that wait for their turn.
 const MAX_EXTRAS: usize = 64;
@@ -89,6 +92,13 @@ struct Upstream {
     remote: Remote,
     /// Keeps the files with credentials in place.
     _installed: Option<Arc<Installed>>,
+}
+
+impl Upstream {
+    /// The upstream for git commands, where redirects have led.
+    fn remote(&self) -> Remote {
+        Remote { url: self.looker.url(), ..self.remote.clone() }
+    }
 }
 
 struct RunningLook {
@@ -191,6 +201,8 @@ impl Task {
     /// Runs until all handles are gone; then whatever is under way is ended.
     pub(super) async fn run(self, inbox: mpsc::Receiver<Message>) {
         let span = tracing::info_span!("mirror", repo = %self.id);
+        let logged = log_progress(self.progress_out.subscribe()).instrument(span.clone());
+        let _logged = AbortOnDropHandle::new(tokio::spawn(logged));
         self.serve(inbox).instrument(span).await;
     }
 
@@ -226,25 +238,49 @@ impl Task {
         }
     }
 
-    /// Finds what an earlier process left on the disk. What cannot be read is moved out of the way.
+    /// Finds what an earlier process left on the disk. What is damaged is moved out of the way, to be made
+    /// anew.
     async fn load(&mut self) {
-        let (disk, dir) = (self.disk.clone(), self.dir.clone());
-        let found = tokio::task::spawn_blocking(move || match read_mirror(&dir) {
-            Ok(found) => found.map(|refs| (refs, size(&dir))),
-            Err(error) => {
-                tracing::warn!(%error, "the mirror on the disk is unreadable; it will be made anew");
-                if let Err(error) = disk.discard(&dir) {
-                    tracing::warn!(%error, "the unreadable mirror cannot be removed");
+        let dir = self.dir.clone();
+        let found = tokio::task::spawn_blocking(move || read_mirror(&dir)).await;
+        let problem = match found.map_err(|error| error.to_string()) {
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some(refs))) => match self.check(&refs).await {
+                Ok(()) => {
+                    self.facts.head = refs.head_oid();
+                    self.stored = Some(Stored::new(Arc::new(refs)));
+                    self.bytes_now();
+                    self.state.on_disk = true;
+                    return;
                 }
-                None
-            }
-        });
-        if let Ok(Some((refs, bytes))) = found.await {
-            self.facts.head = refs.head_oid();
-            self.stored = Some(Stored::new(Arc::new(refs)));
-            self.bytes = bytes;
-            self.state.on_disk = true;
+                Err(problem) => problem,
+            },
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error,
+        };
+        tracing::warn!(problem, "the mirror on the disk is damaged; it will be made anew");
+        let (disk, dir) = (self.disk.clone(), self.dir.clone());
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || disk.discard(&dir)).await {
+            tracing::warn!(%error, "the damaged mirror cannot be removed");
         }
+    }
+
+    /// Whether git can use the mirror, and has every object its refs name.
+    async fn check(&self, refs: &RefSet) -> Result<(), String> {
+        let tips: Vec<Oid> = refs.tips().collect();
+        let missing = match remote::missing(&self.git, &self.dir, &tips).await {
+            Ok(missing) => missing,
+            Err(error @ GitError::Failed { .. }) => return Err(error.to_string()),
+            // Git could not be asked: no reason to give a mirror up.
+            Err(error) => {
+                tracing::warn!(%error, "the mirror on the disk cannot be checked; it is taken as it is");
+                return Ok(());
+            }
+        };
+        missing
+            .iter()
+            .next()
+            .map_or(Ok(()), |oid| Err(format!("{} objects are missing, such as {oid}", missing.len())))
     }
 
     fn receive(&mut self, message: Message) {
@@ -317,7 +353,7 @@ impl Task {
         }
     }
 
-    fn wait(&mut self, delay: std::time::Duration) {
+    fn wait(&mut self, delay: Duration) {
         self.timer = Some(time::Instant::now() + delay);
     }
 
@@ -422,7 +458,7 @@ impl Task {
             git: self.git.clone(),
             disk: self.disk.clone(),
             dir: self.dir.clone(),
-            remote: upstream.remote.clone(),
+            remote: upstream.remote(),
             stored,
             target: target.clone(),
             by_name: self.state.races > 0,
@@ -437,7 +473,7 @@ impl Task {
 
     fn start_extra(&mut self, wanted: Wanted) {
         let Ok(upstream) = &self.upstream else { return };
-        let (git, dir, remote) = (self.git.clone(), self.dir.clone(), upstream.remote.clone());
+        let (git, dir, remote) = (self.git.clone(), self.dir.clone(), upstream.remote());
         let oids = wanted.wants.iter().copied().collect();
         let (timeout, progress) = (self.settings.timeout, self.progress_out.clone());
         let fetch = async move {
@@ -629,6 +665,18 @@ async fn next_finished(
         result = look => Finished::Look(result),
         result = job => Finished::Job(result),
         result = upkeep => Finished::Upkeep(result),
+    }
+}
+
+/// Logs the progress of clones and fetches, at most every [`PROGRESS_EVERY`].
+async fn log_progress(mut progress: watch::Receiver<Option<String>>) {
+    while progress.changed().await.is_ok() {
+        // What is over by then was not worth a line.
+        time::sleep(PROGRESS_EVERY).await;
+        let line = progress.borrow_and_update().clone();
+        if let Some(line) = line {
+            tracing::info!(progress = line, "fetching");
+        }
     }
 }
 

@@ -38,6 +38,9 @@ pub enum RequestError {
     /// There is no command in it, or no body at all.
     #[error("empty request")]
     Empty,
+    /// The parts of a request are not in order, or its end is missing.
+    #[error("malformed request: it must be capabilities, a delimiter, arguments and a flush")]
+    Framing,
     /// Not one of the commands advertised.
     #[error("unknown command {0:?}")]
     Command(String),
@@ -69,39 +72,25 @@ pub fn parse(body: &[u8], version: ProtocolVersion, format: ObjectFormat) -> Res
 }
 
 fn parse_v2(body: &[u8], format: ObjectFormat) -> Result<Request, RequestError> {
-    let mut packets = Packets::new(body);
-    let mut command = None;
+    let Sections { capabilities, arguments } = sections(body)?;
+    let (mut command, mut server_options) = (None, false);
     // A client that says nothing means sha1 (serve.c: check_algorithm).
     let mut asked = "sha1".to_owned();
-    let mut server_options = false;
-    let has_arguments = loop {
-        match packets.next().ok_or(RequestError::Empty)?? {
-            Packet::Delimiter => break true,
-            Packet::Flush | Packet::ResponseEnd => break false,
-            packet => {
-                let line = packet.line().unwrap_or_default();
-                if let Some(name) = line.strip_prefix(b"command=") {
-                    command = Some(name);
-                } else if let Some(name) = line.strip_prefix(b"object-format=") {
-                    asked = name.to_str_lossy().into_owned();
-                } else if line.starts_with(b"server-option=") {
-                    server_options = true;
-                }
+    for line in capabilities {
+        if let Some(name) = line.strip_prefix(b"command=") {
+            // serve.c: die on "command '%s' requested after already requesting command"
+            if command.replace(name).is_some() {
+                return Err(unexpected(line.as_bstr()));
             }
+        } else if let Some(name) = line.strip_prefix(b"object-format=") {
+            asked = name.to_str_lossy().into_owned();
+        } else if line.starts_with(b"server-option=") {
+            server_options = true;
         }
-    };
+    }
     let command = command.ok_or(RequestError::Empty)?;
     if asked != format.name() {
         return Err(RequestError::ObjectFormat { asked, has: format });
-    }
-    let mut arguments = Vec::new();
-    if has_arguments {
-        for packet in packets {
-            match packet?.line() {
-                Some(line) => arguments.push(line),
-                None => break,
-            }
-        }
     }
     match command {
         b"ls-refs" => {
@@ -113,6 +102,32 @@ fn parse_v2(body: &[u8], format: ObjectFormat) -> Result<Request, RequestError> 
         }
         other => Err(RequestError::Command(other.to_str_lossy().into_owned())),
     }
+}
+
+/// The two parts of a v2 request.
+#[derive(Default)]
+struct Sections<'a> {
+    capabilities: Vec<&'a [u8]>,
+    arguments: Vec<&'a [u8]>,
+}
+
+/// Splits a request at its delimiter; it must end with a flush, and nothing after it.
+fn sections(body: &[u8]) -> Result<Sections<'_>, RequestError> {
+    let mut sections = Sections::default();
+    let mut in_arguments = false;
+    let mut packets = Packets::new(body);
+    while let Some(packet) = packets.next() {
+        match packet? {
+            Packet::Flush if packets.rest().is_empty() => return Ok(sections),
+            Packet::Delimiter if !in_arguments => in_arguments = true,
+            Packet::Flush | Packet::Delimiter | Packet::ResponseEnd => return Err(RequestError::Framing),
+            packet @ Packet::Data(_) => {
+                let part = if in_arguments { &mut sections.arguments } else { &mut sections.capabilities };
+                part.extend(packet.line());
+            }
+        }
+    }
+    Err(if body.is_empty() { RequestError::Empty } else { RequestError::Framing })
 }
 
 fn parse_v0(body: &[u8]) -> Result<Request, RequestError> {

@@ -3,15 +3,18 @@
 use std::io::Read;
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 
 use super::error::Failure;
 
 /// The longest request: 300,000 wants or haves of 50 bytes each. Git splits longer negotiations.
 pub const MAX_REQUEST: usize = 16 * 1024 * 1024;
+
+/// How much of a body that is too long is read and thrown away, so that the client gets the answer.
+const MAX_DISCARDED: usize = 4 * MAX_REQUEST;
 
 /// Reads the whole body, which must be of the type `expected`.
 ///
@@ -23,19 +26,33 @@ pub async fn read(headers: &HeaderMap, body: Body, expected: &'static str) -> Re
     if kind.split(';').next().map(str::trim) != Some(expected) {
         return Err(Failure::media_type(expected));
     }
-    let collected = Limited::new(body, MAX_REQUEST).collect().await.map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            Failure::too_large(MAX_REQUEST)
-        } else {
-            Failure::bad_request("BodyCutShort", "the body ended early")
-        }
-    })?;
-    let bytes = collected.to_bytes();
+    // Said in advance: refused before it is sent.
+    let announced = named(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > MAX_REQUEST) {
+        return Err(Failure::too_large(MAX_REQUEST));
+    }
+    let bytes = collect(body).await?;
     match named(header::CONTENT_ENCODING).unwrap_or("identity") {
         "identity" => Ok(bytes),
         "gzip" | "x-gzip" => gunzip(&bytes),
         _ => Err(Failure::media_type(expected)),
     }
+}
+
+async fn collect(mut body: Body) -> Result<Bytes, Failure> {
+    let (mut bytes, mut length) = (BytesMut::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Failure::bad_request("BodyCutShort", "the body ended early"))?;
+        let Some(data) = frame.data_ref() else { continue };
+        length = length.saturating_add(data.len());
+        match length {
+            0..=MAX_REQUEST => bytes.extend_from_slice(data),
+            // A client that is still sending reads no answer: let it finish, within reason, and learn why.
+            _ if length <= MAX_DISCARDED => bytes.clear(),
+            _ => break,
+        }
+    }
+    if length > MAX_REQUEST { Err(Failure::too_large(MAX_REQUEST)) } else { Ok(bytes.freeze()) }
 }
 
 fn gunzip(bytes: &[u8]) -> Result<Bytes, Failure> {

@@ -93,6 +93,11 @@ impl Failure {
         Self::new(StatusCode::BAD_GATEWAY, "UpstreamFailed", reason)
     }
 
+    /// Git cannot answer the request.
+    pub fn git(reason: impl Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "GitFailed", reason)
+    }
+
     /// The child that should answer failed.
     pub fn child(error: &crate::git::GitError) -> Self {
         tracing::warn!(%error, "upload-pack failed");

@@ -14,6 +14,7 @@ use super::{Serving, answer, body, error::Failure, info_refs::fresh_refs, queue:
 use crate::{
     git::{
         ObjectFormat, Oid, RefSet, pack,
+        stderr::FailureKind,
         upload_pack::{Job, ProtocolVersion, Tuning},
     },
     metrics::{Lookup, Metrics},
@@ -23,6 +24,7 @@ use crate::{
         fetch::{Fetch, Key},
         request::{self, Request},
     },
+    tail::{Blame, TailError},
     upstream::Looker,
 };
 
@@ -136,9 +138,10 @@ impl Wanted {
         let normal = Self { body: request.to_request(self.format).into(), ..self.clone() };
         match self.shared(key, Keep::Packs, |spool| normal.make(request, view, spool)).await {
             Ok(response) => Ok(response),
+            Err(TailError::Writer { reason, blame: Blame::Request }) => Err(Failure::git(reason)),
             // A full disk, or a maker that died: the client need not suffer for it.
-            Err(reason) => {
-                tracing::warn!(reason, "an answer cannot be cached; it is streamed");
+            Err(error) => {
+                tracing::warn!(%error, "an answer cannot be cached; it is streamed");
                 self.stream(Tuning::default()).await
             }
         }
@@ -146,16 +149,25 @@ impl Wanted {
 
     /// Serves the cached answer `key`, which `make` fills if it is not there; an error if it ends before
     /// its first byte.
-    async fn shared<F>(&self, key: Key, keep: Keep, make: impl FnOnce(Spool) -> F) -> Result<Response, String>
+    async fn shared<F>(
+        &self,
+        key: Key,
+        keep: Keep,
+        make: impl FnOnce(Spool) -> F,
+    ) -> Result<Response, TailError>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let shelf = self.serving.packs.get_or_make(key, keep, make).map_err(|error| error.to_string())?;
+        let shelf = self
+            .serving
+            .packs
+            .get_or_make(key, keep, make)
+            .map_err(|error| TailError::Read(Arc::new(error)))?;
         let length = shelf.length();
         let mut chunks = Box::pin(shelf.read());
         let first = match chunks.next().await {
             Some(Ok(first)) => first,
-            Some(Err(error)) => return Err(error.to_string()),
+            Some(Err(error)) => return Err(error),
             None => Bytes::new(),
         };
         let mut response = self.respond(first, chunks);
@@ -169,21 +181,25 @@ impl Wanted {
     async fn make(self, request: Fetch, view: View, spool: Spool) {
         let Spool { file, writer, unwanted } = spool;
         let work = async {
-            let place = self.place().await.map_err(|_| "too many requests wait".to_owned())?;
+            let busy = |_| ("too many requests wait".to_owned(), Blame::File);
+            let place = self.place().await.map_err(busy)?;
             let _running = Running::new(&self.serving.metrics, place);
             let job = self.job(&request, &view).await;
             job.spool(&self.serving.git, file, |length| writer.grown(length)).await.map_err(|error| {
                 tracing::warn!(%error, "upload-pack failed");
-                error.to_string()
+                (
+                    error.to_string(),
+                    if error.kind() == FailureKind::Disk { Blame::File } else { Blame::Request },
+                )
             })
         };
         let done = tokio::select! {
             done = work => done,
-            () = unwanted.cancelled() => Err("nobody wants it any more".to_owned()),
+            () = unwanted.cancelled() => Err(unwanted_any_more()),
         };
         match done {
             Ok(length) => writer.finish(length),
-            Err(reason) => writer.fail(&reason),
+            Err((reason, blame)) => writer.fail(&reason, blame),
         }
     }
 
@@ -241,12 +257,12 @@ impl Wanted {
         let make = move |spool: Spool| async move {
             let Spool { file, writer, unwanted } = spool;
             let done = tokio::select! {
-                done = upstream.fetch(version, body, file, |length| writer.grown(length)) => done.map_err(|error| error.to_string()),
-                () = unwanted.cancelled() => Err("nobody wants it any more".to_owned()),
+                done = upstream.fetch(version, body, file, |length| writer.grown(length)) => done.map_err(|error| (error.to_string(), Blame::Request)),
+                () = unwanted.cancelled() => Err(unwanted_any_more()),
             };
             match done {
                 Ok(length) => writer.finish(length),
-                Err(reason) => writer.fail(&reason),
+                Err((reason, blame)) => writer.fail(&reason, blame),
             }
         };
         tracing::debug!(repo = %self.mirror.id(), "passed through to the upstream");
@@ -278,6 +294,10 @@ impl Wanted {
         });
         answer(RESULT, None, Body::from_stream(all))
     }
+}
+
+fn unwanted_any_more() -> (String, Blame) {
+    ("nobody wants it any more".to_owned(), Blame::File)
 }
 
 /// Counts a running child and holds its place.

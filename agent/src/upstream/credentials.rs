@@ -155,9 +155,10 @@ impl Credentials {
         let mut installed = Installed { config: dir.join(format!("{name}.config")), files: Vec::new() };
         let mut config = String::new();
         if let Some(header) = &self.authorization {
-            // Only for this upstream: a redirect elsewhere does not get it (http.followRedirects=initial).
+            // For this host only; git follows no redirects (see `git::remote`).
+            let origin = format!("{}://{}/", url.scheme().as_str(), url.id().host());
             let value = header.expose().replace('\\', "\\\\").replace('"', "\\\"");
-            config.push_str(&format!("[http \"{url}\"]\n\textraHeader = \"Authorization: {value}\"\n"));
+            config.push_str(&format!("[http \"{origin}\"]\n\textraHeader = \"Authorization: {value}\"\n"));
         }
         if let Some(ca) = &self.ca {
             let path = installed.write(dir.join(format!("{name}.ca")), ca.expose())?;

@@ -54,7 +54,7 @@ impl Looker {
         }
         let post = self
             .client
-            .post(format!("{}/git-upload-pack", self.url))
+            .post(format!("{}/git-upload-pack", self.url()))
             .header(header::CONTENT_TYPE, "application/x-git-upload-pack-request")
             .header(header::ACCEPT, "application/x-git-upload-pack-result")
             .body(request);
@@ -94,7 +94,8 @@ impl Looker {
                 headers.insert(name, value.clone());
             }
         }
-        let request = self.client.request(method, format!("{}{verb}", self.url)).headers(headers).body(body);
+        let request =
+            self.client.request(method, format!("{}{verb}", self.url())).headers(headers).body(body);
         Ok(request.send().await?)
     }
 

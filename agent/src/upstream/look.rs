@@ -50,6 +50,9 @@ pub enum LookError {
     /// No such repository.
     #[error("the upstream has no such repository (HTTP 404), or hides it without credentials")]
     NotFound,
+    /// It is elsewhere.
+    #[error("the upstream redirects to another host (HTTP {0}): write that URL into spec.url")]
+    Redirected(u16),
     /// Another HTTP error.
     #[error("the upstream answers HTTP {0}")]
     Status(u16),
@@ -69,7 +72,7 @@ impl LookError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::TimedOut(_) => FailureKind::TimedOut,
-            Self::Network(_) | Self::Status(_) => FailureKind::Network,
+            Self::Network(_) | Self::Status(_) | Self::Redirected(_) => FailureKind::Network,
             Self::Unauthorized(_) => FailureKind::Unauthorized,
             Self::NotFound => FailureKind::NotFound,
             Self::NotGit(_) => FailureKind::NotGit,
@@ -122,7 +125,8 @@ pub struct Looker {
 /// What is remembered of an upstream that speaks protocol v2.
 #[derive(Clone, Debug)]
 struct Known {
-    service: String,
+    /// The repository's URL, after redirects.
+    base: String,
     format: ObjectFormat,
     unborn: bool,
 }
@@ -148,6 +152,7 @@ impl Looker {
             let from = attempt.previous().last();
             let same = from.is_some_and(|from| {
                 from.host_str() == attempt.url().host_str()
+                    && from.port_or_known_default() == attempt.url().port_or_known_default()
                     && (from.scheme() == "http" || attempt.url().scheme() == "https")
             });
             if same && attempt.previous().len() <= 5 { attempt.follow() } else { attempt.stop() }
@@ -195,8 +200,7 @@ impl Looker {
     }
 
     async fn look_over_http(&self) -> Result<RefSet, LookError> {
-        let known = self.known.lock().ok().and_then(|known| known.clone());
-        if let Some(known) = known {
+        if let Some(known) = self.known() {
             match self.ls_refs(&known).await {
                 // The upstream may have moved, or been replaced by one that speaks otherwise: ask anew.
                 Err(
@@ -209,18 +213,28 @@ impl Looker {
         }
         let url = format!("{}/info/refs?service=git-upload-pack", self.url);
         let response = self.send(self.client.get(url)).await?;
-        let service = response.url().as_str();
-        let service = service.split("/info/refs").next().unwrap_or(service).to_owned() + "/git-upload-pack";
+        // Where redirects within the host have led.
+        let base = response.url().as_str();
+        let base = base.split("/info/refs").next().unwrap_or(base).to_owned();
         let body = read(response, "application/x-git-upload-pack-advertisement").await?;
         match advertisement::parse(&body)? {
             Advertisement::Refs(refs) => Ok(refs),
             Advertisement::V2 { format, unborn } => {
-                let known = Known { service, format, unborn };
+                let known = Known { base, format, unborn };
                 let refs = self.ls_refs(&known).await?;
                 self.remember(Some(known));
                 Ok(refs)
             }
         }
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.known.lock().ok().and_then(|known| known.clone())
+    }
+
+    /// The upstream's URL, after the redirects that the last look followed.
+    pub fn url(&self) -> String {
+        self.known().map_or_else(|| self.url.to_string(), |known| known.base)
     }
 
     fn remember(&self, known: Option<Known>) {
@@ -233,7 +247,7 @@ impl Looker {
         let request = LsRefs { unborn: known.unborn, ..LsRefs::everything() };
         let post = self
             .client
-            .post(&known.service)
+            .post(format!("{}/git-upload-pack", known.base))
             .header(header::CONTENT_TYPE, "application/x-git-upload-pack-request")
             .header(header::ACCEPT, "application/x-git-upload-pack-result")
             .body(request.to_request(known.format, AGENT));
@@ -263,6 +277,7 @@ impl Looker {
                 Err(LookError::Unauthorized(status.as_u16()))
             }
             StatusCode::NOT_FOUND => Err(LookError::NotFound),
+            status if status.is_redirection() => Err(LookError::Redirected(status.as_u16())),
             status => Err(LookError::Status(status.as_u16())),
         }
     }
