@@ -127,7 +127,7 @@ async fn a_bad_document_is_named_by_file_field_and_reason_and_disturbs_no_other(
             "unknown",
         ),
         ("d-short.yaml", manifest("x", any, &["interval: 1s"]), "spec.interval", "10s"),
-        ("e-type.yaml", manifest("x", any, &["suspend: perhaps"]), "spec.suspend", "boolean"),
+        ("e-type.yaml", manifest("x", any, &["suspend: perhaps"]), "spec.suspend", "true"),
         ("f-duration.yaml", manifest("x", any, &["timeout: soon"]), "spec.timeout", ""),
         ("g-enum.yaml", manifest("x", any, &["access: Everyone"]), "spec.access", "Anonymous"),
         (
@@ -194,7 +194,7 @@ async fn of_two_manifests_for_one_repository_the_second_is_stalled_and_names_the
     let (_dir, upstream) = upstream(&["a"]).await?;
     let plain = url(&upstream, "a");
     // The same repository in another spelling.
-    let other = plain.strip_suffix(".git").unwrap_or(&plain).replace("http://127.0.0.1", "http://127.0.0.1");
+    let other = format!("{}/", plain.strip_suffix(".git").unwrap_or(&plain));
     let agent = agent()
         .start_with(&[
             ("1.yaml", &manifest("first", &plain, &[])),

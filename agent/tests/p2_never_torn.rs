@@ -3,49 +3,66 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use tarn_testkit::git::{Refs, Repo};
+use anyhow::{Context, Result, ensure};
+use tarn_testkit::git::Refs;
 
 use crate::scene::Scene;
 
 const BRANCHES: usize = 300;
 
-/// Moves 300 branches in one instant, to one commit after another, until `work` is done.
-///
-/// HEAD's own branch stays: see [`Repo::move_refs_atomically`].
-async fn while_moving<T>(origin: &Repo, work: impl Future<Output = Result<T>>) -> Result<(T, u32)> {
-    let mut moved = 0;
-    let mover = async {
-        loop {
-            let commit = origin.commit("source", &[("state", &moved.to_string())]).await?;
-            // The source moves apart from the others: it is no part of the state.
-            move_all(origin, &commit).await?;
-            moved += 1;
-        }
-        #[expect(unreachable_code, reason = "names the type")]
-        anyhow::Ok(())
-    };
-    let done = tokio::select! {
-        stopped = mover => anyhow::bail!("the mover stopped: {stopped:?}"),
-        done = work => done?,
-    };
-    Ok((done, moved))
+/// Between two moves: a busy upstream, and time for a few looks in each state.
+const PACE: Duration = Duration::from_millis(50);
+
+/// An upstream whose 300 branches stand at the first of many commits.
+struct Moving {
+    scene: Scene,
+    /// The first commit, then those the branches move to.
+    commits: Vec<String>,
+    packed_refs: String,
 }
 
-async fn move_all(origin: &Repo, commit: &str) -> Result<()> {
-    let moves: Vec<_> =
-        (0..BRANCHES).map(|number| (format!("refs/heads/moving/{number}"), commit.to_owned())).collect();
-    origin.move_refs_atomically(&moves).await
-}
+impl Moving {
+    async fn ready() -> Result<Self> {
+        let mut commits = Vec::new();
+        let scene = Scene::prepared(&[], async |_, origin| {
+            origin.grow("source", 500, 100, 1).await?;
+            let listed = origin.git(&["rev-list", "--reverse", "source"]).await?;
+            commits = listed.lines().map(str::to_owned).collect();
+            let first = commits.first().context("no commits")?;
+            let moves: Vec<_> =
+                (0..BRANCHES).map(|number| (format!("refs/heads/moving/{number}"), first.clone())).collect();
+            // The source is gone: a clone gets the commits of its state and no more. HEAD's own branch stays
+            // where it is: see [`Repo::move_refs_atomically`].
+            origin.delete_ref("refs/heads/source").await?;
+            origin.move_refs_atomically(&moves).await
+        })
+        .await?;
+        scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+        let packed_refs = std::fs::read_to_string(scene.origin.git_dir().join("packed-refs"))?;
+        Ok(Self { scene, commits, packed_refs })
+    }
 
-async fn scene() -> Result<Scene> {
-    let scene = Scene::prepared(&[], async |_, origin| {
-        let commit = origin.commit("source", &[("state", "start")]).await?;
-        move_all(origin, &commit).await
-    })
-    .await?;
-    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
-    Ok(scene)
+    /// Moves all branches in one instant, to one commit after another, until `work` is done; then gives back
+    /// how often.
+    async fn while_moving<T>(&self, work: impl Future<Output = Result<T>>) -> Result<(T, usize)> {
+        let mut moved = 0;
+        let mover = async {
+            let first = self.commits.first().context("no commits")?;
+            // There and back: there is always a next state.
+            let there = self.commits.iter();
+            for commit in there.clone().chain(there.rev()).cycle() {
+                tokio::time::sleep(PACE).await;
+                self.scene.origin.replace_packed_refs(&self.packed_refs.replace(first, commit))?;
+                moved += 1;
+            }
+            anyhow::Ok(())
+        };
+        let done = tokio::select! {
+            stopped = mover => anyhow::bail!("the mover stopped: {stopped:?}"),
+            done = work => done?,
+        };
+        Ok((done, moved))
+    }
 }
 
 /// The one commit all moving branches stand at.
@@ -62,7 +79,8 @@ fn state(refs: &Refs) -> Result<String> {
 
 #[tokio::test]
 async fn refs_read_in_a_loop_while_300_branches_move_are_never_a_mixture() -> Result<()> {
-    let scene = scene().await?;
+    let moving = Moving::ready().await?;
+    let scene = &moving.scene;
     let reader = async |version: &str| {
         let git = scene.git.clone().with_config("protocol.version", version);
         let (start, mut reads, mut states) = (Instant::now(), 0, BTreeSet::new());
@@ -73,7 +91,7 @@ async fn refs_read_in_a_loop_while_300_branches_move_are_never_a_mixture() -> Re
         anyhow::Ok((reads, states.len()))
     };
     let readers = async { tokio::try_join!(reader("2"), reader("2"), reader("0"), reader("1")) };
-    let ((a, b, c, d), moved) = while_moving(&scene.origin, readers).await?;
+    let ((a, b, c, d), moved) = Box::pin(moving.while_moving(readers)).await?;
     let reads = a.0 + b.0 + c.0 + d.0;
     let states = a.1.max(b.1).max(c.1).max(d.1);
     // A reader that saw one state only would prove nothing.
@@ -83,7 +101,8 @@ async fn refs_read_in_a_loop_while_300_branches_move_are_never_a_mixture() -> Re
 
 #[tokio::test]
 async fn the_mirror_on_disk_is_never_a_mixture_for_whoever_reads_it() -> Result<()> {
-    let scene = scene().await?;
+    let moving = Moving::ready().await?;
+    let scene = &moving.scene;
     let mirror = crate::p4_never_stuck::mirror_dir(&scene.agent)?;
     let url = tarn_testkit::git::file_url(&mirror);
     let reader = async {
@@ -95,14 +114,15 @@ async fn the_mirror_on_disk_is_never_a_mixture_for_whoever_reads_it() -> Result<
         }
         anyhow::Ok(states.len())
     };
-    let (states, moved) = while_moving(&scene.origin, reader).await?;
+    let (states, moved) = moving.while_moving(reader).await?;
     assert!(moved >= 3 && states >= 2, "{moved} moves, {states} states");
     Ok(())
 }
 
 #[tokio::test]
 async fn thirty_two_clones_at_once_while_the_upstream_moves_each_hold_one_state() -> Result<()> {
-    let scene = scene().await?;
+    let moving = Moving::ready().await?;
+    let scene = &moving.scene;
     let one = async |number: usize| {
         let version = ["0", "1", "2", "2"][number % 4];
         let git = scene.git.clone().with_config("protocol.version", version);
@@ -112,7 +132,7 @@ async fn thirty_two_clones_at_once_while_the_upstream_moves_each_hold_one_state(
         state(&clone.refs().await?)
     };
     let clones = async { futures_util::future::try_join_all((0..32).map(one)).await };
-    let (states, moved) = while_moving(&scene.origin, clones).await?;
+    let (states, moved) = moving.while_moving(clones).await?;
     assert_eq!(states.len(), 32);
     assert!(moved >= 2, "{moved} moves");
     Ok(())

@@ -128,8 +128,33 @@ async fn idle_connections_do_not_keep_others_out() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn running_out_of_file_descriptors_is_survived() -> Result<()> {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let scene = Scene::ready().await?;
+    scene.agent.wait_idle().await?;
+    let pid = scene.agent.pid()?;
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
+    let process = Pid::from_raw(i32::try_from(pid)?);
+    // The hard limit, inherited from here, stays, so that the soft one can be raised again.
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let scarce = Rlimit { current: Some(open + 10), maximum: hard };
+    let before = prlimit(process, Resource::Nofile, scarce)?;
+    let mut idle = Vec::new();
+    for _ in 0..50 {
+        // Taken by the kernel, whether or not the agent can take them.
+        idle.push(scene.connect().await?);
+    }
+    // Nobody can be served now; nothing but patience is asked for.
+    let _ = tokio::time::timeout(Duration::from_millis(500), scene.refs()).await;
+    drop(idle);
+    prlimit(process, Resource::Nofile, before)?;
+    eventually(Duration::from_secs(15), "an answer", async || scene.expect_upstream_refs().await).await?;
+    scene.clone("clone", &[]).await?.fsck().await
+}
+
 /// The most memory a process has had, in kB.
-fn peak_memory(pid: u32) -> Result<u64> {
+pub(crate) fn peak_memory(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)

@@ -2,5 +2,6 @@
 
 mod configuration;
 mod credentials;
+mod hostile;
 mod paths;
 mod undeclared;

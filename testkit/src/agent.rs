@@ -48,9 +48,9 @@ enum Manifests {
 }
 
 impl Builder {
-    /// Starts with this binary, or with the one `TARN_AGENT_BIN` names.
+    /// Starts with this binary, or with the one `TARN_TESTKIT_AGENT` names.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
-        let binary = std::env::var_os("TARN_AGENT_BIN").map_or_else(|| binary.into(), PathBuf::from);
+        let binary = std::env::var_os("TARN_TESTKIT_AGENT").map_or_else(|| binary.into(), PathBuf::from);
         Self {
             binary,
             args: Vec::new(),
@@ -115,11 +115,8 @@ impl Builder {
 
     /// As [`Builder::start`], with these manifests (file name, YAML) already there.
     pub async fn start_with(self, manifests: &[(&str, &str)]) -> Result<Agent> {
-        let home = tempfile::tempdir()?;
+        let home = home()?;
         let data = self.data.clone().unwrap_or_else(|| home.path().join("data"));
-        for dir in ["home", "manifests"] {
-            std::fs::create_dir(home.path().join(dir))?;
-        }
         let log = home.path().join("agent.log");
         let mut agent = Agent { builder: self, home, data, log, running: None };
         for (name, yaml) in manifests {
@@ -131,7 +128,7 @@ impl Builder {
 
     /// Runs the agent for cases in which it must end by itself, and gives back how it did.
     pub async fn run_to_end(self) -> Result<Output> {
-        let home = tempfile::tempdir()?;
+        let home = home()?;
         let data = self.data.clone().unwrap_or_else(|| home.path().join("data"));
         run(self.command(home.path(), &data), b"", PATIENCE).await
     }
@@ -154,7 +151,7 @@ impl Builder {
             }
         }
         let manifests = home.join("manifests");
-        if self.manifests == Manifests::Own && manifests.exists() {
+        if self.manifests == Manifests::Own {
             agent.arg("--manifests").arg(manifests);
         }
         agent.args(&self.args);
@@ -349,7 +346,7 @@ impl Agent {
         agent.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child =
             tokio::process::Command::from(agent).kill_on_drop(true).spawn().with_context(|| {
-                format!("start {}; build it, or name it with TARN_AGENT_BIN", self.builder.binary.display())
+                format!("start {}; build it, or name it with TARN_TESTKIT_AGENT", self.builder.binary.display())
             })?;
         let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
         let first = tokio::time::timeout(PATIENCE, lines.next_line()).await;
@@ -383,6 +380,15 @@ impl Drop for Agent {
         }
         eprintln!("--- agent's log\n{}---", self.logs().unwrap_or_default());
     }
+}
+
+/// A directory with an empty HOME and an empty directory of manifests.
+fn home() -> Result<tempfile::TempDir> {
+    let home = tempfile::tempdir().context("create a directory for the agent")?;
+    for dir in ["home", "manifests"] {
+        std::fs::create_dir(home.path().join(dir))?;
+    }
+    Ok(home)
 }
 
 /// Reads `listening git=ADDR admin=ADDR`.

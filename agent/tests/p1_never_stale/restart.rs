@@ -10,9 +10,9 @@ async fn first_answer_after_a_restart_has_what_was_pushed_meanwhile() -> Result<
     let mut scene = Scene::ready().await?;
     for round in 0..5 {
         if round % 2 == 0 {
-            scene.agent.stop().await.map(drop)?
+            scene.agent.stop().await?;
         } else {
-            scene.agent.kill9().await?
+            scene.agent.kill9().await?;
         }
         let pushed = scene.origin.commit("main", &[("round", &round.to_string())]).await?;
         scene.origin.tag("moving", &pushed).await?;

@@ -42,7 +42,7 @@ async fn a_look_that_began_before_a_request_does_not_answer_it() -> Result<()> {
             // second, if it (rightly) waits for the first look to end before it begins one.
             let second = async {
                 while looks(&scene) < 2 {
-                    tokio::task::yield_now().await
+                    tokio::task::yield_now().await;
                 }
             };
             // Whether it came in time is judged by the answer.

@@ -38,7 +38,7 @@ async fn no_configuration_and_no_variable_of_git_around_the_agent_is_used() -> R
         .env("GIT_CONFIG_GLOBAL", home.join("other"))
         .env("GIT_CONFIG_SYSTEM", home.join("other"))
         .env("GIT_CONFIG_COUNT", "1")
-        .env("GIT_CONFIG_KEY_0", format!("url.http://127.0.0.1:9/.insteadOf"))
+        .env("GIT_CONFIG_KEY_0", "url.http://127.0.0.1:9/.insteadOf")
         .env("GIT_CONFIG_VALUE_0", format!("http://{}/", upstream.address()))
         .env("GIT_CONFIG_PARAMETERS", "'url.http://127.0.0.1:9/.insteadof'='http://127.0.0.1'")
         .env("GIT_DIR", "/nowhere")

@@ -66,6 +66,17 @@ async fn requests_may_be_plain_compressed_or_chunked() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_flush_alone_is_answered_with_nothing_as_git_probes_for_credentials_with_it() -> Result<()> {
+    let scene = Scene::ready().await?;
+    let target = format!("{}/git-upload-pack", scene.path());
+    for headers in [[REQUEST, V2].as_slice(), &[REQUEST]] {
+        let answer = scene.connect().await?.ask("POST", &target, headers, b"0000").await?;
+        assert_eq!((answer.status, answer.text().as_str()), (200, ""), "{headers:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn many_requests_go_over_one_connection() -> Result<()> {
     let scene = Scene::ready().await?;
     let head = scene.origin.rev_parse("main").await?;

@@ -210,6 +210,12 @@ impl Repo {
                 writeln!(content, "^{peeled}")?;
             }
         }
+        self.replace_packed_refs(&content)
+    }
+
+    /// Replaces `packed-refs` by rename, without a process: as fast as a file is written. The text is one that
+    /// [`Repo::move_refs_atomically`] left, with other ids; no loose refs may lie over it.
+    pub fn replace_packed_refs(&self, content: &str) -> Result<()> {
         // Git's own lock file: a push at the same time waits or fails, and is never lost.
         let (lock, packed) = (self.git_dir().join("packed-refs.lock"), self.git_dir().join("packed-refs"));
         let mut file = std::fs::File::create_new(&lock).context("lock packed-refs")?;
