@@ -25,7 +25,7 @@ test: ## all tests; those of the store need versitygw (CONTRIBUTING.md)
 	$(CARGO) test --workspace --locked
 
 gen: ## write what is generated: the CRDs of the chart
-	$(CARGO) run --quiet --locked -p tarn-crds --features crdgen --bin crdgen
+	$(CARGO) run --quiet --locked --features tarn-crds/crdgen --bin crdgen
 
 verify: gen ## fail if anything is generated anew, or not committed
 	@test -z "$$(git status --porcelain)" || { git status --short; git --no-pager diff; \
