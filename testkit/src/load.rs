@@ -46,6 +46,17 @@ pub enum Depth {
     One,
 }
 
+/// A clone to be made.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// How much of history.
+    pub depth: Depth,
+    /// How well the pack is looked at.
+    pub check: Check,
+    /// Objects to ask for instead of those that the server's refs name.
+    pub wants: Option<Arc<[String]>>,
+}
+
 /// One list of refs.
 #[derive(Debug, Clone)]
 pub struct Listed {
@@ -191,15 +202,24 @@ impl Client {
     }
 
     /// Does what `git clone` asks of a server, from the capabilities to the end of the pack.
-    pub async fn clone(&mut self, depth: Depth, check: Check) -> Result<(Listed, Fetched)> {
+    pub async fn clone(&mut self, ask: &Ask) -> Result<(Listed, Fetched)> {
         self.capabilities().await?;
         let listed = self.ls_refs(&CLONE_PREFIXES).await?;
-        let wants = match depth {
-            Depth::Full => listed.set.wants(),
-            Depth::One => vec![listed.set.head().context("the server lists no HEAD")?.to_owned()],
+        let named: Vec<String>;
+        let wants = match (&ask.wants, ask.depth) {
+            (Some(wants), _) => wants,
+            (None, Depth::Full) => {
+                named = listed.set.wants();
+                named.as_slice()
+            }
+            (None, Depth::One) => {
+                named = listed.set.head().map(ToOwned::to_owned).into_iter().collect();
+                named.as_slice()
+            }
         };
-        ensure!(!wants.is_empty(), "the server lists no refs");
-        Ok((listed, self.fetch(&wants, depth, check).await?))
+        ensure!(!wants.is_empty(), "the server lists nothing to ask for");
+        let fetched = self.fetch(wants, ask.depth, ask.check).await?;
+        Ok((listed, fetched))
     }
 
     /// Sends one request over the kept connection, or over a new one where the server has closed it.

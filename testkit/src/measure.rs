@@ -115,7 +115,7 @@ impl Server {
         let (wall, client) = (start.elapsed(), client_cpu().saturating_sub(client));
         let seen = sampler.stop();
         let done = done?;
-        self.settle().await?;
+        self.idle(SETTLE).await?;
         let usage = Usage {
             cpu: self.tree.cpu(pid)?.saturating_sub(cpu),
             own_cpu: self.own_cpu()?.saturating_sub(own),
@@ -127,6 +127,15 @@ impl Server {
             wall,
         };
         Ok((done, usage))
+    }
+
+    /// Waits until the server has no children, but not longer than `limit`: it may keep some for other reasons.
+    pub async fn idle(&self, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        while self.tree.members(self.pid)?.len() > 1 && start.elapsed() < limit {
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     /// Ends the server, asking first.
@@ -141,15 +150,6 @@ impl Server {
 
     fn own_cpu(&self) -> Result<Duration> {
         Ok(proc::ticks(proc::stat(self.pid)?.own))
-    }
-
-    /// Waits until the server is alone; one that keeps children for other reasons is not waited for long.
-    async fn settle(&self) -> Result<()> {
-        let start = Instant::now();
-        while self.tree.members(self.pid)?.len() > 1 && start.elapsed() < SETTLE {
-            sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use super::text::{Kind, Words};
 /// git stores the largest version of a file whole and the others as deltas. Where that is not the newest, a
 /// depth-1 clone must search for deltas and compress anew; where it is, the stored bytes are sent. With this
 /// share it pays about what it pays for git's own repository.
-const SHRINKING: usize = 45;
+const SHRINKING: usize = 50;
 
 /// One file of the worktree.
 #[derive(Debug, Clone)]

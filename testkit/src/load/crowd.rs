@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tokio::task::JoinSet;
 
-use super::{Check, Client, Depth, Fetched, Listed, percentile};
+use super::{Ask, Client, Fetched, Listed, percentile};
 
 /// What a crowd of clones saw.
 #[derive(Debug)]
@@ -43,12 +43,13 @@ pub struct Answers {
 }
 
 /// Runs `count` identical clones, all started at once; every one must succeed.
-pub async fn clones(url: &str, count: usize, depth: Depth, check: Check) -> Result<Clones> {
+pub async fn clones(url: &str, count: usize, ask: &Ask) -> Result<Clones> {
     let mut crowd = JoinSet::new();
     let start = Instant::now();
     for _ in 0..count {
         let mut client = Client::new(url)?;
-        crowd.spawn(async move { client.clone(depth, check).await });
+        let ask = ask.clone();
+        crowd.spawn(async move { client.clone(&ask).await });
     }
     let mut each = Vec::with_capacity(count);
     while let Some(done) = crowd.join_next().await {

@@ -1,0 +1,217 @@
+//! Compares `git http-backend` and Tarn, side by side in one run: CPU of the server's whole process tree, wall
+//! time, memory and the client's own CPU, for clones and lists of refs. docs/benchmarks.md says what it means.
+
+mod machine;
+mod repository;
+mod report;
+mod scenario;
+mod side;
+mod truth;
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand};
+use tarn_testkit::generate::Profile;
+use tokio::time::timeout;
+
+use crate::machine::Machine;
+use crate::report::{Report, Row};
+use crate::repository::Cache;
+use crate::scenario::{SCENARIOS, Scenario, Turn};
+use crate::side::{Side, SideName};
+use crate::truth::Truth;
+
+/// The exit code that says: the repository is too small for a comparison.
+const TOO_SMALL: u8 = 3;
+/// No single measurement takes so long.
+const SAMPLE: Duration = Duration::from_secs(10 * 60);
+/// How long a server may go on with its own work (such as packing a new mirror) before it is measured.
+const IDLE: Duration = Duration::from_secs(60);
+/// The whole run ends after this time, whatever happens.
+const RUN: Duration = Duration::from_secs(60 * 60);
+
+/// Compares `git http-backend` and Tarn on one repository.
+#[derive(Debug, Parser)]
+struct Flags {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// One round of the smaller scenarios.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; sides alternate A B B A.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only scenarios whose name begins so; repeatable.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Only git http-backend: figures of the repository, no comparison.
+    #[arg(long)]
+    baseline_only: bool,
+    /// The repository: full, or small to try the harness itself (it refuses to compare with that).
+    #[arg(long, default_value = "full")]
+    profile: String,
+    /// Markdown file whose part between the markers is replaced by the results.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Where the results go as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves the repositories of a directory through git http-backend; started by the benchmark itself.
+    BaselineServer {
+        /// The directory.
+        #[arg(long)]
+        root: PathBuf,
+    },
+    /// Names the scenarios.
+    List,
+}
+
+fn main() -> Result<ExitCode> {
+    let flags = Flags::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match &flags.command {
+        Some(Command::BaselineServer { root }) => runtime.block_on(side::serve_baseline(root))?,
+        Some(Command::List) => {
+            for Scenario { name, title, .. } in SCENARIOS {
+                writeln!(std::io::stdout(), "{name:<18} {title}")?;
+            }
+        }
+        None => {
+            let done = runtime.block_on(until_interrupted(&flags));
+            // The generator may still be at work; nothing is to wait for it.
+            runtime.shutdown_background();
+            return done;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Servers run in process groups of their own and end when they are dropped, so an interrupt must unwind.
+async fn until_interrupted(flags: &Flags) -> Result<ExitCode> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = timeout(RUN, compare(flags)) => done.with_context(|| format!("not done after {RUN:?}"))?,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+    }
+}
+
+async fn compare(flags: &Flags) -> Result<ExitCode> {
+    let start = Instant::now();
+    let scenarios: Vec<&Scenario> = SCENARIOS.iter().filter(|scenario| chosen(flags, scenario)).collect();
+    if scenarios.is_empty() {
+        bail!("--only {:?} names no scenario; see `bench list`", flags.only);
+    }
+    let profile = Profile::named(&flags.profile).context("--profile is full or small")?;
+    let agent = if flags.baseline_only { None } else { Some(side::agent_binary()?) };
+    let cache = Cache::open()?;
+    let repository = cache.repository(profile).await?;
+    let work = cache.work_directory()?;
+
+    let baseline = Side::baseline(&repository, work.path()).await?;
+    let rounds = if flags.quick { 1 } else { flags.rounds.max(1) };
+    let ancestors = repository.ancestors(rounds * SCENARIOS.len()).await?;
+    let (truth, floor) = Truth::establish(&baseline, ancestors).await?;
+    say(&format!("git http-backend pays {floor}"))?;
+    if !flags.baseline_only
+        && let Err(reason) = floor.holds()
+    {
+        say(&format!("refusing to compare: {reason}"))?;
+        return Ok(ExitCode::from(TOO_SMALL));
+    }
+    let mut sides = vec![baseline];
+    if let Some(agent) = agent {
+        let tarn = Side::tarn(&agent, &repository, work.path()).await?;
+        truth.holds_for(&tarn).await?;
+        tarn.server.idle(IDLE).await?;
+        sides.push(tarn);
+    }
+
+    let listing = Duration::from_secs(if flags.quick { 2 } else { 5 });
+    let mut rows = Vec::new();
+    for (at, scenario) in scenarios.into_iter().enumerate() {
+        let turns = (0..rounds).map(|round| Turn { number: at * rounds + round, listing });
+        rows.push(run(scenario, &sides, &truth, turns).await?);
+    }
+    let report = Report {
+        machine: Machine::look(sides.first().map(|side| side.server.accounting().describe())),
+        repository: repository.facts,
+        floor,
+        mirrored: sides.iter().find_map(|side| side.mirrored),
+        rounds,
+        seconds: start.elapsed().as_secs(),
+        rows,
+    };
+    for side in sides {
+        side.server.stop().await?;
+    }
+    publish(flags, &cache, &report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the flags ask for a scenario.
+fn chosen(flags: &Flags, scenario: &Scenario) -> bool {
+    let named = flags.only.iter().any(|name| scenario.name.starts_with(name.as_str()));
+    if flags.only.is_empty() { !flags.quick || scenario.quick } else { named }
+}
+
+/// Runs one scenario on all sides: A B, B A, A B, …
+async fn run(
+    scenario: &Scenario,
+    sides: &[Side],
+    truth: &Truth,
+    turns: impl Iterator<Item = Turn>,
+) -> Result<Row> {
+    let mut samples: BTreeMap<SideName, Vec<Vec<f64>>> = BTreeMap::new();
+    for (round, turn) in turns.enumerate() {
+        let mut order: Vec<&Side> = sides.iter().collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        let mut objects = None;
+        for side in order {
+            let what = format!("{} {} round {}", scenario.name, side.name, round + 1);
+            let sample = timeout(SAMPLE, scenario.measure(side, truth, turn)).await;
+            let sample = sample.with_context(|| format!("{what}: not done after {SAMPLE:?}"))?;
+            let sample = sample.with_context(|| what.clone())?;
+            say(&format!("{what}: {}", scenario.table.describe(&sample.figures)))?;
+            let first = *objects.get_or_insert(sample.objects);
+            ensure!(first == sample.objects, "{what}: {:?} objects, not {first:?}", sample.objects);
+            samples.entry(side.name).or_default().push(sample.figures);
+        }
+    }
+    Ok(Row { scenario: *scenario, samples })
+}
+
+/// Writes the report where it is wanted.
+fn publish(flags: &Flags, cache: &Cache, report: &Report) -> Result<()> {
+    let markdown = report.markdown();
+    writeln!(std::io::stdout(), "{markdown}")?;
+    let json = flags.json.clone().unwrap_or_else(|| cache.dir.join("last.json"));
+    let text = serde_json::to_string_pretty(&report.json())?;
+    std::fs::write(&json, text + "\n").with_context(|| format!("write {}", json.display()))?;
+    let Some(out) = &flags.out else { return Ok(()) };
+    replace(out, &markdown)
+}
+
+/// Puts the results between the markers of a file.
+fn replace(out: &Path, markdown: &str) -> Result<()> {
+    let text = std::fs::read_to_string(out).with_context(|| format!("read {}", out.display()))?;
+    let text = report::between_markers(&text, markdown)
+        .with_context(|| format!("{} lacks the line {} or {}", out.display(), report::BEGIN, report::END))?;
+    std::fs::write(out, text).with_context(|| format!("write {}", out.display()))
+}
+
+/// Says how far the run is.
+fn say(line: &str) -> Result<()> {
+    Ok(writeln!(std::io::stderr(), "bench: {line}")?)
+}

@@ -1,0 +1,247 @@
+//! What is measured. A scenario is a line of [`SCENARIOS`]; a new kind of work is a variant of [`Work`], a
+//! function, and a [`Table`] that names the function's figures.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+use tarn_testkit::load::{CLONE_PREFIXES, Clones, Depth, clones, listings, percentile};
+use tarn_testkit::measure::Usage;
+
+use crate::side::{Side, Staleness};
+use crate::truth::Truth;
+
+/// Connections that ask for refs at once.
+const CONNECTIONS: usize = 16;
+/// What a one-branch fetch asks for.
+pub(crate) const ONE_BRANCH: [&str; 1] = ["refs/heads/main"];
+
+/// A figure of a table.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Column {
+    pub(crate) heading: &'static str,
+    /// Digits after the point.
+    #[serde(skip)]
+    pub(crate) digits: usize,
+}
+
+/// Scenarios with the same figures. The first figure is the one that sides are compared by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Table {
+    pub(crate) title: &'static str,
+    pub(crate) columns: &'static [Column],
+    /// What Tarn's first figure divided by the baseline's says.
+    pub(crate) ratio: &'static str,
+}
+
+impl Table {
+    /// One measurement as a line.
+    pub(crate) fn describe(&self, sample: &[f64]) -> String {
+        let figure =
+            |(column, value): (&Column, &f64)| format!("{} {value:.*}", column.heading, column.digits);
+        self.columns.iter().zip(sample).map(figure).collect::<Vec<_>>().join(", ")
+    }
+}
+
+const fn column(heading: &'static str, digits: usize) -> Column {
+    Column { heading, digits }
+}
+
+/// Clones: see [`clone_figures`] for the order.
+static CLONES: Table = Table {
+    title: "Clones",
+    columns: &[
+        column("server CPU s per clone", 3),
+        column("of it the server process", 2),
+        column("wall s", 2),
+        column("first pack byte ms, p50", 0),
+        column("server peak RSS MiB", 0),
+        column("children PSS MiB", 0),
+        column("of it anonymous", 0),
+        column("client CPU s per clone", 2),
+    ],
+    ratio: "CPU, Tarn / git",
+};
+
+/// Lists of refs: see [`listing_figures`] for the order.
+static LISTINGS: Table = Table {
+    title: "Lists of refs",
+    columns: &[
+        column("requests/s", 0),
+        column("p50 ms", 1),
+        column("p99 ms", 1),
+        column("server CPU ms per request", 2),
+        column("server peak RSS MiB", 0),
+        column("client CPU ms per request", 2),
+    ],
+    ratio: "requests/s, Tarn / git",
+};
+
+/// What is done to a server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Work {
+    /// So many identical clones at once.
+    Clones { count: usize, depth: Depth, asked: Asked },
+    /// [`CONNECTIONS`] connections that list refs for a while.
+    Listings { prefixes: &'static [&'static str], staleness: Staleness },
+}
+
+/// Whether a server may have the answer already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Nobody has asked for just this: a full clone leaves out one branch, another each time, and a depth-1
+    /// clone takes another commit before HEAD's.
+    Never,
+    /// The same clone was made before.
+    Before,
+}
+
+/// One line of the report.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) table: &'static Table,
+    pub(crate) work: Work,
+    /// Whether `--quick` runs it.
+    pub(crate) quick: bool,
+}
+
+const fn cloning(
+    name: &'static str,
+    title: &'static str,
+    count: usize,
+    depth: Depth,
+    asked: Asked,
+) -> Scenario {
+    Scenario { name, title, table: &CLONES, work: Work::Clones { count, depth, asked }, quick: count <= 8 }
+}
+
+const fn listing(
+    name: &'static str,
+    title: &'static str,
+    prefixes: &'static [&'static str],
+    staleness: Staleness,
+) -> Scenario {
+    Scenario { name, title, table: &LISTINGS, work: Work::Listings { prefixes, staleness }, quick: true }
+}
+
+/// All scenarios, in the report's order.
+pub(crate) static SCENARIOS: &[Scenario] = &[
+    cloning("full-1", "1 full clone", 1, Depth::Full, Asked::Never),
+    cloning("full-8", "8 full clones at once", 8, Depth::Full, Asked::Never),
+    cloning("full-32", "32 full clones at once", 32, Depth::Full, Asked::Never),
+    cloning("full-8-again", "8 full clones, made before", 8, Depth::Full, Asked::Before),
+    cloning("depth1-1", "1 depth-1 clone", 1, Depth::One, Asked::Never),
+    cloning("depth1-8", "8 depth-1 clones at once", 8, Depth::One, Asked::Never),
+    cloning("depth1-32", "32 depth-1 clones at once", 32, Depth::One, Asked::Never),
+    cloning("depth1-8-again", "8 depth-1 clones, made before", 8, Depth::One, Asked::Before),
+    listing("refs-all-fresh", "all refs, maxStaleness 0s", &CLONE_PREFIXES, Staleness::None),
+    listing("refs-all-reusing", "all refs, maxStaleness 10s", &CLONE_PREFIXES, Staleness::TenSeconds),
+    listing("refs-one-fresh", "one ref-prefix, maxStaleness 0s", &ONE_BRANCH, Staleness::None),
+    listing("refs-one-reusing", "one ref-prefix, maxStaleness 10s", &ONE_BRANCH, Staleness::TenSeconds),
+];
+
+/// One measurement.
+#[derive(Debug)]
+pub(crate) struct Sample {
+    /// The table's figures.
+    pub(crate) figures: Vec<f64>,
+    /// What every side must have answered alike.
+    pub(crate) objects: Option<u32>,
+}
+
+/// Which measurement this is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn {
+    /// Different for each round of each scenario, the same for both sides.
+    pub(crate) number: usize,
+    /// How long refs are listed.
+    pub(crate) listing: Duration,
+}
+
+impl Scenario {
+    /// Does the work once.
+    pub(crate) async fn measure(&self, side: &Side, truth: &Truth, turn: Turn) -> Result<Sample> {
+        match self.work {
+            Work::Clones { count, depth, asked } => {
+                let ask = truth.ask_for(depth, asked, turn.number)?;
+                let work = clones(side.url(Staleness::None), count, &ask);
+                let (clones, usage) = side.server.measure(work).await?;
+                let objects = truth.check(&clones, &ask)?;
+                Ok(Sample { figures: clone_figures(&clones, &usage), objects: Some(objects) })
+            }
+            Work::Listings { prefixes, staleness } => {
+                let url = side.url(staleness);
+                let digest = truth.digest(prefixes);
+                let work = listings(url, CONNECTIONS, turn.listing, prefixes, digest);
+                let (answers, usage) = side.server.measure(work).await?;
+                Ok(Sample { figures: listing_figures(&answers.latencies, &usage), objects: None })
+            }
+        }
+    }
+}
+
+/// The figures of [`CLONES`].
+fn clone_figures(clones: &Clones, usage: &Usage) -> Vec<f64> {
+    let count = clones.each.len().max(1) as f64;
+    vec![
+        usage.cpu.as_secs_f64() / count,
+        usage.own_cpu.as_secs_f64() / count,
+        clones.wall.as_secs_f64(),
+        clones.first_byte(50).as_secs_f64() * 1e3,
+        mebibytes(usage.peak_rss),
+        mebibytes(usage.children_pss),
+        mebibytes(usage.children_anonymous),
+        usage.client_cpu.as_secs_f64() / count,
+    ]
+}
+
+/// The figures of [`LISTINGS`].
+fn listing_figures(latencies: &[Duration], usage: &Usage) -> Vec<f64> {
+    let count = latencies.len().max(1) as f64;
+    vec![
+        count / usage.wall.as_secs_f64(),
+        percentile(latencies, 50).as_secs_f64() * 1e3,
+        percentile(latencies, 99).as_secs_f64() * 1e3,
+        usage.cpu.as_secs_f64() * 1e3 / count,
+        mebibytes(usage.peak_rss),
+        usage.client_cpu.as_secs_f64() * 1e3 / count,
+    ]
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_has_a_name_of_its_own() {
+        let mut names: Vec<_> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SCENARIOS.len());
+    }
+
+    #[test]
+    fn each_table_names_the_figures_of_its_function() {
+        let clones = Clones { wall: Duration::ZERO, each: Vec::new() };
+        let second = Duration::from_secs(1);
+        let usage = Usage {
+            cpu: second,
+            own_cpu: second,
+            peak_rss: 0,
+            children_pss: 0,
+            children_anonymous: 0,
+            children: 0,
+            client_cpu: second,
+            wall: second,
+        };
+        assert_eq!(clone_figures(&clones, &usage).len(), CLONES.columns.len());
+        assert_eq!(listing_figures(&[second], &usage).len(), LISTINGS.columns.len());
+        assert_eq!(LISTINGS.describe(&[16.0, 2.0]), "requests/s 16, p50 ms 2.0");
+    }
+}

@@ -1,0 +1,214 @@
+//! The two sides of the comparison, each a server process of its own.
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use tarn_testkit::load::Client;
+use tarn_testkit::measure::Server;
+use tarn_testkit::upstream::Upstream;
+use tokio::time::{sleep, timeout};
+
+use crate::repository::Repository;
+
+/// Mirroring 300 MB takes well under a minute here; beyond this something is wrong.
+const MIRRORED: Duration = Duration::from_secs(600);
+
+/// Whose figures these are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SideName {
+    /// git http-backend as CGI behind a small server.
+    Baseline,
+    /// tarn-agent.
+    Tarn,
+}
+
+impl fmt::Display for SideName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Baseline => "git http-backend",
+            Self::Tarn => "Tarn",
+        })
+    }
+}
+
+/// How old an answer about refs may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) enum Staleness {
+    /// `maxStaleness: 0s`, the default.
+    None,
+    /// `maxStaleness: 10s`.
+    TenSeconds,
+}
+
+/// What mirroring cost Tarn before it could serve.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Mirrored {
+    /// Mirrors of the same repository made at once.
+    pub(crate) mirrors: usize,
+    pub(crate) seconds: f64,
+    pub(crate) cpu_seconds: f64,
+}
+
+/// A running server and where it serves the repository.
+#[derive(Debug)]
+pub(crate) struct Side {
+    pub(crate) name: SideName,
+    pub(crate) server: Server,
+    pub(crate) mirrored: Option<Mirrored>,
+    fresh: String,
+    reusing: String,
+}
+
+impl Side {
+    /// The repository's URL on this side.
+    pub(crate) fn url(&self, staleness: Staleness) -> &str {
+        match staleness {
+            Staleness::None => &self.fresh,
+            Staleness::TenSeconds => &self.reusing,
+        }
+    }
+
+    /// Starts git http-backend.
+    pub(crate) async fn baseline(repository: &Repository, work: &Path) -> Result<Self> {
+        let program = std::env::current_exe().context("find this program")?;
+        let root = repository.dir.parent().context("the repository lies in a directory")?;
+        let args = ["baseline-server".as_ref(), "--root".as_ref(), root.as_os_str()];
+        let log = work.join("baseline.log");
+        let (server, line) = Server::start("baseline", program, args, "listening ", &log).await?;
+        let url = format!("http://{}/repo.git", address(&line, "git")?);
+        Ok(Self { name: SideName::Baseline, server, mirrored: None, fresh: url.clone(), reusing: url })
+    }
+
+    /// Starts the agent and waits until it has mirrored the repository, once for each staleness.
+    pub(crate) async fn tarn(agent: &Path, repository: &Repository, work: &Path) -> Result<Self> {
+        let manifests = work.join("manifests");
+        std::fs::create_dir(&manifests)?;
+        for (name, staleness) in [("fresh", "0s"), ("reusing", "10s")] {
+            // One repository, two names: two mirrors of one URL would be refused.
+            let upstream = work.join(format!("{name}.git"));
+            std::os::unix::fs::symlink(&repository.dir, &upstream)?;
+            std::fs::write(manifests.join(format!("{name}.yaml")), manifest(name, &upstream, staleness))?;
+        }
+        let data = work.join("data");
+        let args = [
+            "serve".as_ref(),
+            "--manifests".as_ref(),
+            manifests.as_os_str(),
+            "--data".as_ref(),
+            data.as_os_str(),
+            "--allow-file-upstreams".as_ref(),
+            "--listen=127.0.0.1:0".as_ref(),
+            "--admin-listen=127.0.0.1:0".as_ref(),
+        ];
+        let log = work.join("tarn-agent.log");
+        let (server, line) = Server::start("tarn", agent, args, "listening ", &log).await?;
+        let admin = format!("http://{}", address(&line, "admin")?);
+        let ready = server.measure(mirrored(&admin, 2)).await;
+        let ((), usage) = ready.with_context(|| tail(&log))?;
+        let url = |name: &str| -> Result<String> {
+            let path = work.join(name);
+            let path = path.to_str().context("the working directory's name is not UTF-8")?;
+            Ok(format!("http://{}/git/localhost{path}", address(&line, "git")?))
+        };
+        let mirrored =
+            Mirrored { mirrors: 2, seconds: usage.wall.as_secs_f64(), cpu_seconds: usage.cpu.as_secs_f64() };
+        let (fresh, reusing) = (url("fresh")?, url("reusing")?);
+        Ok(Self { name: SideName::Tarn, server, mirrored: Some(mirrored), fresh, reusing })
+    }
+}
+
+/// The agent's release binary, which lies beside this program.
+pub(crate) fn agent_binary() -> Result<PathBuf> {
+    let agent = std::env::current_exe()?.with_file_name("tarn-agent");
+    ensure!(
+        agent.is_file(),
+        "{} is missing: cargo build --release -p tarn-agent (or --baseline-only)",
+        agent.display()
+    );
+    Ok(agent)
+}
+
+/// Serves a directory's repositories until told to stop.
+pub(crate) async fn serve_baseline(root: &Path) -> Result<()> {
+    let upstream = Upstream::start(root)?;
+    writeln!(std::io::stdout(), "listening git={}", upstream.address())?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    terminate.recv().await;
+    Ok(())
+}
+
+/// One mirror. The intervals keep background work out of the measurements.
+fn manifest(name: &str, upstream: &Path, staleness: &str) -> String {
+    format!(
+        "apiVersion: tarn.dev/v1alpha1\nkind: GitMirror\nmetadata: {{name: {name}}}\nspec:\n  \
+         url: {}\n  interval: 6h\n  freshness: {{maxStaleness: {staleness}}}\n",
+        tarn_testkit::git::file_url(upstream)
+    )
+}
+
+/// Takes an address out of the line `listening git=… admin=…`.
+fn address<'a>(line: &'a str, name: &str) -> Result<&'a str> {
+    let found = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    found.with_context(|| format!("{line:?} names no {name} address"))
+}
+
+/// Waits until so many mirrors are ready.
+async fn mirrored(admin: &str, count: usize) -> Result<()> {
+    let mut client = Client::new(admin)?;
+    let mut last = String::new();
+    let wait = async {
+        loop {
+            let text = client.get("/status").await?;
+            let status: Status = serde_json::from_slice(&text).context("read /status")?;
+            if status.mirrors.iter().filter(|mirror| mirror.phase == "Ready").count() >= count {
+                return anyhow::Ok(());
+            }
+            last = format!("{:?}", status.mirrors);
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    match timeout(MIRRORED, wait).await {
+        Ok(done) => done,
+        Err(_) => bail!("not mirrored within {MIRRORED:?}: {last}"),
+    }
+}
+
+/// The end of a log, for an error message.
+fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().rev().take(10).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+/// What is read of `/status`.
+#[derive(Debug, Deserialize)]
+struct Status {
+    mirrors: Vec<MirrorStatus>,
+}
+
+/// What is read of one mirror there.
+#[derive(Debug, Deserialize)]
+struct MirrorStatus {
+    phase: String,
+    #[serde(default)]
+    #[expect(dead_code, reason = "shown when mirroring takes too long")]
+    message: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_found_by_name() {
+        let line = "listening git=127.0.0.1:80 admin=127.0.0.1:81";
+        assert_eq!(address(line, "git").unwrap(), "127.0.0.1:80");
+        assert_eq!(address(line, "admin").unwrap(), "127.0.0.1:81");
+        assert!(address(line, "metrics").is_err());
+    }
+}
