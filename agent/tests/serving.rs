@@ -4,7 +4,9 @@
 mod bad_input;
 mod clones;
 mod repositories;
+mod shared_packs;
 mod submodules;
+mod upstreams;
 mod wire;
 
 /// A protocol v2 `fetch` request for these objects, with further arguments.

@@ -346,7 +346,10 @@ impl Agent {
         agent.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child =
             tokio::process::Command::from(agent).kill_on_drop(true).spawn().with_context(|| {
-                format!("start {}; build it, or name it with TARN_TESTKIT_AGENT", self.builder.binary.display())
+                format!(
+                    "start {}; build it, or name it with TARN_TESTKIT_AGENT",
+                    self.builder.binary.display()
+                )
             })?;
         let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
         let first = tokio::time::timeout(PATIENCE, lines.next_line()).await;

@@ -41,6 +41,15 @@ pub enum Auth {
     Bearer(String),
 }
 
+/// What kind of server it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Habits {
+    /// As the public hosts: protocol v2, partial clones, wants by any id.
+    Modern,
+    /// As a server of ten years ago: the first protocol only, no partial clones, wants of tips only.
+    Old,
+}
+
 /// A running git server for all repositories below one directory. It stops when dropped, its children too.
 ///
 /// It runs on threads of its own: a test may block, and the server still answers.
@@ -55,6 +64,7 @@ pub struct Upstream {
 struct State {
     root: PathBuf,
     auth: Mutex<Auth>,
+    habits: Mutex<Habits>,
     faults: watch::Sender<fault::Faults>,
     log: Mutex<Vec<Record>>,
 }
@@ -71,6 +81,7 @@ impl Upstream {
         let state = Arc::new(State {
             root,
             auth: Mutex::new(Auth::Open),
+            habits: Mutex::new(Habits::Modern),
             faults: watch::Sender::new(fault::Faults::default()),
             log: Mutex::default(),
         });
@@ -113,6 +124,11 @@ impl Upstream {
     /// Asks every request from now on for these credentials.
     pub fn require(&self, auth: Auth) {
         *lock(&self.state.auth) = auth;
+    }
+
+    /// Serves every request from now on as this kind of server.
+    pub fn behave(&self, habits: Habits) {
+        *lock(&self.state.habits) = habits;
     }
 
     /// Lets every request meet this fault from now on; all earlier faults end.
@@ -181,7 +197,8 @@ impl State {
         let action = fault::meet(self.faults.subscribe(), &repo, operation).await;
         let answer = match action {
             Action::Pass { wrap } => {
-                let answer = cgi::run(&self.root, &parts, body).await?;
+                let habits = *lock(&self.habits);
+                let answer = cgi::run(&self.root, habits, &parts, body).await?;
                 wrap.apply(answer).await?
             }
             Action::Answer { status, content_type, text } => plain(status, content_type, text),

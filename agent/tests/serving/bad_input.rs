@@ -45,7 +45,6 @@ async fn wrong_methods_services_and_types_are_refused_on_a_living_connection() -
     let mut connection = scene.connect().await?;
     let cases: Vec<Case<'_>> = vec![
         ("an unknown service", "GET", format!("{path}/info/refs?service=git-frobnicate"), vec![], b"", 0),
-        ("a push", "GET", format!("{path}/info/refs?service=git-receive-pack"), vec![], b"", 0),
         ("a push's second half", "POST", format!("{path}/git-receive-pack"), vec![REQUEST], b"0000", 0),
         ("dumb HTTP", "GET", format!("{path}/info/refs"), vec![], b"", 0),
         ("an empty service", "GET", format!("{path}/info/refs?service="), vec![], b"", 0),

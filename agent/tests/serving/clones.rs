@@ -163,9 +163,14 @@ async fn push_after_a_shallow_clone_is_fetched_as_one_step() -> Result<()> {
 
 #[tokio::test]
 async fn blobless_and_treeless_clones_fetch_what_a_checkout_needs() -> Result<()> {
-    for filter in ["--filter=blob:none", "--filter=tree:0", "--filter=blob:limit=1k"] {
+    for filter in [
+        "--filter=blob:none",
+        "--filter=tree:0",
+        "--filter=blob:limit=1k",
+        "--filter=combine:blob:none+tree:3",
+    ] {
         alike(async |_, git, url, place| {
-            let name = filter.rsplit_once('=').map_or(filter, |(_, name)| name).replace(':', "-");
+            let name = filter.rsplit_once('=').map_or(filter, |(_, name)| name).replace([':', '+'], "-");
             let place = place.join(name);
             let clone = git.clone_repo(url, &place, &[filter, "--no-checkout"]).await?;
             let missing = clone.git(&["rev-list", "--objects", "--all", "--missing=print"]).await?;
@@ -253,6 +258,23 @@ async fn a_fetch_with_many_local_commits_negotiates_to_the_same_end() -> Result<
         clone.fsck().await
     })
     .await
+}
+
+#[tokio::test]
+async fn a_negotiation_without_a_pack_names_the_common_commits() -> Result<()> {
+    let scene = scene().await?;
+    let ask = async |url: &str, place: &str| {
+        let git = scene.git.clone().with_config("protocol.version", "2");
+        let clone = git.clone_repo(url, &scene.place(place), &["--branch=topic"]).await?;
+        clone.git(&["commit", "--quiet", "--allow-empty", "--message", "mine"]).await?;
+        let dir = clone.path().to_string_lossy().into_owned();
+        let args = ["-C", &dir, "fetch", "--negotiate-only", "--negotiation-tip=HEAD", "origin"];
+        anyhow::Ok(git.run(args).await?.text())
+    };
+    let through = ask(&scene.url()?, "tarn").await?;
+    assert_eq!(through, ask(&scene.upstream.url("a.git"), "direct").await?);
+    assert!(through.contains(&scene.origin.rev_parse("topic").await?), "{through}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -106,14 +106,13 @@ impl Repo {
     /// Adds `commits` commits to a branch, each with one new file of `bytes` bytes that do not compress, so
     /// that a clone takes about as many bytes as asked for. The same seed gives the same commits.
     pub async fn grow(&self, branch: &str, commits: u32, bytes: usize, seed: u64) -> Result<String> {
-        use rand::{RngCore as _, SeedableRng as _};
         let parent =
             self.attempt(&["rev-parse", "--verify", "--quiet", &format!("refs/heads/{branch}")]).await?;
         let mut parent = parent.status.success().then(|| parent.text());
-        let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+        let mut state = seed;
         let (mut script, mut noise) = (Vec::new(), vec![0; bytes]);
         for number in 0..commits {
-            random.fill_bytes(&mut noise);
+            fill_with_noise(&mut noise, &mut state);
             write_commit(&mut script, branch, parent.take().as_deref(), &format!("grow {seed}/{number}"))?;
             write_file(&mut script, &format!("noise/{seed}/{number}"), &noise)?;
         }
@@ -241,6 +240,20 @@ impl Repo {
         let mut all = vec!["-C", text(&self.dir)];
         all.extend_from_slice(args);
         all
+    }
+}
+
+/// Fills with bytes that do not compress (splitmix64: fast in debug builds too).
+fn fill_with_noise(noise: &mut [u8], state: &mut u64) {
+    for bytes in noise.chunks_mut(8) {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = *state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        for (byte, random) in bytes.iter_mut().zip(mixed.to_le_bytes()) {
+            *byte = random;
+        }
     }
 }
 

@@ -13,20 +13,24 @@ use hyper::body::Frame;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader, ReadBuf};
 use tokio::process::{Child, ChildStdout};
 
-use super::Body;
+use super::{Body, Habits};
 use crate::git::isolate;
 use crate::process::{Group, command};
 
-/// What a public host allows: pushing (the test decides who may), partial clones, wants by any id.
-const CONFIG: [(&str, &str); 4] = [
-    ("http.receivepack", "true"),
-    ("uploadpack.allowFilter", "true"),
-    ("uploadpack.allowAnySHA1InWant", "true"),
-    ("receive.autogc", "false"),
-];
+/// Pushing is allowed (the test decides who may), and nothing happens behind the test's back.
+const ALWAYS: [(&str, &str); 2] = [("http.receivepack", "true"), ("receive.autogc", "false")];
+
+/// What the public hosts allow besides.
+const MODERN: [(&str, &str); 2] =
+    [("uploadpack.allowFilter", "true"), ("uploadpack.allowAnySHA1InWant", "true")];
 
 /// Runs the backend for one request. Dropping the answer ends the backend and its children.
-pub(super) async fn run(root: &Path, parts: &http::request::Parts, body: Body) -> Result<Response<Body>> {
+pub(super) async fn run(
+    root: &Path,
+    habits: Habits,
+    parts: &http::request::Parts,
+    body: Body,
+) -> Result<Response<Body>> {
     let mut git = command("git");
     isolate(&mut git, root);
     git.arg("http-backend");
@@ -44,8 +48,15 @@ pub(super) async fn run(root: &Path, parts: &http::request::Parts, body: Body) -
             git.env(variable, value.to_str()?);
         }
     }
-    git.env("GIT_CONFIG_COUNT", CONFIG.len().to_string());
-    for (number, (key, value)) in CONFIG.iter().enumerate() {
+    let mut config = ALWAYS.to_vec();
+    match habits {
+        Habits::Modern => config.extend(MODERN),
+        Habits::Old => {
+            git.env_remove("GIT_PROTOCOL");
+        }
+    }
+    git.env("GIT_CONFIG_COUNT", config.len().to_string());
+    for (number, (key, value)) in config.iter().enumerate() {
         git.env(format!("GIT_CONFIG_KEY_{number}"), key).env(format!("GIT_CONFIG_VALUE_{number}"), value);
     }
     git.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

@@ -1,0 +1,137 @@
+//! Every kind of upstream: old servers, repositories that moved, were replaced, or changed their nature.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tarn_testkit::eventually::eventually;
+use tarn_testkit::git::{ObjectFormat, Repo};
+use tarn_testkit::upstream::{Fault, Habits, Operation, Upstream};
+
+use crate::scene::Scene;
+
+#[tokio::test]
+async fn a_server_that_speaks_the_first_protocol_only_is_mirrored_and_followed() -> Result<()> {
+    let scene = Scene::prepared(&[], async |upstream, origin| {
+        upstream.behave(Habits::Old);
+        origin.annotated_tag("v1", "main").await.map(drop)
+    })
+    .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    for round in 0..5 {
+        let pushed = scene.origin.commit("main", &[("round", &round.to_string())]).await?;
+        scene.origin.tag("moving", &pushed).await?;
+        scene.expect_upstream_refs().await?;
+        let clone = scene.clone(&format!("clone-{round}"), &["--mirror"]).await?;
+        assert_eq!(clone.rev_parse("HEAD").await?, pushed);
+        clone.fsck().await?;
+    }
+    let root = scene.origin.rev_parse("v1^{commit}").await?;
+    scene.origin.set_ref("refs/heads/main", &root).await?;
+    assert_eq!(scene.expect_upstream_refs().await?["HEAD"], root);
+    // Partial clones are Tarn's own doing.
+    let clone = scene.clone("partial", &["--filter=blob:none"]).await?;
+    clone.fsck().await
+}
+
+#[tokio::test]
+async fn refs_that_move_between_look_and_fetch_are_caught_up_with() -> Result<()> {
+    for habits in [Habits::Modern, Habits::Old] {
+        let scene = Scene::ready().await?;
+        scene.upstream.behave(habits);
+        let root = scene.origin.rev_parse("main").await?;
+        scene.origin.commit("main", &[("f", "lost")]).await?;
+        scene.upstream.fault_on(Operation::Fetch, Fault::Hold);
+        let (refs, moved) = tokio::join!(scene.clone("during", &["--mirror"]), async {
+            eventually(Duration::from_secs(10), "the fetch", async || {
+                let fetches = scene.upstream.count("a.git", Operation::Fetch);
+                ensure!(fetches > 1, "{fetches}");
+                Ok(())
+            })
+            .await?;
+            // What the look named is gone, objects and all, when the fetch asks for it.
+            scene.origin.set_ref("refs/heads/main", &root).await?;
+            let pushed = scene.origin.commit("main", &[("f", "kept")]).await?;
+            scene.origin.git(&["reflog", "expire", "--expire=now", "--all"]).await?;
+            scene.origin.git(&["prune", "--expire=now"]).await?;
+            scene.upstream.mend();
+            anyhow::Ok(pushed)
+        });
+        let pushed = moved?;
+        // The clone that came in between may have failed or got the new state, but nothing half.
+        if let Ok(clone) = refs {
+            clone.fsck().await?;
+        }
+        assert_eq!(scene.expect_upstream_refs().await?["HEAD"], pushed);
+        let clone = scene.clone("after", &["--mirror"]).await?;
+        assert_eq!(clone.rev_parse("HEAD").await?, pushed);
+        clone.fsck().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_repository_that_moved_on_its_own_host_is_followed() -> Result<()> {
+    let scene = Scene::prepared(&[], async |upstream, _| {
+        let new = Upstream::root(upstream).join("new");
+        std::fs::create_dir(&new)?;
+        std::os::unix::fs::symlink("../a.git", new.join("a.git"))?;
+        upstream.fault_in("a.git", Fault::Redirect(upstream.url("new")));
+        Ok(())
+    })
+    .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    let pushed = scene.origin.commit("main", &[("f", "2")]).await?;
+    assert_eq!(scene.refs().await?["HEAD"], pushed);
+    scene.clone("clone", &[]).await?.fsck().await
+}
+
+#[tokio::test]
+async fn a_repository_replaced_by_an_unrelated_one_is_mirrored_anew() -> Result<()> {
+    for format in [ObjectFormat::Sha1, ObjectFormat::Sha256] {
+        let scene = Scene::ready().await?;
+        scene.clone("before", &[]).await?;
+        std::fs::remove_dir_all(scene.origin.path())?;
+        scene.upstream.fault(Fault::Status(404));
+        let old = scene.refs().await?;
+        assert!(!old.is_empty(), "served stale while it is away");
+        let new = Repo::init(scene.origin.path(), format).await?;
+        let pushed = new.commit("main", &[("unrelated", "yes")]).await?;
+        new.annotated_tag("v2", &pushed).await?;
+        scene.upstream.mend();
+        eventually(Duration::from_secs(20), "the new repository", async || {
+            let refs = scene.refs().await?;
+            ensure!(refs == new.refs().await?, "{refs:?}");
+            Ok(())
+        })
+        .await?;
+        // Until the mirror in the new format is there, a clone that comes too early may fail.
+        let clone = match format {
+            ObjectFormat::Sha1 => scene.clone("after", &["--mirror"]).await?,
+            ObjectFormat::Sha256 => {
+                let clone = async || scene.clone("after", &["--mirror"]).await;
+                eventually(Duration::from_secs(20), "a clone in the new format", clone).await?
+            }
+        };
+        assert_eq!(clone.rev_parse("HEAD").await?, pushed, "{format:?}");
+        clone.fsck().await?;
+        scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_push_of_many_refs_at_once_is_fetched_whole() -> Result<()> {
+    let scene = Scene::ready().await?;
+    scene.origin.grow("source", 2000, 50, 3).await?;
+    let commits = scene.origin.git(&["rev-list", "source"]).await?;
+    let moves: Vec<_> = commits
+        .lines()
+        .enumerate()
+        .map(|(number, oid)| (format!("refs/tags/t{number}"), oid.to_owned()))
+        .collect();
+    scene.origin.move_refs_atomically(&moves).await?;
+    assert!(scene.expect_upstream_refs().await?.len() > 2000);
+    let clone = scene.clone("clone", &["--mirror"]).await?;
+    assert_eq!(clone.refs().await?, scene.origin.refs().await?);
+    clone.fsck().await
+}
