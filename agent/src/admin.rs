@@ -84,10 +84,10 @@ async fn fetch(State(admin): State<Admin>, request: Request) -> Response {
         return (StatusCode::CONFLICT, format!("{id} is suspended: set spec.suspend to false\n"))
             .into_response();
     }
-    match mirror.look().await {
+    match mirror.look(&[]).await {
         Ok(_) => (StatusCode::ACCEPTED, "looked; what moved is being fetched\n").into_response(),
         Err(error) => {
-            (StatusCode::BAD_GATEWAY, format!("{}: {error}\n", error.kind().code())).into_response()
+            (StatusCode::BAD_GATEWAY, format!("{}: {error}\n", error.kind().reason())).into_response()
         }
     }
 }

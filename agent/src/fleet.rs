@@ -90,7 +90,7 @@ impl Fleet {
         for stalled in &stalled {
             tracing::warn!(
                 name = stalled.name,
-                reason = stalled.reason,
+                reason = stalled.reason.as_str(),
                 message = stalled.message,
                 "mirror stalled"
             );
@@ -137,10 +137,10 @@ impl Fleet {
         match removed {
             Ok(Ok(())) => tracing::info!(repo = %id, "mirror removed"),
             Ok(Err(error)) => {
-                tracing::warn!(repo = %id, %error, "the removed mirror's data are still on the disk")
+                tracing::warn!(repo = %id, %error, "the removed mirror's data are still on the disk");
             }
             Err(error) => {
-                tracing::warn!(repo = %id, %error, "the removed mirror's data are still on the disk")
+                tracing::warn!(repo = %id, %error, "the removed mirror's data are still on the disk");
             }
         }
     }

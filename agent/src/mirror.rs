@@ -17,10 +17,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bstr::BString;
 use jiff::Timestamp;
 use tarn_crds::{
     repo::{RepoId, UpstreamUrl},
-    v1alpha1::{Access, OnUpstreamFailure, Phase, Refs},
+    v1alpha1::{Access, OnUpstreamFailure, Phase, Refs, conditions::Reason},
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -74,27 +75,34 @@ pub struct View {
     pub stored: Option<Arc<Stored>>,
     /// The refs the upstream showed in the newest look, and when that look began.
     pub seen: Option<(Arc<RefSet>, Instant)>,
-    /// The last look failed.
-    pub upstream_failing: bool,
+    /// Why the last look failed, if it did.
+    pub look_trouble: Option<Trouble>,
+    /// Why the last fetch failed, if it did.
+    pub fetch_trouble: Option<Trouble>,
     /// When the newest look that succeeded began.
     pub last_look: Option<Timestamp>,
     /// When the newest fetch that succeeded ended.
     pub last_fetch: Option<Timestamp>,
     /// Bytes on the disk.
     pub bytes: u64,
-    /// Reason code and text of what is wrong; `None` while nothing is.
-    pub trouble: Option<Trouble>,
     /// A repository that serves shallow clones cheaply, and the commit it was made for.
     pub seed: Option<(PathBuf, Oid)>,
     /// The upstream, for requests that are handed on to it.
     pub upstream: Option<Arc<Looker>>,
 }
 
+impl View {
+    /// What is wrong, the worst first; `None` while nothing is.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.look_trouble.as_ref().or(self.fetch_trouble.as_ref())
+    }
+}
+
 /// What is wrong with a mirror.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// One word: reason of a condition, label of a metric.
-    pub reason: &'static str,
+    /// In a word.
+    pub reason: Reason,
     /// For people; holds no secret.
     pub message: String,
 }
@@ -138,8 +146,8 @@ pub enum BringError {
 
 /// What a request asks of the task.
 enum Message {
-    /// A look that begins after this message arrived.
-    Look(oneshot::Sender<LookAnswer>),
+    /// A look that begins after this message arrived, at refs with these prefixes at least.
+    Look(Vec<BString>, oneshot::Sender<LookAnswer>),
     /// Look and fetch until the objects are there, as far as the upstream's refs lead to them.
     Settle(Vec<Oid>, oneshot::Sender<Result<(), BringError>>),
     /// Fetch these objects by name, whatever refs lead to them.
@@ -220,14 +228,15 @@ impl Mirror {
         let _ = self.messages.try_send(Message::Shallow);
     }
 
-    /// Asks for a look that begins after this call; concurrent calls share one.
+    /// Asks for a look that begins after this call, at the refs that start with one of `prefixes` at least
+    /// (at all where there are none); concurrent calls share one.
     ///
     /// # Errors
     /// The look fails.
-    pub async fn look(&self) -> Result<(Arc<RefSet>, Instant), Arc<LookError>> {
+    pub async fn look(&self, prefixes: &[BString]) -> Result<(Arc<RefSet>, Instant), Arc<LookError>> {
         let busy = || Arc::new(LookError::Refused("too many requests wait for this mirror".into()));
         let (reply, answer) = oneshot::channel();
-        self.messages.try_send(Message::Look(reply)).map_err(|_| busy())?;
+        self.messages.try_send(Message::Look(prefixes.to_vec(), reply)).map_err(|_| busy())?;
         answer.await.unwrap_or_else(|_| Err(busy()))
     }
 

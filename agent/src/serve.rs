@@ -5,7 +5,9 @@
 
 pub mod body;
 pub mod error;
+pub mod ensure_refs;
 pub mod info_refs;
+pub mod push;
 pub mod queue;
 pub mod upload_pack;
 
@@ -127,13 +129,15 @@ enum Verb {
     InfoRefs,
     UploadPack,
     ReceivePack,
+    EnsureRefs,
 }
 
 impl Verb {
-    const ALL: [(&'static str, Self); 3] = [
+    const ALL: [(&'static str, Self); 4] = [
         ("/info/refs", Self::InfoRefs),
         ("/git-upload-pack", Self::UploadPack),
         ("/git-receive-pack", Self::ReceivePack),
+        ("/ensure-refs", Self::EnsureRefs),
     ];
 
     /// Splits `/git/{repository}{verb}`. The path is still percent-encoded, so an encoded slash in the
@@ -177,18 +181,45 @@ async fn dispatch(
     match (verb, &parts.method) {
         (Verb::InfoRefs, &Method::GET) => {
             *label = "info-refs";
-            info_refs::handle(serving, repository, parts.uri.query().unwrap_or_default(), &parts.headers)
-                .await
+            let service = service(parts.uri.query().unwrap_or_default())?;
+            let mirror = serving.mirror(repository)?;
+            match service {
+                Service::UploadPack => info_refs::handle(serving, &mirror, &parts.headers).await,
+                Service::ReceivePack => push::advertise(&mirror, &parts.headers).await,
+            }
         }
         (Verb::UploadPack, &Method::POST) => {
             upload_pack::handle(serving, repository, client.ip(), &parts.headers, body, label).await
         }
-        (Verb::ReceivePack, _) => {
-            let mirror = serving.mirror(repository)?;
-            Err(Failure::push(mirror.settings().url.as_str()))
+        (Verb::ReceivePack, &Method::POST) => {
+            *label = "push";
+            push::receive(&serving.mirror(repository)?, &parts.headers, body).await
+        }
+        (Verb::EnsureRefs, &Method::POST) => {
+            *label = "ensure-refs";
+            ensure_refs::handle(&serving.mirror(repository)?, &parts.headers, body).await
         }
         (Verb::InfoRefs, _) => Err(Failure::method("GET")),
-        (Verb::UploadPack, _) => Err(Failure::method("POST")),
+        (Verb::UploadPack | Verb::ReceivePack | Verb::EnsureRefs, _) => Err(Failure::method("POST")),
+    }
+}
+
+/// The services of smart HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    UploadPack,
+    ReceivePack,
+}
+
+fn service(query: &str) -> Result<Service, Failure> {
+    match query.split('&').find_map(|pair| pair.strip_prefix("service=")) {
+        Some("git-upload-pack") => Ok(Service::UploadPack),
+        Some("git-receive-pack") => Ok(Service::ReceivePack),
+        Some(_) => Err(Failure::bad_request(
+            "UnknownService",
+            "the services are git-upload-pack and git-receive-pack",
+        )),
+        None => Err(Failure::bad_request("DumbHttp", "only smart HTTP is served: use git 1.6.6 or newer")),
     }
 }
 
@@ -242,12 +273,11 @@ mod tests {
 
         #[test]
         fn any_path_is_judged_without_panic(path in "/git/\\PC{0,80}") {
-            if let Ok((repository, _)) = Verb::split(&path) {
-                if let Ok(id) = RepoId::from_route(repository) {
+            if let Ok((repository, _)) = Verb::split(&path)
+                && let Ok(id) = RepoId::from_route(repository) {
                     let dir = id.dir();
                     prop_assert!(dir.is_relative() && dir.components().all(|c| matches!(c, std::path::Component::Normal(_))));
                 }
-            }
         }
     }
 }

@@ -233,9 +233,9 @@ mod tests {
             let mut reader = Box::pin(tail.read());
             assert_eq!(reader.next().await.unwrap().unwrap(), "half");
             if vanish {
-                drop(writer)
+                drop(writer);
             } else {
-                writer.fail("broken", Blame::Request)
+                writer.fail("broken", Blame::Request);
             }
             assert!(reader.next().await.unwrap().is_err());
             assert!(all(&tail).await.is_err());

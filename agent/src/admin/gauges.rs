@@ -43,7 +43,7 @@ impl Collector for Gauges {
             bytes.get_or_create(&label).set(number(view.bytes));
             let count = view.stored.as_ref().map_or(0, |stored| stored.refs.refs().len());
             refs.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
-            failing.get_or_create(&label).set(i64::from(view.trouble.is_some()));
+            failing.get_or_create(&label).set(i64::from(view.trouble().is_some()));
             looked.get_or_create(&label).set(view.last_look.map_or(0, Timestamp::as_second));
         }
         let refused = self.0.refused();

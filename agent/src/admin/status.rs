@@ -1,13 +1,17 @@
 //! `/status`: everything the agent knows of its mirrors, for people and scripts.
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self as k8s, Time};
 use serde::Serialize;
-use tarn_crds::v1alpha1::Phase;
+use tarn_crds::{
+    summarize::{Facts, Finding, Note, Pods, Wrong, summarize},
+    v1alpha1::{Phase, conditions::Reason},
+};
 
 use crate::{
-    fleet::Fleet,
+    fleet::{Fleet, desired::Stalled},
     git::Head,
-    mirror::{Mirror, View},
+    mirror::{Mirror, Trouble, View},
 };
 
 /// The whole answer.
@@ -50,9 +54,9 @@ struct HeadStatus {
 #[derive(Debug, Serialize)]
 struct Condition {
     #[serde(rename = "type")]
-    kind: &'static str,
-    status: &'static str,
-    reason: &'static str,
+    kind: String,
+    status: String,
+    reason: String,
     message: String,
 }
 
@@ -68,29 +72,7 @@ struct Rejected {
 pub fn of(fleet: &Fleet) -> Status {
     let refused = fleet.refused();
     let mut mirrors: Vec<_> = fleet.mirrors().iter().map(mirror).collect();
-    mirrors.extend(refused.stalled.into_iter().map(|stalled| MirrorStatus {
-        name: stalled.name,
-        repo: stalled.repo.to_string(),
-        url: stalled.url.to_string(),
-        phase: Phase::Absent,
-        head: None,
-        refs_digest: None,
-        ref_count: 0,
-        last_look_time: None,
-        last_fetch_time: None,
-        bytes: 0,
-        message: stalled.message.clone(),
-        progress: None,
-        conditions: vec![
-            Condition {
-                kind: "Ready",
-                status: "False",
-                reason: stalled.reason,
-                message: stalled.message.clone(),
-            },
-            Condition { kind: "Stalled", status: "True", reason: stalled.reason, message: stalled.message },
-        ],
-    }));
+    mirrors.extend(refused.stalled.into_iter().map(stalled));
     let rejected = refused.rejected.into_iter().map(|refused| Rejected {
         file: refused.file,
         document: refused.document,
@@ -103,7 +85,7 @@ pub fn of(fleet: &Fleet) -> Status {
 fn mirror(mirror: &Mirror) -> MirrorStatus {
     let (view, settings) = (mirror.view(), mirror.settings());
     let stored = view.stored.as_ref();
-    let message = view.trouble.as_ref().map(|trouble| format!("{}: {}", trouble.reason, trouble.message));
+    let message = view.trouble().map(|trouble| format!("{}: {}", trouble.reason, trouble.message));
     MirrorStatus {
         name: settings.name.clone(),
         repo: mirror.id().to_string(),
@@ -123,34 +105,77 @@ fn mirror(mirror: &Mirror) -> MirrorStatus {
         bytes: view.bytes,
         message: message.unwrap_or_default(),
         progress: mirror.progress(),
-        conditions: conditions(&view),
+        conditions: conditions(&facts(&view, settings.suspend)),
     }
 }
 
-fn conditions(view: &View) -> Vec<Condition> {
-    let ready = view.stored.is_some() && !matches!(view.phase, Phase::CatchingUp);
-    let reason = match (&view.trouble, ready) {
-        (_, true) => "Mirrored",
-        (Some(trouble), false) => trouble.reason,
-        (None, false) => "Progressing",
-    };
-    let message = view.trouble.as_ref().map(|trouble| trouble.message.clone()).unwrap_or_default();
-    let of =
-        |kind, reason, message: &str| Condition { kind, status: "True", reason, message: message.to_owned() };
-    let mut conditions =
-        vec![Condition { status: if ready { "True" } else { "False" }, ..of("Ready", reason, &message) }];
-    if !ready || view.phase == Phase::Fetching {
-        conditions.push(of("Reconciling", "Progressing", &message));
+fn stalled(stalled: Stalled) -> MirrorStatus {
+    let note = Note::new(stalled.reason, stalled.message.clone());
+    let facts = Facts { stalled: Some(note), ..no_facts() };
+    MirrorStatus {
+        name: stalled.name,
+        repo: stalled.repo.to_string(),
+        url: stalled.url.to_string(),
+        phase: Phase::Absent,
+        head: None,
+        refs_digest: None,
+        ref_count: 0,
+        last_look_time: None,
+        last_fetch_time: None,
+        bytes: 0,
+        message: stalled.message,
+        progress: None,
+        conditions: conditions(&facts),
     }
-    if let Some(trouble) = &view.trouble {
-        conditions.push(of("FetchFailed", trouble.reason, &trouble.message));
-        if view.stored.is_some() && view.upstream_failing {
-            conditions.push(of(
-                "Stale",
-                trouble.reason,
-                "the upstream cannot be asked whether the refs are current",
-            ));
+}
+
+/// What the conditions of a mirror on one agent rest on: the same function makes them as in a cluster.
+fn facts(view: &View, suspended: bool) -> Facts {
+    let progress = match view.phase {
+        Phase::Absent | Phase::Cloning if view.trouble().is_none() => {
+            Some(Note::new(Reason::Cloning, "the first clone from the upstream is under way"))
         }
+        Phase::CatchingUp if view.trouble().is_none() => {
+            Some(Note::new(Reason::CatchingUp, "the first look and fetch since the start are under way"))
+        }
+        _ => None,
+    };
+    let finding = |wrong, trouble: &Trouble| Finding {
+        wrong,
+        note: Note::new(trouble.reason, trouble.message.clone()),
+    };
+    // Without a look nobody can say that what is served is current.
+    let stale = view.look_trouble.as_ref().filter(|_| view.stored.is_some());
+    let findings = stale.map(|trouble| finding(Wrong::Stale, trouble)).into_iter();
+    let findings = findings.chain(view.trouble().map(|trouble| finding(Wrong::FetchFailed, trouble)));
+    let ready = u32::from(view.phase.is_ready() || (suspended && view.stored.is_some()));
+    Facts {
+        suspended,
+        pods: Pods { ready, ..no_facts().pods },
+        progress,
+        findings: findings.collect(),
+        ..no_facts()
     }
-    conditions
+}
+
+fn no_facts() -> Facts {
+    Facts {
+        generation: 0,
+        suspended: false,
+        pods: Pods { ready: 0, desired: 1, enough: 1 },
+        stalled: None,
+        progress: None,
+        findings: Vec::new(),
+    }
+}
+
+fn conditions(facts: &Facts) -> Vec<Condition> {
+    let conditions = summarize(facts, &[], &Time(Timestamp::now()));
+    let condition = |c: k8s::Condition| Condition {
+        kind: c.type_,
+        status: c.status,
+        reason: c.reason,
+        message: c.message,
+    };
+    conditions.into_iter().map(condition).collect()
 }

@@ -10,7 +10,7 @@ use tarn_crds::{
     CREDENTIALS_LABEL, HOSTS_ANNOTATION,
     manifest::{Manifest, read},
     repo::{RepoId, RepoIdError, Scheme, UpstreamUrl},
-    v1alpha1::{Access, GitMirror, GitMirrorSpec},
+    v1alpha1::{Access, GitMirror, GitMirrorSpec, conditions::Reason},
 };
 
 use crate::{mirror::Settings, upstream::Credentials};
@@ -35,8 +35,8 @@ pub struct Stalled {
     pub repo: RepoId,
     /// Its URL.
     pub url: UpstreamUrl,
-    /// One word.
-    pub reason: &'static str,
+    /// In a word.
+    pub reason: Reason,
     /// What to do about it.
     pub message: String,
 }
@@ -110,7 +110,7 @@ pub fn desired(
             Err(Unresolved::Rejected { field, reason }) => {
                 out.rejected.push(Rejected { file, document, field: field.into(), reason });
             }
-            Err(Unresolved::Stalled(stalled)) => out.stalled.push(stalled),
+            Err(Unresolved::Stalled(stalled)) => out.stalled.push(*stalled),
         }
     }
     for rejected in &out.rejected {
@@ -152,7 +152,7 @@ impl Found {
         for (manifest, document) in read(text).into_iter().zip(1..) {
             match manifest {
                 Ok(Manifest::GitMirror(mirror)) => {
-                    self.mirrors.push(Declared { file: file.clone(), document, mirror })
+                    self.mirrors.push(Declared { file: file.clone(), document, mirror });
                 }
                 Ok(Manifest::Secret(secret)) => {
                     let name = secret.metadata.name.clone().unwrap_or_default();
@@ -187,7 +187,7 @@ fn claim(owners: &mut BTreeMap<RepoId, String>, out: &mut Desired, settings: Set
                 name: settings.name,
                 repo: id,
                 url: settings.url,
-                reason: "DuplicateURL",
+                reason: Reason::DuplicateUrl,
                 message,
             });
             false
@@ -197,7 +197,7 @@ fn claim(owners: &mut BTreeMap<RepoId, String>, out: &mut Desired, settings: Set
 
 enum Unresolved {
     Rejected { field: &'static str, reason: String },
-    Stalled(Stalled),
+    Stalled(Box<Stalled>),
 }
 
 fn resolve(
@@ -218,13 +218,13 @@ fn resolve(
     let credentials = match &spec.secret_ref {
         None => Credentials::default(),
         Some(secret) => credentials(&secret.name, secrets, &url).map_err(|(reason, message)| {
-            Unresolved::Stalled(Stalled {
+            Unresolved::Stalled(Box::new(Stalled {
                 name: name.clone(),
                 repo: url.id().clone(),
                 url: url.clone(),
                 reason,
                 message,
-            })
+            }))
         })?,
     };
     Ok(settings(name, spec, url, credentials))
@@ -243,12 +243,16 @@ fn credentials(
     name: &str,
     secrets: &BTreeMap<String, Secret>,
     url: &UpstreamUrl,
-) -> Result<Credentials, (&'static str, String)> {
-    let secret =
-        secrets.get(name).ok_or_else(|| ("SecretNotFound", format!("there is no Secret {name}: add it")))?;
+) -> Result<Credentials, (Reason, String)> {
+    let secret = secrets
+        .get(name)
+        .ok_or_else(|| (Reason::SecretNotFound, format!("there is no Secret {name}: add it")))?;
     let label = secret.metadata.labels.iter().flatten().find(|(key, _)| *key == CREDENTIALS_LABEL);
     if label.is_none_or(|(_, value)| value != "true") {
-        return Err(("SecretNotAllowed", format!("label the Secret {name} with {CREDENTIALS_LABEL}=true")));
+        return Err((
+            Reason::SecretNotAllowed,
+            format!("label the Secret {name} with {CREDENTIALS_LABEL}=true"),
+        ));
     }
     let hosts = secret.metadata.annotations.iter().flatten().find(|(key, _)| *key == HOSTS_ANNOTATION);
     let host = url.id().host();
@@ -256,12 +260,13 @@ fn credentials(
         .is_some_and(|(_, hosts)| hosts.split(',').any(|listed| listed.trim().eq_ignore_ascii_case(host)))
     {
         return Err((
-            "SecretNotAllowed",
+            Reason::SecretNotAllowed,
             format!("list {host} in the annotation {HOSTS_ANNOTATION} of the Secret {name}"),
         ));
     }
     let data = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect();
-    Credentials::from_data(&data, url).map_err(|error| ("SecretInvalid", format!("Secret {name}: {error}")))
+    Credentials::from_data(&data, url)
+        .map_err(|error| (Reason::SecretInvalid, format!("Secret {name}: {error}")))
 }
 
 fn settings(name: String, spec: &GitMirrorSpec, url: UpstreamUrl, credentials: Credentials) -> Settings {
@@ -305,7 +310,7 @@ mod tests {
         let out = run(&[source("a.yaml", &one), source("b.yaml", &two)]);
         assert_eq!(out.mirrors.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["one"]);
         let stalled = out.stalled.first().unwrap();
-        assert_eq!((stalled.name.as_str(), stalled.reason), ("two", "DuplicateURL"));
+        assert_eq!((stalled.name.as_str(), stalled.reason), ("two", Reason::DuplicateUrl));
         assert!(stalled.message.contains("GitMirror one"), "{}", stalled.message);
     }
 
@@ -347,10 +352,10 @@ mod tests {
         let try_with = |text: String| run(&[source("a.yaml", &(mirror("one", spec) + &text))]);
         let label = ", labels: {tarn.dev/credentials: 'true'}";
         for (text, reason) in [
-            (String::new(), "SecretNotFound"),
-            (secret(""), "SecretNotAllowed"),
-            (secret(label), "SecretNotAllowed"),
-            (secret(&format!("{label}, annotations: {{tarn.dev/hosts: 'x,y'}}")), "SecretNotAllowed"),
+            (String::new(), Reason::SecretNotFound),
+            (secret(""), Reason::SecretNotAllowed),
+            (secret(label), Reason::SecretNotAllowed),
+            (secret(&format!("{label}, annotations: {{tarn.dev/hosts: 'x,y'}}")), Reason::SecretNotAllowed),
         ] {
             assert_eq!(try_with(text).stalled.first().unwrap().reason, reason);
         }

@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::stderr::{FailureKind, classify, redact, telling_line};
+use super::stderr::{FailureKind, classify, plain, redact, telling_line};
 
 /// The oldest git that works: 2.39 is Debian 12's, what all figures were taken with; `cat-file -Z`,
 /// `--refmap=` together with `--stdin` and MIDX bitmaps are all older.
@@ -341,7 +341,7 @@ impl Command {
 pub fn failure(verb: &str, status: ExitStatus, stderr: &str) -> GitError {
     let message = match stderr.trim() {
         "" => status.to_string(),
-        text => telling_line(text).to_owned(),
+        text => plain(telling_line(text)),
     };
     GitError::Failed { verb: verb.to_owned(), kind: classify(stderr), message }
 }
@@ -359,7 +359,7 @@ pub async fn read_stderr(
         line.clear();
         if is_progress(&text) {
             if let Some(sender) = &progress {
-                sender.send_replace(Some(text.trim().to_owned()));
+                sender.send_replace(Some(plain(&text)));
             }
         } else if !text.trim().is_empty() {
             kept.push_str(&text);

@@ -70,6 +70,11 @@ impl Oid {
         }
     }
 
+    /// Whether it is all zeros: git's word for "no object".
+    pub fn is_null(&self) -> bool {
+        self.hash == [0; 32]
+    }
+
     /// Its hexadecimal form, in lower case.
     pub fn to_hex(&self) -> String {
         self.to_string()

@@ -67,8 +67,18 @@ pub enum RefsError {
 }
 
 impl RefSet {
-    /// A state with these refs, in any order; of two refs with one name the first wins.
+    /// A state with these refs, in any order; of two refs with one name the first wins. Refs that git would
+    /// not have, by name or by object format, are left out: what upstreams say ends up in files and packets.
     pub fn new(format: ObjectFormat, head: Head, mut refs: Vec<Ref>) -> Self {
+        refs.retain(|r| {
+            is_valid_name(&r.name)
+                && [Some(r.oid), r.peeled].iter().flatten().all(|oid| oid.format() == format)
+        });
+        let head = match head {
+            Head::Symbolic(name) if !is_valid_name(&name) => Head::Missing,
+            Head::Detached(oid) if oid.format() != format || oid.is_null() => Head::Missing,
+            head => head,
+        };
         refs.sort_by(|a, b| a.name.cmp(&b.name));
         refs.dedup_by(|a, b| a.name == b.name);
         Self { format, head, refs }
@@ -220,6 +230,18 @@ impl RefSet {
 /// upstream can have, since the mirror never stores refs below `refs/tarn/`.
 const NO_HEAD: &[u8] = b"refs/tarn/no-head";
 
+/// Whether git takes `name` for the full name of a ref (git-check-ref-format(1)).
+fn is_valid_name(name: &[u8]) -> bool {
+    let forbidden = |byte: &u8| *byte <= b' ' || *byte == 0x7f || b"~^:?*[\\".contains(byte);
+    let component = |part: &[u8]| !part.is_empty() && !part.starts_with(b".") && !part.ends_with(b".lock");
+    name.starts_with(b"refs/")
+        && !name.iter().any(forbidden)
+        && !name.contains_str("..")
+        && !name.contains_str("@{")
+        && !name.ends_with(b".")
+        && name.split_str("/").all(component)
+}
+
 /// The suffix of a file that is being written; the start removes leftovers.
 pub const STAGED_SUFFIX: &str = ".tarn-new";
 
@@ -275,6 +297,42 @@ mod tests {
             three = "3".repeat(40)
         );
         assert_eq!(text.replace(b"\xff", b"\0").as_bstr(), expected.as_bytes().as_bstr());
+    }
+
+    #[test]
+    fn names_that_git_refuses_are_left_out() {
+        let good = ["refs/heads/a", "refs/heads/ü/@/a.b-c_d", "refs/x"];
+        let bad = [
+            "HEAD",
+            "refs/",
+            "refs/a b",
+            "refs/a\nb",
+            "refs/a\0b",
+            "refs//a",
+            "refs/.a",
+            "refs/a.lock/b",
+            "refs/a..b",
+            "refs/a.",
+            "refs/a@{1}",
+            "refs/a~1",
+            "refs/a^",
+            "refs/a:b",
+            "refs/a?",
+            "refs/*",
+            "refs/[a",
+            "refs/a\\b",
+            "refs/heads/a/",
+        ];
+        let refs =
+            good.iter().chain(&bad).map(|name| Ref { name: (*name).into(), oid: oid(b'1'), peeled: None });
+        let set = RefSet::new(ObjectFormat::Sha1, Head::Symbolic("../../x".into()), refs.collect());
+        assert_eq!(set.refs().len(), good.len(), "{set:?}");
+        assert_eq!(set.head(), &Head::Missing);
+        assert!(
+            RefSet::new(ObjectFormat::Sha256, Head::Detached(oid(b'1')), set.refs().to_vec())
+                .refs()
+                .is_empty()
+        );
     }
 
     #[test]

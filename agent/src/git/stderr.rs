@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use tarn_crds::v1alpha1::conditions::Reason;
+
 /// Why a git command failed, in kinds that a person or the retry logic treats differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
@@ -14,8 +16,14 @@ pub enum FailureKind {
     NotFound,
     /// An object asked for by name is gone upstream, or the upstream serves tips only.
     NotOurRef,
+    /// The upstream answers with an error of its own.
+    Status,
+    /// The upstream asks for fewer requests.
+    RateLimited,
     /// No connection, or it broke.
     Network,
+    /// The upstream's certificate or host key is not trusted.
+    Untrusted,
     /// It took longer than allowed.
     TimedOut,
     /// The disk is full or not writable.
@@ -29,25 +37,27 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// The reason code in status, metrics and answers.
-    pub fn code(self) -> &'static str {
+    /// The reason in conditions, metrics and answers.
+    pub fn reason(self) -> Reason {
         match self {
-            Self::Unauthorized => "UpstreamUnauthorized",
-            Self::NotFound => "UpstreamNotFound",
-            Self::NotOurRef => "UpstreamLacksObject",
-            Self::Network => "UpstreamUnreachable",
-            Self::TimedOut => "UpstreamTimedOut",
-            Self::Disk => "DiskFailed",
-            Self::NotGit => "UpstreamNotGit",
-            Self::Corrupt => "Corrupt",
-            Self::Other => "GitFailed",
+            Self::Unauthorized => Reason::AuthenticationFailed,
+            Self::NotFound => Reason::RepositoryNotFound,
+            Self::NotOurRef | Self::Status => Reason::UpstreamError,
+            Self::RateLimited => Reason::RateLimited,
+            Self::Network => Reason::UpstreamUnreachable,
+            Self::Untrusted => Reason::UpstreamUntrusted,
+            Self::TimedOut => Reason::UpstreamTimeout,
+            Self::Disk => Reason::DiskFull,
+            Self::NotGit => Reason::ProtocolError,
+            Self::Corrupt => Reason::VerificationFailed,
+            Self::Other => Reason::GitFailed,
         }
     }
 }
 
 impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.code())
+        self.reason().fmt(f)
     }
 }
 
@@ -63,30 +73,33 @@ const PHRASES: &[(&str, FailureKind)] = &[
     ("could not read Username", FailureKind::Unauthorized), // prompt.c: git_prompt
     ("could not read Password", FailureKind::Unauthorized), // prompt.c: git_prompt
     ("Permission denied (", FailureKind::Unauthorized), // ssh: no key was accepted
-    ("Host key verification failed", FailureKind::Unauthorized), // ssh
+    ("Host key verification failed", FailureKind::Untrusted), // ssh
+    ("certificate", FailureKind::Untrusted), // libcurl: "SSL certificate problem", "server certificate verification failed"
+    ("returned error: 429", FailureKind::RateLimited), // http.c: curl_errorstr
+    ("returned error: 5", FailureKind::Status), // http.c: curl_errorstr
     ("returned error: 401", FailureKind::Unauthorized), // http.c: curl_errorstr
     ("returned error: 403", FailureKind::Unauthorized), // http.c: curl_errorstr
     ("returned error: 404", FailureKind::NotFound), // http.c: curl_errorstr
     ("Repository not found", FailureKind::NotFound), // what GitHub answers
-    ("' not found", FailureKind::NotFound),         // remote-curl.c: discover_refs, HTTP_MISSING_TARGET
+    ("' not found", FailureKind::NotFound),  // remote-curl.c: discover_refs, HTTP_MISSING_TARGET
     ("does not appear to be a git repository", FailureKind::NotFound), // path.c: enter_repo's callers
     ("not valid: is this a git repository", FailureKind::NotGit), // remote-curl.c: check_smart_http
     ("invalid server response", FailureKind::NotGit), // remote-curl.c: check_smart_http
     ("bad line length character", FailureKind::NotGit), // pkt-line.c: packet_read_with_status
-    ("Operation too slow", FailureKind::TimedOut),  // libcurl: CURLE_OPERATION_TIMEDOUT by low speed
-    ("timed out", FailureKind::TimedOut),           // libcurl, ssh
+    ("Operation too slow", FailureKind::TimedOut), // libcurl: CURLE_OPERATION_TIMEDOUT by low speed
+    ("timed out", FailureKind::TimedOut),    // libcurl, ssh
     ("Could not resolve host", FailureKind::Network), // libcurl
-    ("Failed to connect", FailureKind::Network),    // libcurl
-    ("Connection refused", FailureKind::Network),   // strerror(ECONNREFUSED)
-    ("Connection reset", FailureKind::Network),     // strerror(ECONNRESET)
-    ("early EOF", FailureKind::Network),            // index-pack.c: fill
+    ("Failed to connect", FailureKind::Network), // libcurl
+    ("Connection refused", FailureKind::Network), // strerror(ECONNREFUSED)
+    ("Connection reset", FailureKind::Network), // strerror(ECONNRESET)
+    ("early EOF", FailureKind::Network),     // index-pack.c: fill
     ("unexpected disconnect", FailureKind::Network), // pkt-line.c: "while reading sideband packet"
     ("the remote end hung up", FailureKind::Network), // pkt-line.c
-    ("RPC failed", FailureKind::Network),           // remote-curl.c: post_rpc
-    ("unable to access", FailureKind::Network),     // remote-curl.c: discover_refs
-    ("is corrupt", FailureKind::Corrupt),           // object-file.c, packfile.c
+    ("RPC failed", FailureKind::Network),    // remote-curl.c: post_rpc
+    ("unable to access", FailureKind::Network), // remote-curl.c: discover_refs
+    ("is corrupt", FailureKind::Corrupt),    // object-file.c, packfile.c
     ("did not send all necessary objects", FailureKind::Corrupt), // builtin/fetch.c: connectivity check
-    ("bad object", FailureKind::Corrupt),           // revision.c
+    ("bad object", FailureKind::Corrupt),    // revision.c
 ];
 
 /// The kind of failure that `stderr` tells of.
@@ -102,6 +115,20 @@ pub fn telling_line(stderr: &str) -> &str {
         .or_else(|| starting("error: "))
         .or_else(|| lines().next_back())
         .unwrap_or("git said nothing")
+}
+
+/// How much of a message is shown: a sentence or two.
+const MAX_MESSAGE: usize = 400;
+
+/// Text from outside as one plain line: no control characters, no end of line, not too long, no credentials.
+pub fn plain(text: &str) -> String {
+    let words = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|word| !word.is_empty());
+    let mut line = redact(&words.collect::<Vec<_>>().join(" "));
+    if line.len() > MAX_MESSAGE {
+        line.truncate(line.floor_char_boundary(MAX_MESSAGE));
+        line.push('…');
+    }
+    line
 }
 
 /// Blanks out the user information of every URL in `text`: nothing that looks like a credential passes.
@@ -162,6 +189,12 @@ mod tests {
         assert_eq!(telling_line("remote: Counting\r\n\nerror: a\nfatal: broken\nmore\n"), "fatal: broken");
         assert_eq!(telling_line("hint: a\nerror: odd\nhint: b"), "error: odd");
         assert_eq!(telling_line("  \n"), "git said nothing");
+    }
+
+    #[test]
+    fn text_from_outside_becomes_one_plain_line() {
+        assert_eq!(plain("\x1b[2J\x07go\r\nlevel=INFO https://u:p@h/"), "[2J go level=INFO https://***@h/");
+        assert!(plain(&"é".repeat(1000)).len() <= MAX_MESSAGE + '…'.len_utf8());
     }
 
     #[test]

@@ -15,11 +15,16 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use tarn_crds::repo::RepoId;
 
 use crate::git::{orphans, refs::STAGED_SUFFIX};
+
+/// How long an agent that is just ending may keep the lock: a killed one's last child holds it until that
+/// has become git.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a data directory cannot be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -65,10 +70,20 @@ impl Disk {
             .write(true)
             .open(&lock_path)
             .map_err(at(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(DiskError::InUse(root)),
-            Err(fs::TryLockError::Error(source)) => return Err(at(&lock_path)(source)),
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "runs once, before the runtime serves anything"
+                    )]
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(fs::TryLockError::WouldBlock) => return Err(DiskError::InUse(root)),
+                Err(fs::TryLockError::Error(source)) => return Err(at(&lock_path)(source)),
+            }
         }
         let disk = Self { root, _lock: lock, next: AtomicU64::new(0) };
         let ended = orphans::end(&disk.mark()).map_err(at(&disk.root))?;
@@ -201,11 +216,8 @@ fn clean_mirror(dir: &Path) -> io::Result<usize> {
         let entry = entry?;
         let (path, is_dir) = (entry.path(), entry.file_type()?.is_dir());
         if is_leftover(&entry.file_name()) {
-            if is_dir {
-                fs::remove_dir_all(&path)?
-            } else {
-                fs::remove_file(&path)?
-            }
+            let removing = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removing?;
             removed += 1;
         } else if is_dir {
             removed += clean_mirror(&path)?;

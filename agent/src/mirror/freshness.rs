@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bstr::BString;
 use tarn_crds::v1alpha1::OnUpstreamFailure;
 use tokio::time::timeout;
 
@@ -76,16 +77,17 @@ pub enum Unavailable {
     /// The upstream cannot be asked, and the user does not want old answers, or there are none.
     #[error("{0}")]
     Upstream(Arc<LookError>),
-    /// Suspended before anything was mirrored.
-    #[error("the mirror is suspended and holds nothing yet: set spec.suspend to false")]
+    /// Suspended, and what is asked for is not on the disk.
+    #[error("the mirror is suspended: set spec.suspend to false")]
     Suspended,
 }
 
-/// The refs to show to a request that arrives now.
+/// The refs to show to a request that arrives now and asks for those that start with one of `prefixes`, or
+/// for all. The answer may hold others too.
 ///
 /// # Errors
 /// The upstream fails and the policy is `Fail`, or nothing is mirrored yet.
-pub async fn refs(mirror: &Mirror) -> Result<Answer, Unavailable> {
+pub async fn refs(mirror: &Mirror, prefixes: &[BString]) -> Result<Answer, Unavailable> {
     let settings = mirror.settings();
     let view = mirror.view();
     if settings.suspend {
@@ -95,9 +97,9 @@ pub async fn refs(mirror: &Mirror) -> Result<Answer, Unavailable> {
         return Ok(answer);
     }
     let may_be_stale = settings.on_upstream_failure == OnUpstreamFailure::ServeStale;
-    let probing = view.upstream_failing && may_be_stale && view.stored.is_some();
+    let probing = view.look_trouble.is_some() && may_be_stale && view.stored.is_some();
     let patience = if probing { settings.look_timeout.min(PROBE_WAIT) } else { settings.look_timeout };
-    let error = match timeout(patience, mirror.look()).await {
+    let error = match timeout(patience, mirror.look(prefixes)).await {
         Ok(Ok((refs, _))) => return Ok(Answer { refs, freshness: Freshness::Verified }),
         Ok(Err(error)) => error,
         Err(_) => Arc::new(LookError::TimedOut(patience)),

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bstr::BString;
 use jiff::Timestamp;
 use tarn_crds::repo::RepoId;
 use tokio::{
@@ -33,8 +34,15 @@ use crate::{
         remote::{self, Patience, Remote},
     },
     metrics::{Metrics, Outcome},
+    protocol::ls_refs::LsRefs,
     upstream::{LookError, Looker, credentials::Installed},
 };
+
+/// With fewer refs than this (2,000 take 150 kB) a look at all of them costs no more than a look at some.
+const NARROW_FROM: usize = 2_000;
+/// With more prefixes than this, an upstream takes longer to select than to send everything (5,000 take
+/// git 0.12 s).
+const MAX_PREFIXES: usize = 100;
 
 /// Often enough to see that something moves, seldom enough not to fill the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -78,7 +86,7 @@ pub(super) struct Task {
     after_fetch: Vec<Wanted>,
     extras: VecDeque<Wanted>,
     facts: Facts,
-    upkeep: Option<(Upkeep, AbortOnDropHandle<Result<Option<PathBuf>, GitError>>)>,
+    upkeep: Option<RunningUpkeep>,
     seed: Option<(PathBuf, Oid)>,
     /// Stays until the next one is replaced: children may read it still.
     old_seed: Option<PathBuf>,
@@ -102,14 +110,19 @@ impl Upstream {
 }
 
 struct RunningLook {
+    /// What is looked at; everything where there are none.
+    prefixes: Vec<BString>,
     began: Instant,
     began_at: Timestamp,
     waiters: Vec<Waiter>,
     result: AbortOnDropHandle<Result<RefSet, LookError>>,
 }
 
+/// Upkeep and the seed it makes, if any.
+type RunningUpkeep = (Upkeep, AbortOnDropHandle<Result<Option<PathBuf>, GitError>>);
+
 enum Waiter {
-    Look(oneshot::Sender<LookAnswer>),
+    Look(Vec<BString>, oneshot::Sender<LookAnswer>),
     Settle(Wanted),
 }
 
@@ -151,11 +164,11 @@ impl Task {
             phase: State::default().phase(),
             stored: None,
             seen: None,
-            upstream_failing: false,
+            look_trouble: None,
+            fetch_trouble: None,
             last_look: None,
             last_fetch: None,
             bytes: 0,
-            trouble: None,
             seed: None,
             upstream: None,
         };
@@ -285,11 +298,11 @@ impl Task {
 
     fn receive(&mut self, message: Message) {
         match message {
-            Message::Look(reply) => self.next_look.push(Waiter::Look(reply)),
+            Message::Look(prefixes, reply) => self.next_look.push(Waiter::Look(prefixes, reply)),
             Message::Settle(wants, reply) => self.settle(Wanted { wants, reply }),
             Message::Extra(wants, reply) => self.queue_extra(Wanted { wants, reply }),
             Message::Shallow => self.facts.shallow_asked = true,
-            Message::Configure(settings) => self.configure(settings),
+            Message::Configure(settings) => self.configure(&settings),
         }
     }
 
@@ -316,12 +329,12 @@ impl Task {
         }
     }
 
-    fn configure(&mut self, settings: Arc<Settings>) {
-        if *settings == *self.settings {
+    fn configure(&mut self, settings: &Arc<Settings>) {
+        if **settings == *self.settings {
             return;
         }
         let was_suspended = mem::replace(&mut self.settings, settings.clone()).suspend;
-        self.upstream = connect(&self.git, &self.disk, &settings);
+        self.upstream = connect(&self.git, &self.disk, settings);
         // What the old declaration let the agent see says nothing about the new one.
         self.seen = None;
         self.settings_out.send_replace(settings.clone());
@@ -358,7 +371,7 @@ impl Task {
     }
 
     fn start_what_is_due(&mut self) {
-        if self.look.is_none() && (mem::take(&mut self.look_due) || !self.next_look.is_empty()) {
+        if self.look.is_none() && (self.look_due || !self.next_look.is_empty()) {
             self.start_look();
         }
         if self.job.is_none() {
@@ -372,15 +385,18 @@ impl Task {
 
     fn start_look(&mut self) {
         let limit = self.settings.look_timeout;
+        let prefixes = if mem::take(&mut self.look_due) { Vec::new() } else { self.narrow() };
         let looker =
             self.upstream.as_ref().map(|upstream| upstream.looker.clone()).map_err(|error| error.to_string());
+        let asked = prefixes.clone();
         let look = async move {
             match looker {
-                Ok(looker) => looker.look(limit).await,
+                Ok(looker) => looker.look(&asked, limit).await,
                 Err(message) => Err(LookError::Refused(message)),
             }
         };
         self.look = Some(RunningLook {
+            prefixes,
             began: Instant::now(),
             began_at: Timestamp::now(),
             waiters: mem::take(&mut self.next_look),
@@ -388,21 +404,51 @@ impl Task {
         });
     }
 
+    /// The prefixes that the waiting requests need, where asking for those alone is worth it; none to ask
+    /// for everything.
+    fn narrow(&self) -> Vec<BString> {
+        let known =
+            self.seen.as_ref().map(|(seen, _)| seen).or(self.stored.as_ref().map(|stored| &stored.refs));
+        if known.is_none_or(|known| known.refs().len() < NARROW_FROM) {
+            return Vec::new();
+        }
+        let mut union = Vec::new();
+        for waiter in &self.next_look {
+            match waiter {
+                Waiter::Look(prefixes, _) if !prefixes.is_empty() => union.extend_from_slice(prefixes),
+                _ => return Vec::new(),
+            }
+        }
+        union.sort_unstable();
+        union.dedup();
+        if union.len() <= MAX_PREFIXES { union } else { Vec::new() }
+    }
+
     fn look_finished(&mut self, result: Result<RefSet, LookError>) {
         let Some(look) = self.look.take() else { return };
-        let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
+        let outcome = result.as_ref().map_or_else(|error| error.kind().reason().as_str(), |_| "ok");
         self.metrics.looks.get_or_create(&Outcome { outcome }).inc();
         self.metrics.look_seconds.observe(look.began.elapsed().as_secs_f64());
         let answer = match result {
             Ok(refs) => {
-                let refs = self.looked(refs, look.began, look.began_at);
+                if self.look_trouble.take().is_some() {
+                    tracing::info!("the upstream answers again");
+                }
+                let declared = &self.settings.refs;
+                let refs = refs.filtered(|name| declared.selects(&String::from_utf8_lossy(name)));
+                let refs = if look.prefixes.is_empty() {
+                    self.looked(refs, look.began, look.began_at)
+                } else {
+                    self.glanced(refs, look.prefixes)
+                };
                 Ok((refs, look.began))
             }
             Err(error) => {
                 if self.look_trouble.is_none() {
                     tracing::warn!(%error, "the upstream cannot be asked");
                 }
-                self.look_trouble = Some(Trouble { reason: error.kind().code(), message: error.to_string() });
+                self.look_trouble =
+                    Some(Trouble { reason: error.kind().reason(), message: error.to_string() });
                 self.happened(Event::LookFailed);
                 Err(Arc::new(error))
             }
@@ -412,7 +458,7 @@ impl Task {
         self.publish();
         for waiter in look.waiters {
             match waiter {
-                Waiter::Look(reply) => drop(reply.send(answer.clone())),
+                Waiter::Look(_, reply) => drop(reply.send(answer.clone())),
                 Waiter::Settle(wanted) if self.fetching() => self.after_fetch.push(wanted),
                 Waiter::Settle(wanted) => {
                     let settled = answer.as_ref().map(drop).map_err(|error| BringError::Look(error.clone()));
@@ -427,11 +473,6 @@ impl Task {
     }
 
     fn looked(&mut self, refs: RefSet, began: Instant, began_at: Timestamp) -> Arc<RefSet> {
-        if self.look_trouble.take().is_some() {
-            tracing::info!("the upstream answers again");
-        }
-        let declared = &self.settings.refs;
-        let refs = refs.filtered(|name| declared.selects(&String::from_utf8_lossy(name)));
         // Equal states share one value: memory does not grow with the number of looks.
         let known =
             self.stored.iter().map(|stored| &stored.refs).chain(self.seen.iter().map(|(seen, _)| seen));
@@ -442,6 +483,17 @@ impl Task {
         self.last_look = Some(began_at);
         self.happened(if moved { Event::LookFoundMoves } else { Event::LookFoundNothing });
         refs
+    }
+
+    /// A look at some of the refs answers those who asked for them. What the mirror holds is always one
+    /// whole state of the upstream, so a move seen here leads to a look at everything.
+    fn glanced(&mut self, refs: RefSet, prefixes: Vec<BString>) -> Arc<RefSet> {
+        let asked = LsRefs { prefixes, ..LsRefs::everything() };
+        let known = self.stored.as_ref().map(|stored| asked.respond(&stored.refs));
+        if known.is_none_or(|known| known != asked.respond(&refs)) {
+            self.look_due = true;
+        }
+        Arc::new(refs)
     }
 
     fn start_fetch(&mut self) {
@@ -487,7 +539,7 @@ impl Task {
     fn job_finished(&mut self, result: Result<u64, FetchError>) {
         match self.job.take() {
             Some(Job::Refs { target, began, .. }) => {
-                let outcome = result.as_ref().map_or_else(|error| error.kind().code(), |_| "ok");
+                let outcome = result.as_ref().map_or_else(|error| error.kind().reason().as_str(), |_| "ok");
                 self.metrics.fetches.get_or_create(&Outcome { outcome }).inc();
                 self.metrics.fetch_seconds.observe(began.elapsed().as_secs_f64());
                 self.fetch_finished(target, result);
@@ -544,7 +596,7 @@ impl Task {
                 }
                 tracing::warn!(%error, failures = self.state.failures, "fetch failed; it will be retried");
                 self.fetch_trouble =
-                    Some(Trouble { reason: error.kind().code(), message: error.to_string() });
+                    Some(Trouble { reason: error.kind().reason(), message: error.to_string() });
                 let error = Arc::new(error);
                 for wanted in mem::take(&mut self.after_fetch) {
                     drop(wanted.reply.send(Err(BringError::Fetch(error.clone()))));
@@ -609,11 +661,11 @@ impl Task {
             phase: self.state.phase(),
             stored: self.stored.clone(),
             seen: self.seen.clone(),
-            upstream_failing: self.look_trouble.is_some(),
+            look_trouble: self.look_trouble.clone(),
+            fetch_trouble: self.fetch_trouble.clone(),
             last_look: self.last_look,
             last_fetch: self.last_fetch,
             bytes: self.bytes,
-            trouble: self.look_trouble.clone().or_else(|| self.fetch_trouble.clone()),
             seed: self.seed.clone(),
             upstream: self.upstream.as_ref().ok().map(|upstream| upstream.looker.clone()),
         };
@@ -635,7 +687,7 @@ fn connect(git: &Git, disk: &Disk, settings: &Settings) -> Result<Upstream, Arc<
 async fn next_finished(
     look: &mut Option<RunningLook>,
     job: &mut Option<Job>,
-    upkeep: &mut Option<(Upkeep, AbortOnDropHandle<Result<Option<PathBuf>, GitError>>)>,
+    upkeep: &mut Option<RunningUpkeep>,
 ) -> Finished {
     let upkeep = async {
         match upkeep {

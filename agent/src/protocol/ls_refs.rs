@@ -123,7 +123,7 @@ impl LsRefs {
             }
             (Some(oid), None) => write(out, &[oid.to_hex().as_bytes(), b" HEAD\n"]),
             (None, Some(target)) if self.unborn => {
-                write(out, &[b"unborn HEAD symref-target:", target, b"\n"])
+                write(out, &[b"unborn HEAD symref-target:", target, b"\n"]);
             }
             (None, _) => {}
         }
@@ -133,6 +133,7 @@ impl LsRefs {
         self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
     }
 
+    /// The refs this request selects.
     fn selected<'a>(&'a self, refs: &'a RefSet) -> Box<dyn Iterator<Item = &'a Ref> + 'a> {
         // One prefix, the usual case, selects a contiguous run of the sorted refs.
         if let [prefix] = self.prefixes.as_slice() {
@@ -149,12 +150,12 @@ impl LsRefs {
 /// # Errors
 /// Anything but a whole list of refs, its flush packet included.
 pub fn parse_response(body: &[u8], format: ObjectFormat) -> Result<RefSet, LsRefsError> {
-    let (mut refs, mut head) = (Vec::new(), Head::Missing);
+    let (mut refs, mut head, mut head_oid) = (Vec::new(), Head::Missing, None);
     for (at, packet) in Packets::new(body).enumerate() {
         let packet = packet?;
         let Some(line) = packet.line() else {
             return if packet == Packet::Flush {
-                Ok(RefSet::new(format, head, refs))
+                Ok(whole(format, head, head_oid, refs))
             } else {
                 Err(LsRefsError::Truncated)
             };
@@ -175,12 +176,22 @@ pub fn parse_response(body: &[u8], format: ObjectFormat) -> Result<RefSet, LsRef
             }
         }
         match (name, target) {
-            (b"HEAD", Some(target)) => head = Head::Symbolic(target.into()),
+            (b"HEAD", Some(target)) => {
+                (head, head_oid) = (Head::Symbolic(target.into()), Oid::from_hex(value));
+            }
             (b"HEAD", None) => head = Head::Detached(Oid::from_hex(value).ok_or_else(syntax)?),
             _ => refs.push(Ref { name: name.into(), oid: Oid::from_hex(value).ok_or_else(syntax)?, peeled }),
         }
     }
     Err(LsRefsError::Truncated)
+}
+
+/// The branch that `HEAD` names belongs to the answer even where the prefixes asked for leave it out.
+fn whole(format: ObjectFormat, head: Head, head_oid: Option<Oid>, mut refs: Vec<Ref>) -> RefSet {
+    if let (Head::Symbolic(name), Some(oid)) = (&head, head_oid) {
+        refs.push(Ref { name: name.clone(), oid, peeled: None });
+    }
+    RefSet::new(format, head, refs)
 }
 
 #[cfg(test)]
@@ -209,6 +220,13 @@ mod tests {
         let refs = sample();
         let answer = LsRefs::everything().respond(&refs);
         assert_eq!(parse_response(&answer, ObjectFormat::Sha1).unwrap(), refs);
+    }
+
+    #[test]
+    fn an_answer_with_head_alone_still_tells_where_it_leads() {
+        let asked = LsRefs { prefixes: vec!["HEAD".into()], ..LsRefs::everything() };
+        let read = parse_response(&asked.respond(&sample()), ObjectFormat::Sha1).unwrap();
+        assert_eq!(read.head_oid(), Some(oid('1')));
     }
 
     #[test]

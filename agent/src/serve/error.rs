@@ -52,7 +52,7 @@ impl Failure {
         Self::new(StatusCode::FORBIDDEN, "AccessDenied", text)
     }
 
-    /// Pushes go to the upstream.
+    /// This mirror's pushes go to the upstream itself.
     pub fn push(url: &str) -> Self {
         let text = format!(
             "push to the upstream itself: git config url.\"{url}\".pushInsteadOf \"$(git remote get-url origin)\""
@@ -101,7 +101,7 @@ impl Failure {
     /// The child that should answer failed.
     pub fn child(error: &crate::git::GitError) -> Self {
         tracing::warn!(%error, "upload-pack failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.kind().code(), error)
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.kind().reason().as_str(), error)
     }
 
     /// The same failure as an answer that git shows to the person at the terminal: git prints the text of
@@ -116,7 +116,7 @@ impl Failure {
 impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
         let code = match &error {
-            Unavailable::Upstream(error) => error.kind().code(),
+            Unavailable::Upstream(error) => error.kind().reason().as_str(),
             Unavailable::Suspended => "Suspended",
         };
         let mut failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error);
@@ -129,8 +129,8 @@ impl From<BringError> for Failure {
     fn from(error: BringError) -> Self {
         let (status, code) = match &error {
             BringError::Missing(_) => (StatusCode::NOT_FOUND, "ObjectNotFound"),
-            BringError::Fetch(error) => (StatusCode::SERVICE_UNAVAILABLE, error.kind().code()),
-            BringError::Look(error) => (StatusCode::SERVICE_UNAVAILABLE, error.kind().code()),
+            BringError::Fetch(error) => (StatusCode::SERVICE_UNAVAILABLE, error.kind().reason().as_str()),
+            BringError::Look(error) => (StatusCode::SERVICE_UNAVAILABLE, error.kind().reason().as_str()),
             BringError::Busy => return Self::busy(),
             BringError::Removed => (StatusCode::NOT_FOUND, "RepositoryUndeclared"),
         };

@@ -1,6 +1,7 @@
 //! `GET info/refs`: what the server can do and, before protocol v2, its refs.
 
 use axum::response::Response;
+use bstr::BString;
 use http::HeaderMap;
 
 use super::{Serving, answer, error::Failure, version};
@@ -15,38 +16,15 @@ const KIND: &str = "application/x-git-upload-pack-advertisement";
 /// Answers the request.
 ///
 /// # Errors
-/// The repository is not declared, another service than fetching is asked for, or the upstream fails.
-pub async fn handle(
-    serving: &Serving,
-    repository: &str,
-    query: &str,
-    headers: &HeaderMap,
-) -> Result<Response, Failure> {
-    let mirror = serving.mirror(repository)?;
-    let service = query.split('&').find_map(|pair| pair.strip_prefix("service="));
-    match service {
-        Some("git-upload-pack") => {}
-        Some("git-receive-pack") => return Err(Failure::push(mirror.settings().url.as_str())),
-        Some(_) => {
-            return Err(Failure::bad_request(
-                "UnknownService",
-                "the services are git-upload-pack and git-receive-pack",
-            ));
-        }
-        None => {
-            return Err(Failure::bad_request(
-                "DumbHttp",
-                "only smart HTTP is served: use git 1.6.6 or newer",
-            ));
-        }
-    }
+/// The upstream fails, and the policy does not allow old answers.
+pub async fn handle(serving: &Serving, mirror: &Mirror, headers: &HeaderMap) -> Result<Response, Failure> {
     let version = version(headers);
     // Protocol v2 tells nothing of the refs here: no look is needed once the object format is known.
-    if let Some(format) = known_format(&mirror).filter(|_| version == ProtocolVersion::V2) {
+    if let Some(format) = known_format(mirror).filter(|_| version == ProtocolVersion::V2) {
         let body = serving.capabilities(format).advertise(version, &RefSet::empty(format));
         return Ok(answer(KIND, None, body.into()));
     }
-    let refs = fresh_refs(serving, &mirror).await?;
+    let refs = fresh_refs(serving, mirror, &[]).await?;
     let body = serving.capabilities(refs.refs.format()).advertise(version, &refs.refs);
     Ok(answer(KIND, Some(refs.freshness), body.into()))
 }
@@ -57,12 +35,16 @@ fn known_format(mirror: &Mirror) -> Option<crate::git::ObjectFormat> {
     seen.or_else(|| view.stored.map(|stored| stored.refs.format()))
 }
 
-/// The refs to show now, counted by what they rest on.
+/// The refs to show now, those that start with one of `prefixes` at least, counted by what they rest on.
 ///
 /// # Errors
 /// The upstream fails, and the policy does not allow old answers.
-pub async fn fresh_refs(serving: &Serving, mirror: &Mirror) -> Result<freshness::Answer, Failure> {
-    let result = freshness::refs(mirror).await;
+pub async fn fresh_refs(
+    serving: &Serving,
+    mirror: &Mirror,
+    prefixes: &[BString],
+) -> Result<freshness::Answer, Failure> {
+    let result = freshness::refs(mirror, prefixes).await;
     let label = result.as_ref().map_or("error", |answer| answer.freshness.label());
     serving.metrics.answers.get_or_create(&Basis { freshness: label }).inc();
     Ok(result?)

@@ -66,7 +66,7 @@ pub async fn handle(
         Request::Probe => Ok(answer(RESULT, None, Body::empty())),
         Request::LsRefs(request) => {
             *label = "ls-refs";
-            Ok(match fresh_refs(serving, &mirror).await {
+            Ok(match fresh_refs(serving, &mirror, &request.prefixes).await {
                 Ok(refs) => answer(RESULT, Some(refs.freshness), request.respond(&refs.refs).into()),
                 Err(failure) => failure.into_packet(),
             })
@@ -90,7 +90,7 @@ async fn format(serving: &Serving, mirror: &Mirror) -> Result<ObjectFormat, Fail
     match (view.stored, view.seen) {
         (_, Some((refs, _))) => Ok(refs.format()),
         (Some(stored), None) => Ok(stored.refs.format()),
-        (None, None) => Ok(fresh_refs(serving, mirror).await?.refs.format()),
+        (None, None) => Ok(fresh_refs(serving, mirror, &[]).await?.refs.format()),
     }
 }
 

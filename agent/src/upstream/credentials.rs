@@ -161,21 +161,21 @@ impl Credentials {
             config.push_str(&format!("[http \"{origin}\"]\n\textraHeader = \"Authorization: {value}\"\n"));
         }
         if let Some(ca) = &self.ca {
-            let path = installed.write(dir.join(format!("{name}.ca")), ca.expose())?;
+            let path = installed.write(&dir.join(format!("{name}.ca")), ca.expose())?;
             config.push_str(&format!("[http]\n\tsslCAInfo = \"{path}\"\n"));
         }
         if let (Some(identity), Some(known_hosts)) = (&self.identity, &self.known_hosts) {
             let identity =
-                installed.write(dir.join(format!("{name}.key")), &format!("{}\n", identity.expose()))?;
-            let known_hosts =
-                installed.write(dir.join(format!("{name}.hosts")), &format!("{}\n", known_hosts.expose()))?;
+                installed.write(&dir.join(format!("{name}.key")), &format!("{}\n", identity.expose()))?;
+            let known_hosts = installed
+                .write(&dir.join(format!("{name}.hosts")), &format!("{}\n", known_hosts.expose()))?;
             config.push_str(&format!(
                 "[core]\n\tsshCommand = \"ssh -oBatchMode=yes -oIdentitiesOnly=yes -oStrictHostKeyChecking=yes \
                  -oUserKnownHostsFile={known_hosts} -i {identity}\"\n"
             ));
         }
         let path = installed.config.clone();
-        installed.write(path, &config)?;
+        installed.write(&path, &config)?;
         Ok(Some(Arc::new(installed)))
     }
 }
@@ -193,9 +193,9 @@ impl Installed {
         &self.config
     }
 
-    fn write(&mut self, path: PathBuf, content: &str) -> io::Result<String> {
-        self.files.push(path.clone());
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    fn write(&mut self, path: &Path, content: &str) -> io::Result<String> {
+        self.files.push(path.to_owned());
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(content.as_bytes())?;
         Ok(path.display().to_string())
     }

@@ -18,7 +18,10 @@ use tokio::time::timeout;
 use super::credentials::Credentials;
 use crate::{
     git::{
-        Git, GitError, ObjectFormat, RefSet, remote::Remote, stderr::FailureKind, upload_pack,
+        Git, GitError, ObjectFormat, RefSet,
+        remote::Remote,
+        stderr::{FailureKind, plain},
+        upload_pack,
         upload_pack::ProtocolVersion,
     },
     protocol::{
@@ -72,7 +75,10 @@ impl LookError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::TimedOut(_) => FailureKind::TimedOut,
-            Self::Network(_) | Self::Status(_) | Self::Redirected(_) => FailureKind::Network,
+            Self::Network(text) if text.contains("certificate") => FailureKind::Untrusted,
+            Self::Network(_) => FailureKind::Network,
+            Self::Status(429) => FailureKind::RateLimited,
+            Self::Status(_) | Self::Redirected(_) => FailureKind::Status,
             Self::Unauthorized(_) => FailureKind::Unauthorized,
             Self::NotFound => FailureKind::NotFound,
             Self::NotGit(_) => FailureKind::NotGit,
@@ -82,11 +88,23 @@ impl LookError {
     }
 }
 
+impl LookError {
+    /// Whether the same look may succeed at once: not where the upstream has said what it thinks.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Network(_) | Self::NotGit(_) => true,
+            Self::Status(status) => *status >= 500,
+            Self::TimedOut(_) | Self::Unauthorized(_) | Self::NotFound | Self::Redirected(_) => false,
+            Self::Refused(_) | Self::Git(_) => false,
+        }
+    }
+}
+
 impl From<AdvertisementError> for LookError {
     fn from(error: AdvertisementError) -> Self {
         match error {
-            AdvertisementError::Remote(_) => Self::Refused(error.to_string()),
-            _ => Self::NotGit(error.to_string()),
+            AdvertisementError::Remote(_) => Self::Refused(plain(&error.to_string())),
+            _ => Self::NotGit(plain(&error.to_string())),
         }
     }
 }
@@ -94,8 +112,8 @@ impl From<AdvertisementError> for LookError {
 impl From<LsRefsError> for LookError {
     fn from(error: LsRefsError) -> Self {
         match error {
-            LsRefsError::Remote(_) => Self::Refused(error.to_string()),
-            _ => Self::NotGit(error.to_string()),
+            LsRefsError::Remote(_) => Self::Refused(plain(&error.to_string())),
+            _ => Self::NotGit(plain(&error.to_string())),
         }
     }
 }
@@ -108,7 +126,7 @@ impl From<reqwest::Error> for LookError {
         while let Some(deeper) = cause.source() {
             cause = deeper;
         }
-        Self::Network(cause.to_string())
+        Self::Network(plain(&cause.to_string()))
     }
 }
 
@@ -177,17 +195,21 @@ impl Looker {
         Ok(Self { git, url, remote, client, authorization, known: Mutex::new(None) })
     }
 
-    /// Asks for all refs, for at most `limit`. A dropped future closes the connection.
+    /// Asks for the refs that start with one of `prefixes`, all where there are none, for at most `limit`.
+    /// What fails at once is tried once more. An upstream that cannot select sends more than was asked for.
+    /// A dropped future closes the connection.
     ///
     /// # Errors
     /// No answer, or none that makes sense.
-    pub async fn look(&self, limit: Duration) -> Result<RefSet, LookError> {
+    pub async fn look(&self, prefixes: &[BString], limit: Duration) -> Result<RefSet, LookError> {
         let started = std::time::Instant::now();
         let look = async {
-            match self.url.scheme() {
-                Scheme::Https | Scheme::Http => self.look_over_http().await,
-                Scheme::File => self.look_at_file().await,
-                Scheme::Ssh => Ok(self.remote.ls_remote(&self.git, limit).await?),
+            match self.look_once(prefixes, limit).await {
+                Err(error) if error.may_pass() => {
+                    tracing::debug!(repo = %self.url.id(), %error, "look failed; trying once more");
+                    self.look_once(prefixes, limit).await
+                }
+                result => result,
             }
         };
         let result = timeout(limit, look).await.unwrap_or(Err(LookError::TimedOut(limit)));
@@ -199,9 +221,17 @@ impl Looker {
         result
     }
 
-    async fn look_over_http(&self) -> Result<RefSet, LookError> {
+    async fn look_once(&self, prefixes: &[BString], limit: Duration) -> Result<RefSet, LookError> {
+        match self.url.scheme() {
+            Scheme::Https | Scheme::Http => self.look_over_http(prefixes).await,
+            Scheme::File => self.look_at_file(prefixes).await,
+            Scheme::Ssh => Ok(self.remote.ls_remote(&self.git, limit).await?),
+        }
+    }
+
+    async fn look_over_http(&self, prefixes: &[BString]) -> Result<RefSet, LookError> {
         if let Some(known) = self.known() {
-            match self.ls_refs(&known).await {
+            match self.ls_refs(&known, prefixes).await {
                 // The upstream may have moved, or been replaced by one that speaks otherwise: ask anew.
                 Err(
                     LookError::NotFound | LookError::Status(_) | LookError::NotGit(_) | LookError::Refused(_),
@@ -221,7 +251,7 @@ impl Looker {
             Advertisement::Refs(refs) => Ok(refs),
             Advertisement::V2 { format, unborn } => {
                 let known = Known { base, format, unborn };
-                let refs = self.ls_refs(&known).await?;
+                let refs = self.ls_refs(&known, prefixes).await?;
                 self.remember(Some(known));
                 Ok(refs)
             }
@@ -243,8 +273,8 @@ impl Looker {
         }
     }
 
-    async fn ls_refs(&self, known: &Known) -> Result<RefSet, LookError> {
-        let request = LsRefs { unborn: known.unborn, ..LsRefs::everything() };
+    async fn ls_refs(&self, known: &Known, prefixes: &[BString]) -> Result<RefSet, LookError> {
+        let request = LsRefs { unborn: known.unborn, prefixes: prefixes.into(), ..LsRefs::everything() };
         let post = self
             .client
             .post(format!("{}/git-upload-pack", known.base))
@@ -297,13 +327,14 @@ impl Looker {
         upload_pack::Job { repository, version, request, tuning: upload_pack::Tuning::default() }
     }
 
-    async fn look_at_file(&self) -> Result<RefSet, LookError> {
+    async fn look_at_file(&self, prefixes: &[BString]) -> Result<RefSet, LookError> {
         let path = self.path();
         let body = upload_pack::advertise(&self.git, &path, ProtocolVersion::V2).await?;
         let Advertisement::V2 { format, unborn } = advertisement::parse(&body)? else {
             return Err(LookError::NotGit("git speaks an old protocol".into()));
         };
-        let request = LsRefs { unborn, ..LsRefs::everything() }.to_request(format, AGENT);
+        let request =
+            LsRefs { unborn, prefixes: prefixes.into(), ..LsRefs::everything() }.to_request(format, AGENT);
         let answer = self.file_job(path, ProtocolVersion::V2, request.into()).stream(&self.git)?;
         let mut answer = std::pin::pin!(answer);
         let mut body = BString::default();
