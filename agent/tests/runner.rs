@@ -7,6 +7,7 @@
     reason = "a missing field of a JSON answer is a null, and fails the test"
 )]
 
+mod architecture;
 mod cli;
 mod manifests;
 mod p1_never_stale;

@@ -150,6 +150,11 @@ impl Git {
         &self.shared.version
     }
 
+    /// Whether it is of this version or newer.
+    pub fn at_least(&self, version: (u32, u32)) -> bool {
+        parse_version(&self.shared.version).is_some_and(|own| own >= version)
+    }
+
     /// Starts building the command `git VERB`.
     pub fn command(&self, verb: &str) -> Command {
         #[expect(clippy::disallowed_methods, reason = "this is the one place that starts processes")]

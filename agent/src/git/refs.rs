@@ -70,13 +70,11 @@ impl RefSet {
     /// A state with these refs, in any order; of two refs with one name the first wins. Refs that git would
     /// not have, by name or by object format, are left out: what upstreams say ends up in files and packets.
     pub fn new(format: ObjectFormat, head: Head, mut refs: Vec<Ref>) -> Self {
-        refs.retain(|r| {
-            is_valid_name(&r.name)
-                && [Some(r.oid), r.peeled].iter().flatten().all(|oid| oid.format() == format)
-        });
+        let names_object = |oid: &Oid| oid.format() == format && !oid.is_null();
+        refs.retain(|r| is_valid_name(&r.name) && [Some(r.oid), r.peeled].iter().flatten().all(names_object));
         let head = match head {
             Head::Symbolic(name) if !is_valid_name(&name) => Head::Missing,
-            Head::Detached(oid) if oid.format() != format || oid.is_null() => Head::Missing,
+            Head::Detached(oid) if !names_object(&oid) => Head::Missing,
             head => head,
         };
         refs.sort_by(|a, b| a.name.cmp(&b.name));

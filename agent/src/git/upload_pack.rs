@@ -23,6 +23,9 @@ const CHUNK: usize = 64 * 1024;
 /// advertisement says exactly what the child accepts.
 const SETTINGS: &[&str] = &["uploadpack.allowFilter=true", "uploadpack.allowAnySHA1InWant=true"];
 
+/// From this version on git copies from all packs under a multi-pack index, and not from one alone.
+const MULTI_PACK_REUSE: (u32, u32) = (2, 48);
+
 /// The versions of git's wire protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProtocolVersion {
@@ -103,6 +106,9 @@ impl Job {
         let mut command = git.command("upload-pack").env("GIT_PROTOCOL", self.version.env());
         for setting in SETTINGS.iter().copied().chain(self.tuning.setting()) {
             command = command.config(setting);
+        }
+        if git.at_least(MULTI_PACK_REUSE) {
+            command = command.config("pack.allowPackReuse=multi");
         }
         command.args(["--stateless-rpc"]).arg(&self.repository)
     }
