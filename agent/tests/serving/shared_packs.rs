@@ -10,9 +10,12 @@ use super::{fetch_request, post};
 use crate::scene::Scene;
 
 /// Large enough that a client which reads nothing holds its answer up.
-async fn scene() -> Result<Scene> {
+const LARGE: usize = 2_000_000;
+
+/// Six commits, each with a file of this size.
+async fn scene(bytes: usize) -> Result<Scene> {
     let scene =
-        Scene::prepared(&[], async |_, origin| origin.grow("main", 6, 2_000_000, 1).await.map(drop)).await?;
+        Scene::prepared(&[], async |_, origin| origin.grow("main", 6, bytes, 1).await.map(drop)).await?;
     scene.agent.wait_phase(&scene.repo(), "Ready").await?;
     scene.agent.wait_idle().await?;
     Ok(scene)
@@ -36,7 +39,7 @@ fn pack(answer: &Answer) -> Result<Vec<u8>> {
 
 #[tokio::test]
 async fn equal_requests_at_once_are_answered_by_few_children() -> Result<()> {
-    let scene = scene().await?;
+    let scene = scene(LARGE).await?;
     let head = scene.origin.rev_parse("main").await?;
     let mut clients = Vec::new();
     for _ in 0..16 {
@@ -60,7 +63,7 @@ async fn equal_requests_at_once_are_answered_by_few_children() -> Result<()> {
 
 #[tokio::test]
 async fn a_client_that_leaves_takes_nothing_from_those_that_follow_it() -> Result<()> {
-    let scene = scene().await?;
+    let scene = scene(LARGE).await?;
     let head = scene.origin.rev_parse("main").await?;
     let leader = send(&scene, &[&head], &["done"]).await?;
     eventually(Duration::from_secs(10), "a child", async || {
@@ -79,7 +82,7 @@ async fn a_client_that_leaves_takes_nothing_from_those_that_follow_it() -> Resul
 
 #[tokio::test]
 async fn a_client_that_reads_slowly_holds_up_nobody() -> Result<()> {
-    let scene = scene().await?;
+    let scene = scene(LARGE).await?;
     let head = scene.origin.rev_parse("main").await?;
     let mut slow = send(&scene, &[&head], &["done"]).await?;
     for _ in 0..3 {
@@ -93,7 +96,7 @@ async fn a_client_that_reads_slowly_holds_up_nobody() -> Result<()> {
 
 #[tokio::test]
 async fn requests_that_differ_get_different_answers() -> Result<()> {
-    let scene = scene().await?;
+    let scene = scene(200_000).await?;
     let head = scene.origin.rev_parse("main").await?;
     let parent = scene.origin.rev_parse("main~1").await?;
     let ask = async |wants: &[&str], arguments: &[&str]| {
@@ -106,17 +109,17 @@ async fn requests_that_differ_get_different_answers() -> Result<()> {
         let shallow = ask(&[&head], &["deepen 1", "done"]).await?;
         let blobless = ask(&[&head], &["filter blob:none", "done"]).await?;
         let step = ask(&[&head], &[&format!("have {parent}"), "done"]).await?;
-        ensure!(full > 12_000_000 && older > 10_000_000 && older < full, "{full}, {older}");
-        ensure!(shallow > 12_000_000 && shallow < full, "every file, fewer commits: {shallow} of {full}");
+        ensure!(full > 1_200_000 && older > 1_000_000 && older < full, "{full}, {older}");
+        ensure!(shallow > 1_200_000 && shallow < full, "every file, fewer commits: {shallow} of {full}");
         ensure!(blobless < 10_000, "{blobless}");
-        ensure!((2_000_000..3_000_000).contains(&step), "{step}");
+        ensure!((200_000..300_000).contains(&step), "{step}");
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn a_new_tag_of_an_old_commit_comes_with_the_next_clone() -> Result<()> {
-    let scene = scene().await?;
+    let scene = scene(200_000).await?;
     scene.clone("before", &["--single-branch"]).await?;
     let tag = scene.origin.annotated_tag("v1", "main").await?;
     let clone = scene.clone("with", &["--single-branch"]).await?;
@@ -132,7 +135,7 @@ async fn a_new_tag_of_an_old_commit_comes_with_the_next_clone() -> Result<()> {
 
 #[tokio::test]
 async fn answers_are_the_same_after_a_restart() -> Result<()> {
-    let mut scene = scene().await?;
+    let mut scene = scene(200_000).await?;
     for round in 0..3 {
         let clone = scene.clone(&format!("full-{round}"), &["--mirror"]).await?;
         clone.fsck().await?;

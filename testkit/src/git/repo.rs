@@ -19,6 +19,9 @@ pub enum ObjectFormat {
     Sha256,
 }
 
+/// Noise neither compresses nor makes deltas: trying costs most of the time that [`Repo::grow`] and a clone take.
+const CONFIG: &str = "[core]\n\tcompression = 0\n\tbigFileThreshold = 256k\n";
+
 /// A repository on disk with the client that works on it.
 #[derive(Debug, Clone)]
 pub struct Repo {
@@ -40,6 +43,8 @@ impl Repo {
             ObjectFormat::Sha256 => "--object-format=sha256",
         };
         git.run(["init", "--quiet", "--bare", "--initial-branch=main", format, text(&dir)]).await?;
+        let mut config = std::fs::File::options().append(true).open(dir.join("config"))?;
+        config.write_all(CONFIG.as_bytes())?;
         Ok(Self { git, dir })
     }
 
