@@ -136,6 +136,8 @@ mod tests {
         let again = generate(&dir.path().join("again.git"), &TINY).unwrap();
         let other = generate(&dir.path().join("other.git"), &Profile { seed: 2, ..TINY }).unwrap();
         assert_eq!(first, again);
+        // Whoever changes this changes VERSION: caches would keep the old repository.
+        assert_eq!(first.head, "2f199e31078c49ae4b544c637b47cccbc1a619d1");
         assert_ne!(first.head, other.head);
     }
 

@@ -13,13 +13,15 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u64,
     pub(crate) kernel: String,
     pub(crate) git: String,
-    /// How CPU was counted.
+    /// Processes that wanted a core in the last minute: what else the machine was doing.
+    pub(crate) load: String,
+    /// How CPU was counted; known once a server runs.
     pub(crate) accounting: &'static str,
 }
 
 impl Machine {
-    /// Looks around.
-    pub(crate) fn look(accounting: Option<&'static str>) -> Self {
+    /// Looks around; before the work, which raises the load itself.
+    pub(crate) fn look() -> Self {
         let info = |path: &str, name: &str| {
             let text = fs::read_to_string(path).unwrap_or_default();
             let line = text.lines().find(|line| line.starts_with(name)).map(ToOwned::to_owned);
@@ -27,6 +29,7 @@ impl Machine {
         };
         let memory = info("/proc/meminfo", "MemTotal").replace(" kB", "");
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let git = process::command("git").arg("--version").output();
         let git = git.map(|git| String::from_utf8_lossy(&git.stdout).trim().replace("git version ", ""));
         Self {
@@ -35,7 +38,8 @@ impl Machine {
             memory_mib: memory.parse().unwrap_or(0_u64) / 1024,
             kernel: kernel.trim().to_owned(),
             git: git.unwrap_or_default(),
-            accounting: accounting.unwrap_or_default(),
+            load: load.split(' ').next().unwrap_or_default().to_owned(),
+            accounting: "",
         }
     }
 }

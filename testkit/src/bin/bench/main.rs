@@ -116,6 +116,7 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
     let cache = Cache::open()?;
     let repository = cache.repository(profile).await?;
     let work = cache.work_directory()?;
+    let mut machine = Machine::look();
 
     let baseline = Side::baseline(&repository, work.path()).await?;
     let rounds = if flags.quick { 1 } else { flags.rounds.max(1) };
@@ -128,6 +129,7 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
         say(&format!("refusing to compare: {reason}"))?;
         return Ok(ExitCode::from(TOO_SMALL));
     }
+    machine.accounting = baseline.server.accounting().describe();
     let mut sides = vec![baseline];
     if let Some(agent) = agent {
         let tarn = Side::tarn(&agent, &repository, work.path()).await?;
@@ -143,7 +145,7 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
         rows.push(run(scenario, &sides, &truth, turns).await?);
     }
     let report = Report {
-        machine: Machine::look(sides.first().map(|side| side.server.accounting().describe())),
+        machine,
         repository: repository.facts,
         floor,
         mirrored: sides.iter().find_map(|side| side.mirrored),

@@ -93,12 +93,14 @@ impl Report {
     fn facts(&self) -> String {
         let Self { machine, repository, floor, mirrored, rounds, seconds, rows: _ } = self;
         let mut text = format!(
-            "Machine: {} cores ({}), {} MiB of memory, Linux {}, git {}. CPU counted by {}.\n\n",
+            "Machine: {} cores ({}), {} MiB of memory, Linux {}, git {}; load average {} at the start. CPU counted \
+             by {}.\n\n",
             machine.cores,
             machine.processor,
             machine.memory_mib,
             machine.kernel,
             machine.git,
+            machine.load,
             machine.accounting,
         );
         let _ = write!(
@@ -233,7 +235,7 @@ mod tests {
         let figures = SCENARIOS[0].table.columns.iter().map(|_| 1.0).collect();
         let samples = BTreeMap::from([(SideName::Baseline, vec![figures])]);
         let report = Report {
-            machine: Machine::look(Some("a test")),
+            machine: Machine::look(),
             repository: Facts {
                 profile: "p".into(),
                 refs: 1,
