@@ -163,11 +163,6 @@ async fn refs_with_forged_names_and_ids_are_never_served_nor_written() -> Result
     answers.push(pkt(&format!("{main} HEAD symref-target:refs/heads/x\ninjected\n")));
     answers.push(b"fff1injected".to_vec());
     answers.push(b"0003".to_vec());
-    let twice = [
-        pkt(&format!("{main} refs/heads/injected\n")),
-        pkt(&format!("{} refs/heads/injected\n", "1".repeat(40))),
-    ];
-    answers.push(twice.concat());
     let git = Git::new()?;
     for lie in answers {
         let honest = pkt(&format!("{main} HEAD symref-target:refs/heads/main\n"));
