@@ -9,6 +9,7 @@ pub mod ensure_refs;
 pub mod info_refs;
 pub mod push;
 pub mod queue;
+pub mod rendered;
 pub mod upload_pack;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
@@ -33,6 +34,7 @@ use crate::{
 };
 use error::Failure;
 use queue::Queue;
+use rendered::Rendered;
 
 /// Children that may run at once, for each processor: they write to files, so they never wait for a
 /// client, and more of them would only take turns. Each has about 18 MB of its own besides the packs it maps.
@@ -50,6 +52,7 @@ pub struct Serving {
     sha256: Capabilities,
     packs: Packs,
     queue: Queue,
+    rendered: Rendered,
 }
 
 /// Why serving cannot begin.
@@ -82,7 +85,7 @@ impl Serving {
         let sha256 = capabilities(&git, disk, ObjectFormat::Sha256).await?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let queue = Queue::new(processors * UPLOAD_PACKS_PER_PROCESSOR);
-        Ok(Self { fleet, git, metrics, sha1, sha256, packs, queue })
+        Ok(Self { fleet, git, metrics, sha1, sha256, packs, queue, rendered: Rendered::default() })
     }
 
     fn capabilities(&self, format: ObjectFormat) -> &Capabilities {

@@ -91,12 +91,14 @@ pub enum Tuning {
 }
 
 impl Tuning {
-    fn setting(self) -> Option<&'static str> {
+    fn settings(self) -> &'static [&'static str] {
         match self {
-            Self::Plain => None,
-            Self::NearHaves => Some("pack.useBitmaps=false"),
-            Self::Seeded => Some("core.multiPackIndex=false"),
-            Self::Unseeded => Some("pack.window=0"),
+            Self::Plain => &[],
+            Self::NearHaves => &["pack.useBitmaps=false"],
+            // What the seed lacks is sent whole: with a search for deltas the few such objects cost more
+            // than all others together (2.4 s against 0.9 s where they lie in the mirror's largest pack).
+            Self::Seeded => &["core.multiPackIndex=false", "pack.window=0"],
+            Self::Unseeded => &["pack.window=0"],
         }
     }
 }
@@ -104,7 +106,7 @@ impl Tuning {
 impl Job {
     fn command(&self, git: &Git) -> Command {
         let mut command = git.command("upload-pack").env("GIT_PROTOCOL", self.version.env());
-        for setting in SETTINGS.iter().copied().chain(self.tuning.setting()) {
+        for setting in SETTINGS.iter().chain(self.tuning.settings()) {
             command = command.config(setting);
         }
         if git.at_least(MULTI_PACK_REUSE) {

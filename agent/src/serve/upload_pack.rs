@@ -67,7 +67,9 @@ pub async fn handle(
         Request::LsRefs(request) => {
             *label = "ls-refs";
             Ok(match fresh_refs(serving, &mirror, &request.prefixes).await {
-                Ok(refs) => answer(RESULT, Some(refs.freshness), request.respond(&refs.refs).into()),
+                Ok(refs) => {
+                    answer(RESULT, Some(refs.freshness), serving.rendered.answer(&request, &refs.refs).into())
+                }
                 Err(failure) => failure.into_packet(),
             })
         }
