@@ -9,12 +9,12 @@ use std::{
 };
 
 use tarn_crds::repo::RepoId;
-use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use crate::{
     git::Git,
     metrics::Metrics,
-    mirror::{Mirror, disk::Disk},
+    mirror::{Limits, Mirror, disk::Disk},
 };
 use desired::{Desired, Rejected, Stalled};
 
@@ -23,8 +23,7 @@ pub struct Fleet {
     git: Git,
     disk: Arc<Disk>,
     metrics: Metrics,
-    /// Upkeep of mirrors takes turns.
-    upkeep: Arc<Semaphore>,
+    limits: Arc<Limits>,
     declared: RwLock<Declared>,
 }
 
@@ -52,7 +51,7 @@ pub struct Refused {
 impl Fleet {
     /// An empty fleet.
     pub fn new(git: Git, disk: Arc<Disk>, metrics: Metrics) -> Self {
-        Self { git, disk, metrics, upkeep: Arc::new(Semaphore::new(1)), declared: RwLock::default() }
+        Self { git, disk, metrics, limits: Arc::default(), declared: RwLock::default() }
     }
 
     /// The mirror of `id`, if it is declared.
@@ -116,7 +115,7 @@ impl Fleet {
                         self.git.clone(),
                         self.disk.clone(),
                         self.metrics.clone(),
-                        self.upkeep.clone(),
+                        self.limits.clone(),
                         settings,
                     );
                     self.write(|declared| declared.mirrors.insert(id, Running { mirror, task }));

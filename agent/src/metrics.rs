@@ -38,6 +38,13 @@ pub struct Basis {
     pub freshness: &'static str,
 }
 
+/// What was done to a mirror while it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Work {
+    /// `repack` or `seed`.
+    pub work: &'static str,
+}
+
 /// How a request for a pack met the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Lookup {
@@ -78,6 +85,8 @@ pub struct Metrics {
     pub look_seconds: Histogram,
     /// `tarn_mirror_fetches_total`: clones and fetches.
     pub fetches: Family<Outcome, Counter>,
+    /// `tarn_mirror_upkeeps_total`: repacks done and seeds made.
+    pub upkeeps: Family<Work, Counter>,
     /// `tarn_mirror_fetch_duration_seconds`: how long clones and fetches took.
     pub fetch_seconds: Histogram,
 }
@@ -97,6 +106,7 @@ impl Metrics {
             looks: Family::default(),
             look_seconds: Histogram::new(SECONDS),
             fetches: Family::default(),
+            upkeeps: Family::default(),
             fetch_seconds: Histogram::new(SECONDS),
         };
         let serve = registry.sub_registry_with_prefix("serve");
@@ -124,6 +134,7 @@ impl Metrics {
             Unit::Seconds,
             metrics.look_seconds.clone(),
         );
+        mirror.register("upkeeps", "Repacks done and seeds made", metrics.upkeeps.clone());
         mirror.register("fetches", "Clones and fetches", metrics.fetches.clone());
         mirror.register_with_unit(
             "fetch_duration",

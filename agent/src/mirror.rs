@@ -39,6 +39,22 @@ use fetch::FetchError;
 /// Requests that wait for one mirror's task; more are turned away, the client retries.
 const MAX_QUEUED: usize = 4096;
 
+/// How much all mirrors of the agent may do at once.
+#[derive(Debug)]
+pub struct Limits {
+    clones: Semaphore,
+    fetches: Semaphore,
+    upkeep: Semaphore,
+}
+
+impl Default for Limits {
+    /// Clones are long and busy both sides; fetches are short, and someone may wait for them, so that they
+    /// have places of their own; upkeep takes turns.
+    fn default() -> Self {
+        Self { clones: Semaphore::new(4), fetches: Semaphore::new(8), upkeep: Semaphore::new(1) }
+    }
+}
+
 /// What the user declared of a mirror, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -179,13 +195,13 @@ impl Mirror {
         git: Git,
         disk: Arc<Disk>,
         metrics: Metrics,
-        upkeep: Arc<Semaphore>,
+        limits: Arc<Limits>,
         settings: Settings,
     ) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(MAX_QUEUED);
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
-        let (task, ports) = task::Task::new(git.clone(), disk, metrics, upkeep, Arc::new(settings));
+        let (task, ports) = task::Task::new(git.clone(), disk, metrics, limits, Arc::new(settings));
         let task::Ports { view, settings, progress } = ports;
         let handle = tokio::spawn(task.run(inbox));
         (Self { id, dir, git, messages, view, settings, progress }, handle)

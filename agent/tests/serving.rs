@@ -3,9 +3,13 @@
 
 mod bad_input;
 mod clones;
+mod cold;
+mod ensure_refs;
+mod push;
 mod repositories;
 mod shared_packs;
 mod submodules;
+mod upkeep;
 mod upstreams;
 mod wire;
 

@@ -6,7 +6,10 @@ use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::disk::{Disk, size};
+use super::{
+    Limits,
+    disk::{Disk, size},
+};
 use crate::git::{
     Git, GitError, Oid, RefSet,
     refs::RefsError,
@@ -64,6 +67,8 @@ pub struct Fetch {
     pub timeout: Duration,
     /// Where progress goes.
     pub progress: Arc<watch::Sender<Option<String>>>,
+    /// How much all mirrors may do at once.
+    pub limits: Arc<Limits>,
 }
 
 impl Fetch {
@@ -73,10 +78,17 @@ impl Fetch {
     /// # Errors
     /// The mirror on the disk, if any, is as it was.
     pub async fn run(self) -> Result<u64, FetchError> {
+        let limits = self.limits.clone();
         match &self.stored {
-            Some(stored) if stored.format() == self.target.format() => self.update(stored).await?,
+            Some(stored) if stored.format() == self.target.format() => {
+                let _place = limits.fetches.acquire().await;
+                self.update(stored).await?;
+            }
             // A new mirror, or an upstream replaced by one with another hash function.
-            _ => self.create().await?,
+            _ => {
+                let _place = limits.clones.acquire().await;
+                self.create().await?;
+            }
         }
         let dir = self.dir;
         Ok(tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or(0))

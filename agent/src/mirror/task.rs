@@ -15,14 +15,14 @@ use bstr::BString;
 use jiff::Timestamp;
 use tarn_crds::repo::RepoId;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time,
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::{
-    BringError, LookAnswer, Message, Settings, Stored, Trouble, View,
+    BringError, Limits, LookAnswer, Message, Settings, Stored, Trouble, View,
     disk::{Disk, size},
     fetch::{Fetch, FetchError},
     state::{Action, Event, State, interval_delay, retry_delay},
@@ -33,7 +33,7 @@ use crate::{
         Git, GitError, ObjectFormat, Oid, Ref, RefSet,
         remote::{self, Patience, Remote},
     },
-    metrics::{Metrics, Outcome},
+    metrics::{Metrics, Outcome, Work},
     protocol::ls_refs::LsRefs,
     upstream::{LookError, Looker, credentials::Installed},
 };
@@ -64,7 +64,7 @@ pub(super) struct Task {
     git: Git,
     disk: Arc<Disk>,
     metrics: Metrics,
-    upkeep_turn: Arc<Semaphore>,
+    limits: Arc<Limits>,
     settings: Arc<Settings>,
     upstream: Result<Upstream, Arc<LookError>>,
     state: State,
@@ -155,7 +155,7 @@ impl Task {
         git: Git,
         disk: Arc<Disk>,
         metrics: Metrics,
-        upkeep_turn: Arc<Semaphore>,
+        limits: Arc<Limits>,
         settings: Arc<Settings>,
     ) -> (Self, Ports) {
         let id = settings.url.id().clone();
@@ -182,7 +182,7 @@ impl Task {
             git,
             disk,
             metrics,
-            upkeep_turn,
+            limits,
             settings,
             state: State::default(),
             stored: None,
@@ -517,6 +517,7 @@ impl Task {
             patience: if self.state.caught_up { Patience::StallsFail } else { Patience::StallsAllowed },
             timeout: self.settings.timeout,
             progress: self.progress_out.clone(),
+            limits: self.limits.clone(),
         };
         let tips = target.tips().collect();
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.run().in_current_span()));
@@ -528,7 +529,9 @@ impl Task {
         let (git, dir, remote) = (self.git.clone(), self.dir.clone(), upstream.remote());
         let oids = wanted.wants.iter().copied().collect();
         let (timeout, progress) = (self.settings.timeout, self.progress_out.clone());
+        let limits = self.limits.clone();
         let fetch = async move {
+            let _place = limits.fetches.acquire().await;
             remote.fetch(&git, &dir, &oids, Patience::StallsFail, timeout, progress).await?;
             Ok(tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or(0))
         };
@@ -619,7 +622,7 @@ impl Task {
             disk: self.disk.clone(),
             dir: self.dir.clone(),
             metrics: self.metrics.clone(),
-            turn: self.upkeep_turn.clone(),
+            limits: self.limits.clone(),
         };
         let seed = self.seed.as_ref().map(|(seed, _)| seed.clone());
         // What is fetched from now on is put in order the next time.
@@ -633,6 +636,13 @@ impl Task {
 
     fn upkeep_finished(&mut self, result: Result<Option<PathBuf>, GitError>) {
         let Some((upkeep, _)) = self.upkeep.take() else { return };
+        if result.is_ok() {
+            let work = match upkeep {
+                Upkeep::Seed(_) => "seed",
+                Upkeep::Repack => "repack",
+            };
+            self.metrics.upkeeps.get_or_create(&Work { work }).inc();
+        }
         match (result, upkeep) {
             (Ok(Some(view)), Upkeep::Seed(tip)) => {
                 self.facts.seeded = Some(tip);

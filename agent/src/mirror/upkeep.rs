@@ -9,12 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::Semaphore,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
-use super::disk::Disk;
+use super::{Limits, disk::Disk};
 use crate::{
     git::{Git, GitError, Oid, pack},
     metrics::Metrics,
@@ -86,7 +83,7 @@ pub struct Place {
     /// For the number of running children.
     pub metrics: Metrics,
     /// One at a time in the whole agent.
-    pub turn: Arc<Semaphore>,
+    pub limits: Arc<Limits>,
 }
 
 impl Place {
@@ -95,7 +92,7 @@ impl Place {
     /// # Errors
     /// Git fails; the mirror is as good as before.
     pub async fn run(self, upkeep: Upkeep, seed: Option<PathBuf>) -> Result<Option<PathBuf>, GitError> {
-        let _turn = self.turn.acquire().await;
+        let _turn = self.limits.upkeep.acquire().await;
         self.wait_for_calm().await;
         let started = Instant::now();
         let made = match upkeep {

@@ -96,6 +96,11 @@ impl Fetch {
         self.deepen.is_some() || self.deepen_since.is_some() || !self.shallow.is_empty()
     }
 
+    /// Whether annotated tags of what is sent are to be sent too.
+    pub fn includes_tags(&self) -> bool {
+        self.include_tag
+    }
+
     /// The request in its one normal form, where it has one: what cannot change the pack is left out.
     pub fn normalised(mut self, refs: &RefSet) -> Option<Self> {
         if self.unusual || self.wants.is_empty() {
@@ -171,7 +176,8 @@ impl Fetch {
     }
 }
 
-fn annotated(refs: &RefSet) -> impl Iterator<Item = (Oid, Oid)> + '_ {
+/// The annotated tags among `refs`, each with the object it finally points at.
+pub fn annotated(refs: &RefSet) -> impl Iterator<Item = (Oid, Oid)> + '_ {
     refs.refs().iter().filter_map(|r| Some((r.oid, r.peeled?)))
 }
 

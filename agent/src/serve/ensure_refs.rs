@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use axum::{Json, body::Body, response::IntoResponse, response::Response};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{body, error::Failure};
 use crate::{
@@ -48,7 +49,9 @@ const MAX_NAMES: usize = 10_000;
 pub async fn handle(mirror: &Mirror, headers: &HeaderMap, body: Body) -> Result<Response, Failure> {
     let bytes = body::read(headers, body, "application/json").await?;
     let bad = |reason: String| Failure::bad_request("BadRequest", reason);
-    let wanted: Wanted = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    let object: Map<String, Value> =
+        serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    let wanted: Wanted = serde_json::from_value(object.into()).map_err(|error| bad(error.to_string()))?;
     if wanted.refs.len() + wanted.commits.len() > MAX_NAMES {
         return Err(bad(format!("more than {MAX_NAMES} names")));
     }

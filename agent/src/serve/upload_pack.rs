@@ -21,7 +21,7 @@ use crate::{
     mirror::{Mirror, View},
     packs::{Keep, Spool},
     protocol::{
-        fetch::{Fetch, Key},
+        fetch::{Fetch, Key, annotated},
         request::{self, Request},
     },
     tail::{Blame, TailError},
@@ -119,8 +119,26 @@ impl Wanted {
             None => {
                 let patience = self.mirror.settings().timeout;
                 timeout(patience, self.mirror.bring(wants)).await.map_err(|_| Failure::busy())??;
+                self.await_tags(&view).await;
                 self.serve_from_disk().await
             }
+        }
+    }
+
+    /// A client that was shown a tag and asks for tags to be included never asks for them again: they must
+    /// be on the disk first. Where they cannot be had, the rest is served all the same.
+    async fn await_tags(&self, view: &View) {
+        let Some((seen, _)) =
+            view.seen.as_ref().filter(|_| self.request.as_ref().is_some_and(Fetch::includes_tags))
+        else {
+            return;
+        };
+        let stored = self.mirror.view().stored;
+        let lacks = |oid: &Oid| stored.as_ref().is_some_and(|stored| !stored.tips.contains(oid));
+        let tags: Vec<Oid> = annotated(seen).map(|(tag, _)| tag).filter(lacks).collect();
+        if !tags.is_empty() {
+            let patience = self.mirror.settings().timeout;
+            let _ = timeout(patience, self.mirror.bring(&tags)).await;
         }
     }
 
