@@ -77,6 +77,29 @@ pub struct Fetched {
     pub total: Duration,
 }
 
+/// An answer to be read as it is.
+#[derive(Debug, Clone, Copy)]
+pub enum Download<'a> {
+    /// The answer to a `fetch` of these objects.
+    Pack {
+        /// The objects.
+        wants: &'a [String],
+        /// How much of history.
+        depth: Depth,
+    },
+    /// What lies at this route below the URL.
+    File(&'a str),
+}
+
+/// One answer that was read as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Downloaded {
+    /// Bytes of its body.
+    pub bytes: u64,
+    /// From the request to the last byte.
+    pub total: Duration,
+}
+
 /// A client with one connection to one repository.
 #[derive(Debug)]
 pub struct Client {
@@ -168,26 +191,9 @@ impl Client {
 
     /// Fetches a pack with everything these objects need and throws it away.
     pub async fn fetch(&mut self, wants: &[String], depth: Depth, check: Check) -> Result<Fetched> {
-        let mut request = Vec::new();
-        pktline::line(&mut request, "command=fetch");
-        pktline::line(&mut request, "agent=tarn-load");
-        pktline::line(&mut request, "object-format=sha1");
-        pktline::delimiter(&mut request);
-        // As `git clone` without a terminal.
-        for argument in ["thin-pack", "no-progress", "include-tag", "ofs-delta"] {
-            pktline::line(&mut request, argument);
-        }
-        if depth == Depth::One {
-            pktline::line(&mut request, "deepen 1");
-        }
-        for want in wants {
-            pktline::line(&mut request, &format!("want {want}\n"));
-        }
-        pktline::line(&mut request, "done\n");
-        pktline::flush(&mut request);
-
+        let request = fetch_request(wants, depth);
         let start = Instant::now();
-        let mut body = self.send(Method::POST, "/git-upload-pack", Bytes::from(request)).await?.into_body();
+        let mut body = self.send(Method::POST, "/git-upload-pack", request).await?.into_body();
         let mut demux = Demux::new(check);
         while let Some(frame) = body.frame().await {
             if let Ok(data) = frame.context("read the pack")?.into_data() {
@@ -199,6 +205,30 @@ impl Client {
         let shallow = usize::from(depth == Depth::One);
         ensure!(received.shallow == shallow, "{} shallow commits, not {shallow}", received.shallow);
         Ok(Fetched { first_byte: received.first_byte - start, received, total })
+    }
+
+    /// Reads an answer to its end as it is, handing each piece on; for comparing servers of the same bytes.
+    pub async fn download(
+        &mut self,
+        what: Download<'_>,
+        mut each: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Downloaded> {
+        let (method, route, request) = match what {
+            Download::Pack { wants, depth } => {
+                (Method::POST, "/git-upload-pack", fetch_request(wants, depth))
+            }
+            Download::File(route) => (Method::GET, route, Bytes::new()),
+        };
+        let start = Instant::now();
+        let mut body = self.send(method, route, request).await?.into_body();
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.context("read an answer")?.into_data() {
+                bytes += data.len() as u64;
+                each(&data)?;
+            }
+        }
+        Ok(Downloaded { bytes, total: start.elapsed() })
     }
 
     /// Does what `git clone` asks of a server, from the capabilities to the end of the pack.
@@ -260,6 +290,27 @@ impl Client {
         self.connection = Some(connection);
         Ok(answer)
     }
+}
+
+/// What `git clone` without a terminal asks for these objects.
+fn fetch_request(wants: &[String], depth: Depth) -> Bytes {
+    let mut request = Vec::new();
+    pktline::line(&mut request, "command=fetch");
+    pktline::line(&mut request, "agent=tarn-load");
+    pktline::line(&mut request, "object-format=sha1");
+    pktline::delimiter(&mut request);
+    for argument in ["thin-pack", "no-progress", "include-tag", "ofs-delta"] {
+        pktline::line(&mut request, argument);
+    }
+    if depth == Depth::One {
+        pktline::line(&mut request, "deepen 1");
+    }
+    for want in wants {
+        pktline::line(&mut request, &format!("want {want}\n"));
+    }
+    pktline::line(&mut request, "done\n");
+    pktline::flush(&mut request);
+    request.into()
 }
 
 /// Opens a connection.

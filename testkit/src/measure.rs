@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -101,8 +101,17 @@ impl Server {
         self.tree.accounting
     }
 
-    /// Does some work and says what it cost the server and this process.
+    /// Does some work and says what it cost the server and this process, children that are still ending included.
     pub async fn measure<T>(&self, work: impl Future<Output = Result<T>>) -> Result<(T, Usage)> {
+        self.measure_settling(SETTLE, work).await
+    }
+
+    /// As [`Server::measure`], but gives children this long to end; with zero, the account closes with the work.
+    pub async fn measure_settling<T>(
+        &self,
+        settle: Duration,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<(T, Usage)> {
         proc::forget_peak(self.pid)?;
         let (tree, pid) = (Arc::clone(&self.tree), self.pid);
         let sampler = Sampler::start(move || {
@@ -115,7 +124,7 @@ impl Server {
         let (wall, client) = (start.elapsed(), client_cpu().saturating_sub(client));
         let seen = sampler.stop();
         let done = done?;
-        self.idle(SETTLE).await?;
+        self.idle(settle).await?;
         let usage = Usage {
             cpu: self.tree.cpu(pid)?.saturating_sub(cpu),
             own_cpu: self.own_cpu()?.saturating_sub(own),
@@ -134,6 +143,20 @@ impl Server {
         let start = Instant::now();
         while self.tree.members(self.pid)?.len() > 1 && start.elapsed() < limit {
             sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until the server has had no children for as long as `calm`; fails after `limit`.
+    pub async fn calm(&self, calm: Duration, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        let mut since = start;
+        while since.elapsed() < calm {
+            if self.tree.members(self.pid)?.len() > 1 {
+                since = Instant::now();
+            }
+            ensure!(start.elapsed() < limit, "the server still had children after {limit:?}");
+            sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
