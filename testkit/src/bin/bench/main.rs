@@ -6,6 +6,8 @@ mod repository;
 mod report;
 mod scenario;
 mod side;
+mod stage;
+mod targets;
 mod truth;
 
 use std::collections::BTreeMap;
@@ -24,6 +26,7 @@ use crate::report::{Report, Row};
 use crate::repository::Cache;
 use crate::scenario::{SCENARIOS, Scenario, Turn};
 use crate::side::{Side, SideName};
+use crate::stage::{Shared, Stage};
 use crate::truth::Truth;
 
 /// The exit code that says: the repository is too small for a comparison.
@@ -118,7 +121,8 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
     let work = cache.work_directory()?;
     let mut machine = Machine::look();
 
-    let baseline = Side::baseline(&repository, work.path()).await?;
+    let root = repository.dir.parent().context("the repository lies in a directory")?;
+    let baseline = Side::baseline("baseline", root, work.path()).await?;
     let rounds = if flags.quick { 1 } else { flags.rounds.max(1) };
     let ancestors = repository.ancestors(rounds * SCENARIOS.len()).await?;
     let (truth, floor) = Truth::establish(&baseline, ancestors).await?;
@@ -130,30 +134,41 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
         return Ok(ExitCode::from(TOO_SMALL));
     }
     machine.accounting = baseline.server.accounting().describe();
-    let mut sides = vec![baseline];
-    if let Some(agent) = agent {
-        let tarn = Side::tarn(&agent, &repository, work.path()).await?;
-        truth.holds_for(&tarn).await?;
-        tarn.server.idle(IDLE).await?;
-        sides.push(tarn);
+    let mut tarn = None;
+    if let Some(agent) = &agent
+        && scenarios.iter().any(|scenario| scenario.work.needs_mirror())
+    {
+        let side = Side::tarn(agent, &repository, work.path()).await?;
+        truth.holds_for(&side).await?;
+        side.server.idle(IDLE).await?;
+        tarn = Some(side);
     }
+    let shared = Shared { repository, truth, baseline, tarn, agent, work };
 
     let listing = Duration::from_secs(if flags.quick { 2 } else { 5 });
-    let mut rows = Vec::new();
+    let (mut rows, mut left_out) = (Vec::new(), Vec::new());
     for (at, scenario) in scenarios.into_iter().enumerate() {
         let turns = (0..rounds).map(|round| Turn { number: at * rounds + round, listing });
-        rows.push(run(scenario, &sides, &truth, turns).await?);
+        match Stage::set(scenario, &shared).await.with_context(|| format!("prepare {}", scenario.name))? {
+            Ok(stage) => rows.push(run(scenario, stage, &shared, turns).await?),
+            Err(reason) => {
+                say(&format!("{} is left out: {reason}", scenario.name))?;
+                left_out.push((*scenario, reason));
+            }
+        }
     }
+    let Shared { repository, baseline, tarn, .. } = shared;
     let report = Report {
         machine,
         repository: repository.facts,
         floor,
-        mirrored: sides.iter().find_map(|side| side.mirrored),
+        mirrored: tarn.as_ref().and_then(|side| side.mirrored),
         rounds,
         seconds: start.elapsed().as_secs(),
         rows,
+        left_out,
     };
-    for side in sides {
+    for side in [Some(baseline), tarn].into_iter().flatten() {
         side.server.stop().await?;
     }
     publish(flags, &cache, &report)?;
@@ -166,29 +181,31 @@ fn chosen(flags: &Flags, scenario: &Scenario) -> bool {
     if flags.only.is_empty() { !flags.quick || scenario.quick } else { named }
 }
 
-/// Runs one scenario on all sides: A B, B A, A B, …
+/// Runs one scenario on both sides: A B, B A, A B, …
 async fn run(
     scenario: &Scenario,
-    sides: &[Side],
-    truth: &Truth,
+    mut stage: Stage,
+    shared: &Shared,
     turns: impl Iterator<Item = Turn>,
 ) -> Result<Row> {
     let mut samples: BTreeMap<SideName, Vec<Vec<f64>>> = BTreeMap::new();
     for (round, turn) in turns.enumerate() {
-        let mut order: Vec<&Side> = sides.iter().collect();
+        let mut order = vec![SideName::Baseline];
+        order.extend(shared.agent.as_ref().map(|_| SideName::Tarn));
         if round % 2 == 1 {
             order.reverse();
         }
+        stage.begin_round(turn).await.with_context(|| format!("{} round {}", scenario.name, round + 1))?;
         let mut objects = None;
-        for side in order {
-            let what = format!("{} {} round {}", scenario.name, side.name, round + 1);
-            let sample = timeout(SAMPLE, scenario.measure(side, truth, turn)).await;
+        for name in order {
+            let what = format!("{} {} round {}", scenario.name, name.label(scenario.table), round + 1);
+            let sample = timeout(SAMPLE, stage.measure(scenario, name, shared, turn)).await;
             let sample = sample.with_context(|| format!("{what}: not done after {SAMPLE:?}"))?;
             let sample = sample.with_context(|| what.clone())?;
             say(&format!("{what}: {}", scenario.table.describe(&sample.figures)))?;
             let first = *objects.get_or_insert(sample.objects);
             ensure!(first == sample.objects, "{what}: {:?} objects, not {first:?}", sample.objects);
-            samples.entry(side.name).or_default().push(sample.figures);
+            samples.entry(name).or_default().push(sample.figures);
         }
     }
     Ok(Row { scenario: *scenario, samples })

@@ -9,6 +9,7 @@ use crate::machine::Machine;
 use crate::repository::Facts;
 use crate::scenario::{Column, Scenario, Table};
 use crate::side::{Mirrored, SideName};
+use crate::targets;
 use crate::truth::Floor;
 
 /// The line before the results.
@@ -26,6 +27,8 @@ pub(crate) struct Report {
     pub(crate) rounds: usize,
     pub(crate) seconds: u64,
     pub(crate) rows: Vec<Row>,
+    /// Scenarios that could not be run, each with the reason.
+    pub(crate) left_out: Vec<(Scenario, String)>,
 }
 
 /// One scenario's figures: each side's rounds, in the order of the rounds.
@@ -37,10 +40,10 @@ pub(crate) struct Row {
 
 /// The middle and the ends of some measurements.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Summary {
-    median: f64,
-    least: f64,
-    most: f64,
+pub(crate) struct Summary {
+    pub(crate) median: f64,
+    pub(crate) least: f64,
+    pub(crate) most: f64,
 }
 
 impl Summary {
@@ -53,7 +56,7 @@ impl Summary {
     }
 
     /// As `2.06 (1.98-2.17)`; the range is left out where it would only repeat the median.
-    fn text(&self, digits: usize) -> String {
+    pub(crate) fn text(&self, digits: usize) -> String {
         let [median, least, most] =
             [self.median, self.least, self.most].map(|value| format!("{value:.digits$}"));
         if least == most { median } else { format!("{median} ({least}-{most})") }
@@ -62,16 +65,20 @@ impl Summary {
 
 impl Row {
     /// A figure of one side over its rounds.
-    fn summary(&self, side: SideName, at: usize) -> Option<Summary> {
+    pub(crate) fn summary(&self, side: SideName, at: usize) -> Option<Summary> {
         Summary::of(self.samples.get(&side)?.iter().filter_map(|sample| sample.get(at).copied()))
     }
 
     /// Tarn's first figure divided by the baseline's of the same round.
     fn ratios(&self) -> Option<Summary> {
+        self.ratio(0)
+    }
+
+    /// A figure of Tarn's divided by the baseline's of the same round.
+    pub(crate) fn ratio(&self, at: usize) -> Option<Summary> {
         let (tarn, baseline) = (self.samples.get(&SideName::Tarn)?, self.samples.get(&SideName::Baseline)?);
-        Summary::of(
-            tarn.iter().zip(baseline).filter_map(|(tarn, baseline)| Some(tarn.first()? / baseline.first()?)),
-        )
+        let pairs = tarn.iter().zip(baseline);
+        Summary::of(pairs.filter_map(|(tarn, baseline)| Some(tarn.get(at)? / baseline.get(at)?)))
     }
 }
 
@@ -87,11 +94,17 @@ impl Report {
             rows = rest;
             table_markdown(&mut text, table, these);
         }
+        for (scenario, reason) in &self.left_out {
+            let _ = write!(text, "\nLeft out: `{}`: {reason}.\n", scenario.name);
+        }
+        if self.rows.iter().any(|row| row.ratios().is_some()) {
+            targets::markdown(&mut text, &self.rows);
+        }
         text
     }
 
     fn facts(&self) -> String {
-        let Self { machine, repository, floor, mirrored, rounds, seconds, rows: _ } = self;
+        let Self { machine, repository, floor, mirrored, rounds, seconds, rows: _, left_out: _ } = self;
         let mut text = format!(
             "Machine: {} cores ({}), {} MiB of memory, Linux {}, git {}; load average {} at the start. CPU counted \
              by {}.\n\n",
@@ -128,7 +141,7 @@ impl Report {
 
     /// The same, with every round's figures.
     pub(crate) fn json(&self) -> Value {
-        let Self { machine, repository, floor, mirrored, rounds, seconds, rows } = self;
+        let Self { machine, repository, floor, mirrored, rounds, seconds, rows, left_out } = self;
         let row = |row: &Row| {
             let ratio = row
                 .ratios()
@@ -144,6 +157,8 @@ impl Report {
             "rounds": rounds,
             "seconds": seconds,
             "scenarios": rows.iter().map(row).collect::<Vec<_>>(),
+            "left_out": left_out.iter().map(|(scenario, reason)| (scenario.name, reason)).collect::<Vec<_>>(),
+            "targets": targets::json(rows),
         })
     }
 }
@@ -165,7 +180,7 @@ fn table_markdown(text: &mut String, table: &Table, rows: &[Row]) {
             let figure = |(at, column): (usize, &Column)| {
                 row.summary(*side, at).map(|summary| summary.text(column.digits)).unwrap_or_default()
             };
-            let mut cells = vec![title.to_owned(), side.to_string()];
+            let mut cells = vec![title.to_owned(), side.label(table).to_owned()];
             cells.extend(table.columns.iter().enumerate().map(figure));
             if compared {
                 let ratio = row.ratios().filter(|_| *side == SideName::Tarn);
@@ -181,7 +196,7 @@ fn table_markdown(text: &mut String, table: &Table, rows: &[Row]) {
 }
 
 /// Digits that show a ratio to about three figures.
-fn digits(ratio: f64) -> usize {
+pub(crate) fn digits(ratio: f64) -> usize {
     match ratio {
         10.0.. => 1,
         1.0.. => 2,
@@ -189,7 +204,7 @@ fn digits(ratio: f64) -> usize {
     }
 }
 
-fn line(text: &mut String, cells: impl IntoIterator<Item = String>) {
+pub(crate) fn line(text: &mut String, cells: impl IntoIterator<Item = String>) {
     let cells: Vec<_> = cells.into_iter().collect();
     let _ = writeln!(text, "| {} |", cells.join(" | "));
 }
@@ -251,10 +266,12 @@ mod tests {
             rounds: 1,
             seconds: 9,
             rows: vec![Row { scenario: SCENARIOS[0], samples }],
+            left_out: vec![(SCENARIOS[1], "no time".into())],
         };
         let text = report.markdown();
         assert!(text.contains("2.00 s of CPU for a full and 3.00 s for a depth-1"), "{text}");
-        assert!(!text.contains("Tarn / git"), "{text}");
+        assert!(!text.contains("Tarn / git") && !text.contains("Targets"), "{text}");
+        assert!(text.contains("Left out: `full-8`: no time."), "{text}");
         assert_eq!(report.json()["scenarios"][0]["ratio"], Value::Null);
     }
 

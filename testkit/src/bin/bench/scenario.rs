@@ -1,14 +1,14 @@
 //! What is measured. A scenario is a line of [`SCENARIOS`]; a new kind of work is a variant of [`Work`], a
 //! function, and a [`Table`] that names the function's figures.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
-use tarn_testkit::load::{CLONE_PREFIXES, Clones, Depth, clones, listings, percentile};
+use tarn_testkit::load::{CLONE_PREFIXES, Client, Clones, Depth, clones, listings, percentile};
 use tarn_testkit::measure::Usage;
 
-use crate::side::{Side, Staleness};
+use crate::side::{Side, SideName, Staleness};
 use crate::truth::Truth;
 
 /// Connections that ask for refs at once.
@@ -32,7 +32,12 @@ pub(crate) struct Table {
     pub(crate) columns: &'static [Column],
     /// What Tarn's first figure divided by the baseline's says.
     pub(crate) ratio: &'static str,
+    /// What Tarn is compared with.
+    pub(crate) baseline: &'static str,
 }
+
+/// What most tables compare Tarn with.
+const GIT: &str = "git http-backend";
 
 impl Table {
     /// One measurement as a line.
@@ -58,9 +63,11 @@ static CLONES: Table = Table {
         column("server peak RSS MiB", 0),
         column("children PSS MiB", 0),
         column("of it anonymous", 0),
+        column("children at once, most", 0),
         column("client CPU s per clone", 2),
     ],
     ratio: "CPU, Tarn / git",
+    baseline: GIT,
 };
 
 /// Lists of refs: see [`listing_figures`] for the order.
@@ -75,6 +82,60 @@ static LISTINGS: Table = Table {
         column("client CPU ms per request", 2),
     ],
     ratio: "requests/s, Tarn / git",
+    baseline: GIT,
+};
+
+/// The first clone after a push: see `figures` in stage/after_push.rs for the order.
+static AFTER_PUSH: Table = Table {
+    title: "After a push",
+    columns: &[
+        column("server CPU s until the answer is complete", 3),
+        column("of it the server process", 2),
+        column("wall s", 2),
+        column("first pack byte ms", 0),
+        column("server CPU s afterwards", 2),
+        column("client CPU s", 2),
+    ],
+    ratio: "CPU, Tarn / git",
+    baseline: GIT,
+};
+
+/// Lists of a far upstream's refs: see stage/far_look.rs for the order.
+static FAR: Table = Table {
+    title: "Lists of refs of an upstream 20 ms away",
+    columns: &[
+        column("compared ms: p50 alone, p99 of 64", 1),
+        column("p50 ms", 1),
+        column("p99 ms", 1),
+        column("requests/s", 0),
+        column("looks at once, most", 0),
+        column("looks/s", 0),
+        column("server CPU ms per request", 2),
+        column("client CPU ms per request", 2),
+    ],
+    ratio: "p99 of 64 to Tarn / p50 alone",
+    baseline: "the upstream itself, 1 connection",
+};
+
+/// Clones made before: see [`hit_figures`] for the order.
+static HITS: Table = Table {
+    title: "First byte of an answer made before",
+    columns: &[
+        column("first pack byte ms, p50", 2),
+        column("first pack byte ms, p99", 2),
+        column("server CPU s per clone", 3),
+        column("client CPU s per clone", 2),
+    ],
+    ratio: "first byte, Tarn / git",
+    baseline: GIT,
+};
+
+/// Streams of the same bytes: see stage/stream.rs for the order.
+static STREAMS: Table = Table {
+    title: "One stream of an answer made before",
+    columns: &[column("MB/s", 0), column("server CPU s per GB", 3), column("client CPU s per GB", 3)],
+    ratio: "MB/s, Tarn / nginx",
+    baseline: "nginx, a file without sendfile",
 };
 
 /// What is done to a server.
@@ -84,6 +145,24 @@ pub(crate) enum Work {
     Clones { count: usize, depth: Depth, asked: Asked },
     /// [`CONNECTIONS`] connections that list refs for a while.
     Listings { prefixes: &'static [&'static str], staleness: Staleness },
+    /// One client that makes the same clone so often; git http-backend, which keeps nothing, once.
+    Hits { depth: Depth, count: usize },
+    /// The first depth-1 clone of HEAD after a push.
+    AfterPush,
+    /// 64 connections that list refs of an upstream far away; directly, one.
+    FarLook { prefixes: &'static [&'static str] },
+    /// One stream of a full clone's answer, beside a web server's.
+    Stream,
+}
+
+impl Work {
+    /// Whether Tarn's mirror of the shared repository takes part.
+    pub(crate) fn needs_mirror(&self) -> bool {
+        match self {
+            Self::Clones { .. } | Self::Listings { .. } | Self::Hits { .. } | Self::Stream => true,
+            Self::AfterPush | Self::FarLook { .. } => false,
+        }
+    }
 }
 
 /// Whether a server may have the answer already.
@@ -140,6 +219,48 @@ pub(crate) static SCENARIOS: &[Scenario] = &[
     listing("refs-all-reusing", "all refs, maxStaleness 10s", &CLONE_PREFIXES, Staleness::TenSeconds),
     listing("refs-one-fresh", "one ref-prefix, maxStaleness 0s", &ONE_BRANCH, Staleness::None),
     listing("refs-one-reusing", "one ref-prefix, maxStaleness 10s", &ONE_BRANCH, Staleness::TenSeconds),
+    Scenario {
+        name: "depth1-after-push",
+        title: "first depth-1 clone after a push of 30 commits",
+        table: &AFTER_PUSH,
+        work: Work::AfterPush,
+        quick: true,
+    },
+    Scenario {
+        name: "look-20ms-all",
+        title: "all refs, maxStaleness 0s",
+        table: &FAR,
+        work: Work::FarLook { prefixes: &CLONE_PREFIXES },
+        quick: true,
+    },
+    Scenario {
+        name: "look-20ms-one",
+        title: "one ref-prefix, maxStaleness 0s",
+        table: &FAR,
+        work: Work::FarLook { prefixes: &ONE_BRANCH },
+        quick: true,
+    },
+    Scenario {
+        name: "hit-first-byte",
+        title: "full clone",
+        table: &HITS,
+        work: Work::Hits { depth: Depth::Full, count: 15 },
+        quick: true,
+    },
+    Scenario {
+        name: "hit-first-byte-depth1",
+        title: "depth-1 clone",
+        table: &HITS,
+        work: Work::Hits { depth: Depth::One, count: 60 },
+        quick: true,
+    },
+    Scenario {
+        name: "hit-throughput",
+        title: "full clone's answer",
+        table: &STREAMS,
+        work: Work::Stream,
+        quick: true,
+    },
 ];
 
 /// One measurement.
@@ -161,9 +282,30 @@ pub(crate) struct Turn {
 }
 
 impl Scenario {
-    /// Does the work once.
+    /// Does the work once, where it needs no more than a shared side.
     pub(crate) async fn measure(&self, side: &Side, truth: &Truth, turn: Turn) -> Result<Sample> {
         match self.work {
+            Work::AfterPush | Work::FarLook { .. } | Work::Stream => bail!("{} needs a stage", self.name),
+            Work::Hits { depth, count } => {
+                let ask = truth.ask_for(depth, Asked::Before, turn.number)?;
+                let mut client = Client::new(side.url(Staleness::None))?;
+                if side.name == SideName::Tarn {
+                    // Other scenarios may have pushed the answer out.
+                    client.clone(&ask).await?;
+                }
+                let count = if side.name == SideName::Tarn { count } else { 1 };
+                let start = Instant::now();
+                let work = async {
+                    let mut each = Vec::with_capacity(count);
+                    for _ in 0..count {
+                        each.push(client.clone(&ask).await?);
+                    }
+                    Ok(Clones { wall: start.elapsed(), each })
+                };
+                let (clones, usage) = side.server.measure(work).await?;
+                let objects = truth.check(&clones, &ask)?;
+                Ok(Sample { figures: hit_figures(&clones, &usage), objects: Some(objects) })
+            }
             Work::Clones { count, depth, asked } => {
                 let ask = truth.ask_for(depth, asked, turn.number)?;
                 let work = clones(side.url(Staleness::None), count, &ask);
@@ -193,6 +335,18 @@ fn clone_figures(clones: &Clones, usage: &Usage) -> Vec<f64> {
         mebibytes(usage.peak_rss),
         mebibytes(usage.children_pss),
         mebibytes(usage.children_anonymous),
+        usage.children as f64,
+        usage.client_cpu.as_secs_f64() / count,
+    ]
+}
+
+/// The figures of [`HITS`].
+fn hit_figures(clones: &Clones, usage: &Usage) -> Vec<f64> {
+    let count = clones.each.len().max(1) as f64;
+    vec![
+        clones.first_byte(50).as_secs_f64() * 1e3,
+        clones.first_byte(99).as_secs_f64() * 1e3,
+        usage.cpu.as_secs_f64() / count,
         usage.client_cpu.as_secs_f64() / count,
     ]
 }
@@ -241,6 +395,7 @@ mod tests {
             wall: second,
         };
         assert_eq!(clone_figures(&clones, &usage).len(), CLONES.columns.len());
+        assert_eq!(hit_figures(&clones, &usage).len(), HITS.columns.len());
         assert_eq!(listing_figures(&[second], &usage).len(), LISTINGS.columns.len());
         assert_eq!(LISTINGS.describe(&[16.0, 2.0]), "requests/s 16, p50 ms 2.0");
     }

@@ -1,6 +1,5 @@
 //! The two sides of the comparison, each a server process of its own.
 
-use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tarn_testkit::upstream::Upstream;
 use tokio::time::{sleep, timeout};
 
 use crate::repository::Repository;
+use crate::scenario::Table;
 
 /// Mirroring 300 MB takes well under a minute here; beyond this something is wrong.
 const MIRRORED: Duration = Duration::from_secs(600);
@@ -21,18 +21,19 @@ const MIRRORED: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SideName {
-    /// git http-backend as CGI behind a small server.
+    /// What Tarn is compared with: git http-backend as CGI behind a small server, or what the table says.
     Baseline,
     /// tarn-agent.
     Tarn,
 }
 
-impl fmt::Display for SideName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Baseline => "git http-backend",
+impl SideName {
+    /// What a report calls it; the table says what the baseline is.
+    pub(crate) fn label(self, table: &Table) -> &'static str {
+        match self {
+            Self::Baseline => table.baseline,
             Self::Tarn => "Tarn",
-        })
+        }
     }
 }
 
@@ -73,28 +74,59 @@ impl Side {
         }
     }
 
-    /// Starts git http-backend.
-    pub(crate) async fn baseline(repository: &Repository, work: &Path) -> Result<Self> {
+    /// Starts git http-backend under this name, for the repository `repo.git` of a directory.
+    pub(crate) async fn baseline(name: &str, root: &Path, work: &Path) -> Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
-        let root = repository.dir.parent().context("the repository lies in a directory")?;
         let args = ["baseline-server".as_ref(), "--root".as_ref(), root.as_os_str()];
-        let log = work.join("baseline.log");
-        let (server, line) = Server::start("baseline", program, args, "listening ", &log).await?;
+        let log = work.join(format!("{name}.log"));
+        let (server, line) = Server::start(name, program, args, "listening ", &log).await?;
         let url = format!("http://{}/repo.git", address(&line, "git")?);
         Ok(Self { name: SideName::Baseline, server, mirrored: None, fresh: url.clone(), reusing: url })
     }
 
     /// Starts the agent and waits until it has mirrored the repository, once for each staleness.
     pub(crate) async fn tarn(agent: &Path, repository: &Repository, work: &Path) -> Result<Self> {
-        let manifests = work.join("manifests");
-        std::fs::create_dir(&manifests)?;
+        let mut mirrors = Vec::new();
         for (name, staleness) in [("fresh", "0s"), ("reusing", "10s")] {
             // One repository, two names: two mirrors of one URL would be refused.
             let upstream = work.join(format!("{name}.git"));
             std::os::unix::fs::symlink(&repository.dir, &upstream)?;
-            std::fs::write(manifests.join(format!("{name}.yaml")), manifest(name, &upstream, staleness))?;
+            mirrors.push(Mirror { name, url: tarn_testkit::git::file_url(&upstream), staleness });
         }
-        let data = work.join("data");
+        let Agent { server, git, mirrored } = Agent::start(agent, "tarn", &mirrors, work).await?;
+        let url = |name: &str| file_route(&git, &work.join(name));
+        let (fresh, reusing) = (url("fresh")?, url("reusing")?);
+        Ok(Self { name: SideName::Tarn, server, mirrored: Some(mirrored), fresh, reusing })
+    }
+}
+
+/// A mirror to be declared.
+#[derive(Debug)]
+pub(crate) struct Mirror<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) url: String,
+    /// `maxStaleness`.
+    pub(crate) staleness: &'a str,
+}
+
+/// A running agent whose mirrors are ready.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) server: Server,
+    /// The address of its git port.
+    pub(crate) git: String,
+    pub(crate) mirrored: Mirrored,
+}
+
+impl Agent {
+    /// Starts an agent of this name with these mirrors, and waits until they are ready; it works in `work`.
+    pub(crate) async fn start(agent: &Path, name: &str, mirrors: &[Mirror<'_>], work: &Path) -> Result<Self> {
+        let manifests = work.join(format!("{name}-manifests"));
+        std::fs::create_dir(&manifests)?;
+        for mirror in mirrors {
+            std::fs::write(manifests.join(format!("{}.yaml", mirror.name)), manifest(mirror))?;
+        }
+        let data = work.join(format!("{name}-data"));
         let args = [
             "serve".as_ref(),
             "--manifests".as_ref(),
@@ -105,21 +137,24 @@ impl Side {
             "--listen=127.0.0.1:0".as_ref(),
             "--admin-listen=127.0.0.1:0".as_ref(),
         ];
-        let log = work.join("tarn-agent.log");
-        let (server, line) = Server::start("tarn", agent, args, "listening ", &log).await?;
+        let log = work.join(format!("{name}.log"));
+        let (server, line) = Server::start(name, agent, args, "listening ", &log).await?;
         let admin = format!("http://{}", address(&line, "admin")?);
-        let ready = server.measure(mirrored(&admin, 2)).await;
+        let ready = server.measure(mirrored(&admin, mirrors.len())).await;
         let ((), usage) = ready.with_context(|| tail(&log))?;
-        let url = |name: &str| -> Result<String> {
-            let path = work.join(name);
-            let path = path.to_str().context("the working directory's name is not UTF-8")?;
-            Ok(format!("http://{}/git/localhost{path}", address(&line, "git")?))
+        let mirrored = Mirrored {
+            mirrors: mirrors.len(),
+            seconds: usage.wall.as_secs_f64(),
+            cpu_seconds: usage.cpu.as_secs_f64(),
         };
-        let mirrored =
-            Mirrored { mirrors: 2, seconds: usage.wall.as_secs_f64(), cpu_seconds: usage.cpu.as_secs_f64() };
-        let (fresh, reusing) = (url("fresh")?, url("reusing")?);
-        Ok(Self { name: SideName::Tarn, server, mirrored: Some(mirrored), fresh, reusing })
+        Ok(Self { server, git: address(&line, "git")?.to_owned(), mirrored })
     }
+}
+
+/// Where an agent serves the mirror of a repository on this machine.
+pub(crate) fn file_route(git: &str, upstream: &Path) -> Result<String> {
+    let path = upstream.to_str().context("the working directory's name is not UTF-8")?;
+    Ok(format!("http://{git}/git/localhost{path}"))
 }
 
 /// The agent's release binary, which lies beside this program.
@@ -143,11 +178,11 @@ pub(crate) async fn serve_baseline(root: &Path) -> Result<()> {
 }
 
 /// One mirror. The intervals keep background work out of the measurements.
-fn manifest(name: &str, upstream: &Path, staleness: &str) -> String {
+fn manifest(mirror: &Mirror<'_>) -> String {
+    let Mirror { name, url, staleness } = mirror;
     format!(
-        "apiVersion: tarn.dev/v1alpha1\nkind: GitMirror\nmetadata: {{name: {name}}}\nspec:\n  \
-         url: {}\n  interval: 6h\n  freshness: {{maxStaleness: {staleness}}}\n",
-        tarn_testkit::git::file_url(upstream)
+        "apiVersion: tarn.dev/v1alpha1\nkind: GitMirror\nmetadata: {{name: {name}}}\nspec:\n  url: {url}\n  \
+         interval: 6h\n  freshness: {{maxStaleness: {staleness}}}\n"
     )
 }
 

@@ -54,7 +54,13 @@ impl Truth {
                     refs.digest
                 )
             };
-            ensure!(facts(self) == facts(&other), "{} has {}, not {}", side.name, facts(&other), facts(self));
+            ensure!(
+                facts(self) == facts(&other),
+                "{:?} has {}, not {}",
+                side.name,
+                facts(&other),
+                facts(self)
+            );
         }
         Ok(())
     }
