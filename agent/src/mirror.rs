@@ -268,7 +268,7 @@ impl Mirror {
         if self.view.borrow().stored.is_some() && self.missing(wants).await.is_empty() {
             return Ok(());
         }
-        self.request(|reply| Message::Settle(wants.to_vec(), reply)).await?;
+        self.settle(wants).await?;
         if self.has_tips(wants) {
             return Ok(());
         }
@@ -277,6 +277,18 @@ impl Mirror {
             return Ok(());
         }
         self.request(|reply| Message::Extra(missing.into_iter().collect(), reply)).await
+    }
+
+    /// Waits until the refs on the disk name `oids`, as far as a look now and the fetch after it lead there.
+    /// A dropped future stops waiting, not the fetch.
+    ///
+    /// # Errors
+    /// The look or the fetch fails.
+    pub async fn settle(&self, oids: &[Oid]) -> Result<(), BringError> {
+        if self.has_tips(oids) {
+            return Ok(());
+        }
+        self.request(|reply| Message::Settle(oids.to_vec(), reply)).await
     }
 
     fn has_tips(&self, wants: &[Oid]) -> bool {

@@ -138,7 +138,7 @@ impl Wanted {
         let tags: Vec<Oid> = annotated(seen).map(|(tag, _)| tag).filter(lacks).collect();
         if !tags.is_empty() {
             let patience = self.mirror.settings().timeout;
-            let _ = timeout(patience, self.mirror.bring(&tags)).await;
+            let _ = timeout(patience, self.mirror.settle(&tags)).await;
         }
     }
 
