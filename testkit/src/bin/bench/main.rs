@@ -85,7 +85,7 @@ fn main() -> Result<ExitCode> {
         Some(Command::BaselineServer { root }) => runtime.block_on(side::serve_baseline(root))?,
         Some(Command::List) => {
             for Scenario { name, title, .. } in SCENARIOS {
-                writeln!(std::io::stdout(), "{name:<18} {title}")?;
+                writeln!(std::io::stdout(), "{name:<22} {title}")?;
             }
         }
         None => {
@@ -150,7 +150,11 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
     for (at, scenario) in scenarios.into_iter().enumerate() {
         let turns = (0..rounds).map(|round| Turn { number: at * rounds + round, listing });
         match Stage::set(scenario, &shared).await.with_context(|| format!("prepare {}", scenario.name))? {
-            Ok(stage) => rows.push(run(scenario, stage, &shared, turns).await?),
+            Ok(stage) => {
+                rows.push(run(scenario, stage, &shared, turns).await?);
+                // Its servers are gone; what they still held goes with the whole directory.
+                let _ = std::fs::remove_dir_all(shared.work.path().join(scenario.name));
+            }
             Err(reason) => {
                 say(&format!("{} is left out: {reason}", scenario.name))?;
                 left_out.push((*scenario, reason));
