@@ -14,8 +14,8 @@ use tarn_testkit::measure::Server;
 use crate::scenario::Sample;
 use crate::side::{Side, SideName, Staleness};
 
-/// Answers read one after the other for one measurement: one alone takes less than a second.
-const ANSWERS: usize = 4;
+/// Answers read one after the other for one measurement: one alone takes less than 0.2 s.
+const ANSWERS: usize = 12;
 
 /// nginx and the answer it serves.
 #[derive(Debug)]
