@@ -24,8 +24,8 @@ const AT_MOST: Duration = Duration::from_secs(300);
 /// A failed upkeep is tried again after this.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// More running children than this count as load.
-const BUSY_CHILDREN: i64 = 1;
+/// Upkeep begins this long after it is due: whoever waits for the fetch that made it due is served first.
+const YIELD: Duration = Duration::from_millis(500);
 /// How long upkeep waits for the load to cease.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 
@@ -123,7 +123,8 @@ impl Place {
 
     async fn wait_for_calm(&self) {
         let calm = async {
-            while self.metrics.upload_packs.get() > BUSY_CHILDREN {
+            sleep(YIELD).await;
+            while self.metrics.upload_packs.get() > 0 {
                 sleep(Duration::from_millis(200)).await;
             }
         };
