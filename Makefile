@@ -5,7 +5,7 @@ CRATES := tarn-crds tarn-agent tarn-testkit
 # Flags of the benchmark: make bench BENCH="--quick"; docs/benchmarks.md explains them.
 BENCH  ?=
 
-.PHONY: help demo lint test gen verify large bench
+.PHONY: help demo lint test gen verify fuzz large bench
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ gen: ## write what is generated: the CRDs of the chart
 verify: gen ## fail if anything is generated anew, or not committed
 	@test -z "$$(git status --porcelain)" || { git status --short; git --no-pager diff; \
 	  echo 'verify: the tree is not as committed; run make gen, then commit what changed' >&2; exit 1; }
+
+# Seconds for each target.
+FUZZ   ?= 60
+
+fuzz: ## try every parser of bytes from outside on inputs nobody thought of; FUZZ seconds each
+	@fuzz/run $(FUZZ)
 
 large: ## clone the benchmark's repository (400 MB) through Tarn, compare every ref, check every object
 	@scripts/large
