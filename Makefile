@@ -15,6 +15,7 @@ demo: ## mirror this checkout, push upstream, see the push through Tarn; leaves 
 
 lint: ## formatting, clippy, each crate on its own, what the documentation names, dependencies
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	set -e; for crate in $(CRATES); do $(CARGO) check --locked -p $$crate; done
 	scripts/check-docs
