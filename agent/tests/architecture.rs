@@ -10,20 +10,12 @@ fn source() -> PathBuf {
 
 /// Every file of the library with the module at its top, such as `mirror` for `mirror/task.rs`.
 fn files() -> Result<Vec<(String, PathBuf)>> {
-    let (mut files, mut directories) = (Vec::new(), vec![source()]);
-    while let Some(directory) = directories.pop() {
-        for entry in std::fs::read_dir(&directory)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                directories.push(path);
-                continue;
-            }
-            let top = path.strip_prefix(source())?.components().next().context("no name")?;
-            let top = top.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned();
-            files.push((top, path));
-        }
-    }
-    Ok(files)
+    let named = |path: PathBuf| {
+        let top = path.strip_prefix(source())?.components().next().context("no name")?;
+        let top = top.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned();
+        Ok((top, path))
+    };
+    crate::rust_files(&source())?.into_iter().map(named).collect()
 }
 
 #[test]

@@ -3,6 +3,10 @@
 //! At most one look runs and one waits; at most one clone or fetch runs. Requests that arrive while a look
 //! runs share the next one: an answer never rests on a look that began before its request (P1).
 
+mod fetches;
+mod looks;
+mod upkeep;
+
 use std::{
     collections::{HashSet, VecDeque},
     fs, mem,
@@ -23,26 +27,19 @@ use tracing::Instrument;
 
 use super::{
     BringError, Limits, LookAnswer, Message, Settings, Stored, Trouble, View,
-    disk::{Disk, size},
-    fetch::{Fetch, FetchError},
+    disk::Disk,
+    fetch::FetchError,
     state::{Action, Event, State, interval_delay, retry_delay},
-    upkeep::{Facts, Place, Upkeep, plan},
+    upkeep::{Facts, Upkeep},
 };
 use crate::{
     git::{
-        Git, GitError, ObjectFormat, Oid, Ref, RefSet,
-        remote::{self, Patience, Remote},
+        Git, GitError, ObjectFormat, Oid, RefSet,
+        remote::{self, Remote},
     },
-    metrics::{Metrics, Outcome, Work},
-    protocol::ls_refs::LsRefs,
+    metrics::Metrics,
     upstream::{LookError, Looker, credentials::Installed},
 };
-
-/// With fewer refs than this (2,000 take 150 kB) a look at all of them costs no more than a look at some.
-const NARROW_FROM: usize = 2_000;
-/// With more prefixes than this, an upstream takes longer to select than to send everything (5,000 take
-/// git 0.12 s).
-const MAX_PREFIXES: usize = 100;
 
 /// Often enough to see that something moves, seldom enough not to fill the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -383,289 +380,6 @@ impl Task {
         }
     }
 
-    fn start_look(&mut self) {
-        let limit = self.settings.look_timeout;
-        let prefixes = if mem::take(&mut self.look_due) { Vec::new() } else { self.narrow() };
-        let looker =
-            self.upstream.as_ref().map(|upstream| upstream.looker.clone()).map_err(|error| error.to_string());
-        let asked = prefixes.clone();
-        let look = async move {
-            match looker {
-                Ok(looker) => looker.look(&asked, limit).await,
-                Err(message) => Err(LookError::Refused(message)),
-            }
-        };
-        self.look = Some(RunningLook {
-            prefixes,
-            began: Instant::now(),
-            began_at: Timestamp::now(),
-            waiters: mem::take(&mut self.next_look),
-            result: AbortOnDropHandle::new(tokio::spawn(look.in_current_span())),
-        });
-    }
-
-    /// The prefixes that the waiting requests need, where asking for those alone is worth it; none to ask
-    /// for everything.
-    fn narrow(&self) -> Vec<BString> {
-        let known =
-            self.seen.as_ref().map(|(seen, _)| seen).or(self.stored.as_ref().map(|stored| &stored.refs));
-        if known.is_none_or(|known| known.refs().len() < NARROW_FROM) {
-            return Vec::new();
-        }
-        let mut union = Vec::new();
-        for waiter in &self.next_look {
-            match waiter {
-                Waiter::Look(prefixes, _) if !prefixes.is_empty() => union.extend_from_slice(prefixes),
-                _ => return Vec::new(),
-            }
-        }
-        union.sort_unstable();
-        union.dedup();
-        if union.len() <= MAX_PREFIXES { union } else { Vec::new() }
-    }
-
-    fn look_finished(&mut self, result: Result<RefSet, LookError>) {
-        let Some(look) = self.look.take() else { return };
-        let outcome = result.as_ref().map_or_else(|error| error.kind().reason().as_str(), |_| "ok");
-        self.metrics.looks.get_or_create(&Outcome { outcome }).inc();
-        self.metrics.look_seconds.observe(look.began.elapsed().as_secs_f64());
-        let answer = match result {
-            Ok(refs) => {
-                if self.look_trouble.take().is_some() {
-                    tracing::info!("the upstream answers again");
-                }
-                let declared = &self.settings.refs;
-                let refs = refs.filtered(|name| declared.selects(&String::from_utf8_lossy(name)));
-                let refs = if look.prefixes.is_empty() {
-                    self.looked(refs, look.began, look.began_at)
-                } else {
-                    self.glanced(refs, look.prefixes)
-                };
-                Ok((refs, look.began))
-            }
-            Err(error) => {
-                if self.look_trouble.is_none() {
-                    tracing::warn!(%error, "the upstream cannot be asked");
-                }
-                self.look_trouble =
-                    Some(Trouble { reason: error.kind().reason(), message: error.to_string() });
-                self.happened(Event::LookFailed);
-                Err(Arc::new(error))
-            }
-        };
-        // A fetch this look asks for starts now, so that those who wait for its objects can be told of it.
-        self.start_what_is_due();
-        self.publish();
-        for waiter in look.waiters {
-            match waiter {
-                Waiter::Look(_, reply) => drop(reply.send(answer.clone())),
-                Waiter::Settle(wanted) if self.fetching() => self.after_fetch.push(wanted),
-                Waiter::Settle(wanted) => {
-                    let settled = answer.as_ref().map(drop).map_err(|error| BringError::Look(error.clone()));
-                    drop(wanted.reply.send(settled));
-                }
-            }
-        }
-    }
-
-    fn fetching(&self) -> bool {
-        self.fetch_due || matches!(self.job, Some(Job::Refs { .. }))
-    }
-
-    fn looked(&mut self, refs: RefSet, began: Instant, began_at: Timestamp) -> Arc<RefSet> {
-        // Equal states share one value: memory does not grow with the number of looks.
-        let known =
-            self.stored.iter().map(|stored| &stored.refs).chain(self.seen.iter().map(|(seen, _)| seen));
-        let refs =
-            known.into_iter().find(|known| ***known == refs).cloned().unwrap_or_else(|| Arc::new(refs));
-        let moved = self.stored.as_ref().is_none_or(|stored| *stored.refs != *refs);
-        self.seen = Some((refs.clone(), began));
-        self.last_look = Some(began_at);
-        self.happened(if moved { Event::LookFoundMoves } else { Event::LookFoundNothing });
-        refs
-    }
-
-    /// A look at some of the refs answers those who asked for them. What the mirror holds is always one
-    /// whole state of the upstream, so a move seen here leads to a look at everything.
-    fn glanced(&mut self, refs: RefSet, prefixes: Vec<BString>) -> Arc<RefSet> {
-        let asked = LsRefs { prefixes, ..LsRefs::everything() };
-        let known = self.stored.as_ref().map(|stored| asked.respond(&stored.refs));
-        if known.is_none_or(|known| known != asked.respond(&refs)) {
-            self.look_due = true;
-        }
-        Arc::new(refs)
-    }
-
-    fn start_fetch(&mut self) {
-        let (Ok(upstream), Some((target, _))) = (&self.upstream, &self.seen) else {
-            // Reconfigured since the look: look again, as the new declaration says.
-            self.state.fetching = false;
-            self.look_due = true;
-            return;
-        };
-        let target = target.clone();
-        let stored = self.stored.as_ref().map(|stored| stored.refs.clone());
-        log_moves(stored.as_deref(), &target);
-        let fetch = Fetch {
-            git: self.git.clone(),
-            disk: self.disk.clone(),
-            dir: self.dir.clone(),
-            remote: upstream.remote(),
-            stored,
-            target: target.clone(),
-            by_name: self.state.races > 0,
-            patience: if self.state.caught_up { Patience::StallsFail } else { Patience::StallsAllowed },
-            timeout: self.settings.timeout,
-            progress: self.progress_out.clone(),
-            limits: self.limits.clone(),
-        };
-        let tips = target.tips().collect();
-        let result = AbortOnDropHandle::new(tokio::spawn(fetch.run().in_current_span()));
-        self.job = Some(Job::Refs { target, tips, began: Instant::now(), result });
-    }
-
-    fn start_extra(&mut self, wanted: Wanted) {
-        let Ok(upstream) = &self.upstream else { return };
-        let (git, dir, remote) = (self.git.clone(), self.dir.clone(), upstream.remote());
-        let oids = wanted.wants.iter().copied().collect();
-        let (timeout, progress) = (self.settings.timeout, self.progress_out.clone());
-        let limits = self.limits.clone();
-        let fetch = async move {
-            let _place = limits.fetches.acquire().await;
-            remote.fetch(&git, &dir, &oids, Patience::StallsFail, timeout, progress).await?;
-            Ok(tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or(0))
-        };
-        let result = AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span()));
-        self.job = Some(Job::Extra { wanted, result });
-    }
-
-    fn job_finished(&mut self, result: Result<u64, FetchError>) {
-        match self.job.take() {
-            Some(Job::Refs { target, began, .. }) => {
-                let outcome = result.as_ref().map_or_else(|error| error.kind().reason().as_str(), |_| "ok");
-                self.metrics.fetches.get_or_create(&Outcome { outcome }).inc();
-                self.metrics.fetch_seconds.observe(began.elapsed().as_secs_f64());
-                self.fetch_finished(target, result);
-            }
-            Some(Job::Extra { wanted, .. }) => {
-                let answer = match result {
-                    Ok(bytes) => {
-                        self.bytes = bytes;
-                        Ok(())
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "objects asked for by name cannot be fetched");
-                        let missing = wanted.wants.first().copied();
-                        Err(missing.map_or(BringError::Fetch(Arc::new(error)), BringError::Missing))
-                    }
-                };
-                drop(wanted.reply.send(answer));
-            }
-            None => {}
-        }
-    }
-
-    fn fetch_finished(&mut self, target: Arc<RefSet>, result: Result<u64, FetchError>) {
-        match result {
-            Ok(bytes) => {
-                self.bytes = bytes;
-                self.last_fetch = Some(Timestamp::now());
-                self.facts.fetched = Some(Instant::now());
-                self.facts.head = target.head_oid();
-                self.fetch_trouble = None;
-                let behind = self.seen.as_ref().is_none_or(|(seen, _)| *seen != target);
-                let stored = Stored::new(target);
-                tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
-                self.stored = Some(stored.clone());
-                self.happened(if behind { Event::FetchDoneBehind } else { Event::FetchDone });
-                self.publish();
-                for wanted in mem::take(&mut self.after_fetch) {
-                    if behind && !wanted.wants.iter().all(|want| stored.tips.contains(want)) {
-                        self.after_fetch.push(wanted);
-                    } else {
-                        drop(wanted.reply.send(Ok(())));
-                    }
-                }
-            }
-            Err(error) => {
-                let raced = matches!(error, FetchError::Raced);
-                let event = if raced { Event::FetchRaced } else { Event::FetchFailed };
-                self.happened(event);
-                if raced && self.look_due {
-                    tracing::debug!("the upstream moved during the fetch; looking again");
-                    let waiting = mem::take(&mut self.after_fetch).into_iter().map(Waiter::Settle);
-                    self.next_look.extend(waiting);
-                    return;
-                }
-                tracing::warn!(%error, failures = self.state.failures, "fetch failed; it will be retried");
-                self.fetch_trouble =
-                    Some(Trouble { reason: error.kind().reason(), message: error.to_string() });
-                let error = Arc::new(error);
-                for wanted in mem::take(&mut self.after_fetch) {
-                    drop(wanted.reply.send(Err(BringError::Fetch(error.clone()))));
-                }
-            }
-        }
-    }
-
-    /// Starts the upkeep that is due; otherwise says when to ask again.
-    fn start_upkeep(&mut self) -> Option<time::Instant> {
-        if self.upkeep.is_some() || self.stored.is_none() {
-            return None;
-        }
-        let upkeep = match plan(&self.facts, Instant::now())? {
-            Ok(upkeep) => upkeep,
-            Err(at) => return Some(at.into()),
-        };
-        let place = Place {
-            git: self.git.clone(),
-            disk: self.disk.clone(),
-            dir: self.dir.clone(),
-            metrics: self.metrics.clone(),
-            limits: self.limits.clone(),
-        };
-        let seed = self.seed.as_ref().map(|(seed, _)| seed.clone());
-        // What is fetched from now on is put in order the next time.
-        if upkeep == Upkeep::Repack {
-            self.facts.repacked = Some(Instant::now());
-        }
-        let run = place.run(upkeep, seed).in_current_span();
-        self.upkeep = Some((upkeep, AbortOnDropHandle::new(tokio::spawn(run))));
-        None
-    }
-
-    fn upkeep_finished(&mut self, result: Result<Option<PathBuf>, GitError>) {
-        let Some((upkeep, _)) = self.upkeep.take() else { return };
-        if result.is_ok() {
-            let work = match upkeep {
-                Upkeep::Seed(_) => "seed",
-                Upkeep::Repack => "repack",
-            };
-            self.metrics.upkeeps.get_or_create(&Work { work }).inc();
-        }
-        match (result, upkeep) {
-            (Ok(Some(view)), Upkeep::Seed(tip)) => {
-                self.facts.seeded = Some(tip);
-                let replaced = self.seed.replace((view, tip)).map(|(view, _)| view);
-                if let Some(older) = mem::replace(&mut self.old_seed, replaced) {
-                    let disk = self.disk.clone();
-                    tokio::task::spawn_blocking(move || disk.discard(&older));
-                }
-            }
-            (Ok(_), _) => self.bytes_now(),
-            (Err(error), _) => {
-                tracing::warn!(%error, ?upkeep, "upkeep failed; it will be tried again");
-                self.facts.failed = Some(Instant::now());
-                self.facts.repacked = self.facts.repacked.filter(|_| upkeep != Upkeep::Repack);
-            }
-        }
-    }
-
-    /// Measures the mirror: repacking changes its size.
-    fn bytes_now(&mut self) {
-        self.bytes = size(&self.dir);
-    }
-
     fn publish(&self) {
         let view = View {
             phase: self.state.phase(),
@@ -758,31 +472,4 @@ fn read_mirror(dir: &Path) -> Result<Option<RefSet>, crate::git::refs::RefsError
     let sha256 = config.to_ascii_lowercase().contains("objectformat = sha256");
     let format = if sha256 { ObjectFormat::Sha256 } else { ObjectFormat::Sha1 };
     RefSet::read(dir, format).map(Some)
-}
-
-/// At debug every ref that moves, at info their number.
-fn log_moves(old: Option<&RefSet>, new: &RefSet) {
-    let empty = RefSet::empty(new.format());
-    let old = old.unwrap_or(&empty);
-    let (mut added, mut moved, mut removed) = (0_usize, 0_usize, 0_usize);
-    for Ref { name, oid, .. } in new.refs() {
-        match old.get(name.as_ref()).map(|old| old.oid) {
-            Some(before) if before == *oid => {}
-            Some(before) => {
-                moved += 1;
-                tracing::debug!(%name, old = %before, new = %oid, "ref moves");
-            }
-            None => {
-                added += 1;
-                tracing::debug!(%name, new = %oid, "ref appears");
-            }
-        }
-    }
-    for Ref { name, oid, .. } in old.refs() {
-        if new.get(name.as_ref()).is_none() {
-            removed += 1;
-            tracing::debug!(%name, old = %oid, "ref goes");
-        }
-    }
-    tracing::info!(added, moved, removed, "fetching");
 }

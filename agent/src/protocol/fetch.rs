@@ -61,11 +61,12 @@ impl Fetch {
                 (b"want", hex) => request.wants.push(oid(hex)?),
                 (b"have", hex) => request.haves.push(oid(hex)?),
                 (b"shallow", hex) => request.shallow.push(oid(hex)?),
-                (b"deepen", number) => {
-                    let number = number.to_str().ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
-                    request.deepen = Some(number.ok_or_else(bad)?);
+                (b"deepen", number) if request.deepen.is_none() => {
+                    request.deepen = Some(depth(number).ok_or_else(bad)?);
                 }
                 (b"deepen-since", time) => request.deepen_since = Some(time.into()),
+                // A second filter is git's to refuse.
+                (b"filter", _) if request.filter.is_some() => request.unusual = true,
                 (b"filter", filter) => request.filter = Some(filter.into()),
                 (b"deepen-relative", b"") => request.deepen_relative = true,
                 (b"done", b"") => request.done = true,
@@ -176,6 +177,13 @@ impl Fetch {
     }
 }
 
+/// A depth as git clients write it: plain decimal, at most an `int`. Git itself would also read `010` as 8.
+fn depth(number: &[u8]) -> Option<u32> {
+    let depth: u32 = number.to_str().ok()?.parse().ok()?;
+    let plain = depth.to_string().as_bytes() == number && depth <= i32::MAX.unsigned_abs();
+    (plain && depth > 0).then_some(depth)
+}
+
 /// The annotated tags among `refs`, each with the object it finally points at.
 pub fn annotated(refs: &RefSet) -> impl Iterator<Item = (Oid, Oid)> + '_ {
     refs.refs().iter().filter_map(|r| Some((r.oid, r.peeled?)))
@@ -252,7 +260,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_named() {
-        for line in ["want x", "have", "deepen 0", "deepen many", "shallow 1"] {
+        for line in
+            ["want x", "have", "deepen 0", "deepen 010", "deepen 3000000000", "deepen many", "shallow 1"]
+        {
             assert_eq!(Fetch::parse([line.as_bytes()]), Err(BadLine(line.into())));
         }
     }

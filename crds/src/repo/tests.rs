@@ -150,7 +150,7 @@ fn bad_urls_are_refused_with_their_reason() {
         ("https://h/%ff", E::NotUtf8),
         ("https://h/a.git/b", E::InnerGit),
         ("https://h/a.git.git", E::InnerGit),
-        ("file:///work/main/.git", E::InnerGit),
+        ("file:///srv/main/.git", E::InnerGit),
     ] {
         assert_eq!(UpstreamUrl::parse(url), Err(reason), "{url}");
     }

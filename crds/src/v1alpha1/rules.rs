@@ -125,7 +125,7 @@ fn urls() -> Vec<Case> {
         ("https://h/...git/", &[SEGMENTS]),
         ("https://h/a.git/b", &[INNER_GIT]),
         ("https://h/a.git.git", &[INNER_GIT]),
-        ("file:///work/.git", &[INNER_GIT]),
+        ("file:///srv/.git", &[INNER_GIT]),
         ("https://h/a%2", &[ENCODING]),
         ("https://h/a%zz", &[ENCODING]),
         ("https://h/a%2Fb", &[ENCODING]),
