@@ -26,35 +26,65 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Directory with GitMirror manifests (*.yaml, *.yml, *.json; several documents a file); watched for changes
-    #[arg(long, value_name = "DIR", env = "TARN_AGENT_MANIFESTS")]
+    #[arg(long, value_name = "DIR", env = "TARN_AGENT_MANIFESTS", hide_env_values = true)]
     pub manifests: Option<PathBuf>,
 
     /// Repository to mirror, as if a manifest with nothing but this URL existed; may be repeated
-    #[arg(long = "mirror", value_name = "URL", env = "TARN_AGENT_MIRROR", value_delimiter = ',')]
+    #[arg(
+        long = "mirror",
+        value_name = "URL",
+        env = "TARN_AGENT_MIRROR",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
     pub mirrors: Vec<String>,
 
     /// Directory for the mirrors; one agent at a time
-    #[arg(long, value_name = "DIR", env = "TARN_AGENT_DATA")]
+    #[arg(long, value_name = "DIR", env = "TARN_AGENT_DATA", hide_env_values = true)]
     pub data: PathBuf,
 
     /// Where git clients connect
-    #[arg(long, value_name = "ADDR", env = "TARN_AGENT_LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "TARN_AGENT_LISTEN",
+        hide_env_values = true,
+        default_value = "127.0.0.1:8080"
+    )]
     pub listen: SocketAddr,
 
     /// Where probes, metrics and status are served
-    #[arg(long, value_name = "ADDR", env = "TARN_AGENT_ADMIN_LISTEN", default_value = "127.0.0.1:8081")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "TARN_AGENT_ADMIN_LISTEN",
+        hide_env_values = true,
+        default_value = "127.0.0.1:8081"
+    )]
     pub admin_listen: SocketAddr,
 
     /// Admit file:// upstreams: whoever may write manifests can then read any repository this user can
-    #[arg(long, env = "TARN_AGENT_ALLOW_FILE_UPSTREAMS")]
+    #[arg(long, env = "TARN_AGENT_ALLOW_FILE_UPSTREAMS", hide_env_values = true)]
     pub allow_file_upstreams: bool,
 
     /// What to log: a level, or a list such as info,tarn_agent::mirror=debug
-    #[arg(long, value_name = "FILTER", env = "TARN_AGENT_LOG", default_value = "info")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "TARN_AGENT_LOG",
+        hide_env_values = true,
+        default_value = "info"
+    )]
     pub log: String,
 
     /// How log lines look
-    #[arg(long, value_name = "FORMAT", env = "TARN_AGENT_LOG_FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        env = "TARN_AGENT_LOG_FORMAT",
+        hide_env_values = true,
+        default_value = "text"
+    )]
     pub log_format: LogFormat,
 }
 

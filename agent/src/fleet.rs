@@ -34,6 +34,13 @@ struct Declared {
     rejected: Vec<Rejected>,
 }
 
+/// What becomes of the data of a mirror that no longer runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Data {
+    Keep,
+    Remove,
+}
+
 struct Running {
     mirror: Mirror,
     task: JoinHandle<()>,
@@ -76,6 +83,8 @@ impl Fleet {
     /// data go too; nobody but this function changes the set, so calls must not overlap.
     pub async fn apply(&self, desired: Desired) {
         let Desired { mirrors, stalled, rejected } = desired;
+        // Declared, though it cannot run: its data stay for when it can.
+        let kept: BTreeSet<RepoId> = stalled.iter().map(|stalled| stalled.repo.clone()).collect();
         let wanted: BTreeSet<RepoId> = mirrors.iter().map(|settings| settings.url.id().clone()).collect();
         for refused in &rejected {
             tracing::warn!(
@@ -103,7 +112,8 @@ impl Fleet {
             gone.into_values().collect()
         });
         for running in gone {
-            self.remove(running).await;
+            let keep = kept.contains(running.mirror.id());
+            self.remove(running, if keep { Data::Keep } else { Data::Remove }).await;
         }
         for settings in mirrors {
             let id = settings.url.id().clone();
@@ -124,13 +134,16 @@ impl Fleet {
         }
     }
 
-    async fn remove(&self, running: Running) {
+    async fn remove(&self, running: Running, data: Data) {
         let Running { mirror, task } = running;
         let (id, dir) = (mirror.id().clone(), mirror.dir().to_owned());
         // Requests under way may hold the mirror a little longer; they lose its files, and say so.
         drop(mirror);
         task.abort();
         let _ = task.await;
+        if data == Data::Keep {
+            return;
+        }
         let disk = self.disk.clone();
         let removed = tokio::task::spawn_blocking(move || disk.discard(&dir)).await;
         match removed {

@@ -45,11 +45,12 @@ async fn a_child_dies_with_its_client() -> Result<()> {
     eventually(Duration::from_secs(5), "no child", async || {
         let children = scene.agent.children()?;
         ensure!(children.is_empty(), "{children:?}");
+        // A killed grandchild is nobody's child for the moment it takes to die.
+        let strays = scene.agent.strays();
+        ensure!(strays.is_empty(), "{strays:?}");
         Ok(())
     })
-    .await?;
-    assert_eq!(scene.agent.strays(), []);
-    Ok(())
+    .await
 }
 
 #[tokio::test]

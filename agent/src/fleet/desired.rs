@@ -110,7 +110,18 @@ pub fn desired(
             Err(Unresolved::Rejected { field, reason }) => {
                 out.rejected.push(Rejected { file, document, field: field.into(), reason });
             }
-            Err(Unresolved::Stalled(stalled)) => out.stalled.push(*stalled),
+            Err(Unresolved::Stalled(stalled)) => {
+                // What is missing may stand in a document that was just spoilt.
+                let ran = previous.values().flatten().find(|ran| *ran.url.id() == stalled.repo);
+                match ran.filter(|_| !out.rejected.is_empty()).cloned() {
+                    Some(ran) => {
+                        if claim(&mut owners, &mut out, ran.clone()) {
+                            good.entry(file).or_default().push(ran);
+                        }
+                    }
+                    None => out.stalled.push(*stalled),
+                }
+            }
         }
     }
     for rejected in &out.rejected {
@@ -327,6 +338,24 @@ mod tests {
             assert_eq!((rejected.file.as_str(), rejected.field.as_str()), ("a.yaml", "spec.intervall"));
         }
         assert!(desired(&[], &[], &mut previous, Rules::default()).mirrors.is_empty());
+    }
+
+    #[test]
+    fn a_bad_edit_of_a_secret_takes_nothing_away_either() {
+        let spec = "url: https://h/o/r, access: Anonymous, secretRef: {name: s}";
+        let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s, labels: {tarn.dev/credentials: 'true'}, \
+                      annotations: {tarn.dev/hosts: h}}\nstringData: {bearerToken: t}\n";
+        let sources = |secret: &str| [source("a.yaml", &mirror("one", spec)), source("b.yaml", secret)];
+        let mut previous = BTreeMap::new();
+        let first = desired(&[], &sources(secret), &mut previous, Rules::default());
+        assert_eq!(first.mirrors.len(), 1);
+        for _ in 0..2 {
+            let spoilt = secret.replace("stringData", "stringDate");
+            let out = desired(&[], &sources(&spoilt), &mut previous, Rules::default());
+            assert_eq!(out.mirrors, first.mirrors);
+        }
+        let gone = desired(&[], &sources(""), &mut previous, Rules::default());
+        assert_eq!(gone.stalled.first().unwrap().reason, Reason::SecretNotFound);
     }
 
     #[test]

@@ -54,6 +54,10 @@ const INHERITED: &[&str] = &[
     "NO_PROXY",
 ];
 
+/// The only configuration file children read. A command-line setting does not reach the `upload-pack` that
+/// a fetch from a file:// upstream starts, this file does.
+const CONFIG: &str = ".gitconfig";
+
 /// Why a git command gave no result.
 #[derive(Debug, thiserror::Error)]
 pub enum GitError {
@@ -123,12 +127,15 @@ struct Shared {
 }
 
 impl Git {
-    /// Finds git and checks its version. `home` is an empty directory that stands in for the user's;
+    /// Finds git and checks its version. `home` is a directory of its own that stands in for the user's;
     /// `mark` tells this agent's children apart from others'; `allow_file` admits local upstreams.
     ///
     /// # Errors
     /// Git is missing or too old.
     pub async fn detect(home: &Path, mark: &OsStr, allow_file: bool) -> Result<Self, GitError> {
+        let io_error = |source| GitError::Io { verb: "config".into(), source };
+        // A volume may come back under another user id, and a file:// upstream is admitted by a flag.
+        std::fs::write(home.join(CONFIG), "[safe]\n\tdirectory = *\n").map_err(io_error)?;
         let shared = Shared { version: String::new(), home: home.into(), mark: mark.into(), allow_file };
         let mut git = Self { shared: Arc::new(shared) };
         let output =
@@ -170,7 +177,7 @@ impl Git {
             .env("HOME", &self.shared.home)
             .env("XDG_CONFIG_HOME", &self.shared.home)
             .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_GLOBAL", self.shared.home.join(CONFIG))
             .env("GIT_ATTR_NOSYSTEM", "1")
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_ASKPASS", "true")
@@ -184,12 +191,10 @@ impl Git {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         // gc.auto and maintenance.auto: the agent alone decides when packs change.
-        // safe.directory: a volume may come back under another user id; the data directory is ours.
         for setting in [
             "gc.auto=0",
             "maintenance.auto=false",
             "protocol.version=2",
-            "safe.directory=*",
             "core.hooksPath=/dev/null",
             "advice.detachedHead=false",
         ] {

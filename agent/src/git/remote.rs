@@ -126,7 +126,7 @@ impl Remote {
                 .config(format!("http.lowSpeedLimit={LOW_SPEED_LIMIT}"))
                 .config(format!("http.lowSpeedTime={LOW_SPEED_TIME}"));
         }
-        command
+        let output = command
             .args(["--progress", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"])
             .args(["--no-recurse-submodules", "--refmap=", "--stdin"])
             .arg(&self.url)
@@ -134,6 +134,14 @@ impl Remote {
             .progress(progress)
             .run(limit)
             .await?;
+        // fetch-pack.c: update_shallow. The objects have arrived, but their history ends nowhere in particular.
+        if output.stderr.contains("shallow roots are not allowed to be updated") {
+            return Err(GitError::Failed {
+                verb: "fetch".into(),
+                kind: FailureKind::Corrupt,
+                message: "the upstream is a shallow clone: make it whole with git fetch --unshallow".into(),
+            });
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 //! DATA/staging/                   what is being made; emptied at start
 //! DATA/packs/                     cached answers; emptied at start
 //! DATA/private/                   files with credentials for git; mode 0700, emptied at start
-//! DATA/home/                      git's HOME: empty
+//! DATA/home/                      git's HOME, with the only configuration it reads
 //! ```
 
 use std::{

@@ -135,3 +135,21 @@ async fn a_push_of_many_refs_at_once_is_fetched_whole() -> Result<()> {
     assert_eq!(clone.refs().await?, scene.origin.refs().await?);
     clone.fsck().await
 }
+
+#[tokio::test]
+async fn a_shallow_upstream_is_refused_with_the_remedy_and_mirrored_once_it_is_whole() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let whole = tarn_testkit::git::Repo::seeded(dir.path().join("whole.git")).await?;
+    whole.commit("main", &[("f", "2")]).await?;
+    let git = tarn_testkit::git::Git::new()?;
+    let place = dir.path().join("a.git");
+    let shallow = git.clone_repo(&whole.file_url(), &place, &["--bare", "--depth", "1"]).await?;
+    let agent = crate::scene::agent().file_upstreams().mirror(&shallow.file_url()).start().await?;
+    let repo = tarn_testkit::agent::repo_id(&shallow.file_url());
+    let told = |status: &serde_json::Value| crate::scene::message(status).contains("--unshallow");
+    agent.wait_status(&repo, "the remedy", told).await?;
+    shallow.git(&["fetch", "--quiet", "--unshallow", "origin", "main"]).await?;
+    agent.wait_phase(&repo, "Ready").await?;
+    let clone = git.clone_repo(&agent.git_url(&repo)?, &dir.path().join("clone"), &[]).await?;
+    clone.fsck().await
+}

@@ -301,3 +301,16 @@ fn thousands_of_mirrors_are_read_in_seconds() {
     // Unoptimised and on a busy machine; it is the order of magnitude that counts.
     assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
 }
+
+#[test]
+fn the_examples_are_valid() {
+    let mut documents = 0;
+    for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")).unwrap() {
+        let path = file.unwrap().path();
+        for manifest in read(&std::fs::read_to_string(&path).unwrap()) {
+            assert!(manifest.is_ok(), "{}: {manifest:?}", path.display());
+            documents += 1;
+        }
+    }
+    assert!(documents >= 3);
+}
