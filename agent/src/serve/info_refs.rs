@@ -29,7 +29,8 @@ pub async fn handle(serving: &Serving, mirror: &Mirror, headers: &HeaderMap) -> 
     Ok(answer(KIND, Some(refs.freshness), body.into()))
 }
 
-fn known_format(mirror: &Mirror) -> Option<crate::git::ObjectFormat> {
+/// The repository's object format, where a look or the disk has told it.
+pub fn known_format(mirror: &Mirror) -> Option<crate::git::ObjectFormat> {
     let view = mirror.view();
     let seen = view.seen.map(|(refs, _)| refs.format());
     seen.or_else(|| view.stored.map(|stored| stored.refs.format()))

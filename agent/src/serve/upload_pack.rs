@@ -10,7 +10,13 @@ use http::{HeaderMap, HeaderValue, header};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use super::{Serving, answer, body, error::Failure, info_refs::fresh_refs, queue::Place, version};
+use super::{
+    Serving, answer, body,
+    error::Failure,
+    info_refs::{fresh_refs, known_format},
+    queue::Place,
+    version,
+};
 use crate::{
     git::{
         ObjectFormat, Oid, RefSet, pack,
@@ -88,11 +94,9 @@ pub async fn handle(
 /// The repository's object format; a client that comes here has asked `info/refs` before, so it is known
 /// but for a restart in between.
 async fn format(serving: &Serving, mirror: &Mirror) -> Result<ObjectFormat, Failure> {
-    let view = mirror.view();
-    match (view.stored, view.seen) {
-        (_, Some((refs, _))) => Ok(refs.format()),
-        (Some(stored), None) => Ok(stored.refs.format()),
-        (None, None) => Ok(fresh_refs(serving, mirror, &[]).await?.refs.format()),
+    match known_format(mirror) {
+        Some(format) => Ok(format),
+        None => Ok(fresh_refs(serving, mirror, &[]).await?.refs.format()),
     }
 }
 
