@@ -5,7 +5,7 @@ pub mod agent;
 pub mod eventually;
 pub mod generate;
 pub mod git;
-mod listening;
+pub mod listening;
 pub mod load;
 pub mod measure;
 pub mod process;

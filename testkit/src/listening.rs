@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 /// A listener with its connections; all of it ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Listening {
+pub struct Listening {
     address: SocketAddr,
     up: watch::Sender<bool>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -19,7 +19,7 @@ pub(crate) struct Listening {
 
 impl Listening {
     /// Listens on the address and lets `connection` work on each connection.
-    pub(crate) fn start<F, Work>(name: &str, address: SocketAddr, connection: F) -> Result<Self>
+    pub fn start<F, Work>(name: &str, address: SocketAddr, connection: F) -> Result<Self>
     where
         F: Fn(TcpStream) -> Work + Send + 'static,
         Work: Future<Output = ()> + Send + 'static,
@@ -39,12 +39,13 @@ impl Listening {
         Ok(Self { address, up, runtime: Some(runtime) })
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Stops listening and cuts all connections; the port stays reserved.
-    pub(crate) async fn down(&self) {
+    pub async fn down(&self) {
         self.up.send_replace(false);
         // The server's task has seen the change once the port refuses connections.
         while TcpStream::connect(self.address).await.is_ok() {
@@ -53,7 +54,7 @@ impl Listening {
     }
 
     /// Listens again.
-    pub(crate) async fn up(&self) {
+    pub async fn up(&self) {
         self.up.send_replace(true);
         while TcpStream::connect(self.address).await.is_err() {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -112,7 +112,7 @@ struct RunningLook {
     began: Instant,
     began_at: Timestamp,
     waiters: Vec<Waiter>,
-    result: AbortOnDropHandle<Result<RefSet, LookError>>,
+    result: AbortOnDropHandle<Result<Arc<RefSet>, LookError>>,
 }
 
 /// Upkeep and the seed it makes, if any.
@@ -142,7 +142,7 @@ enum Job {
 }
 
 enum Finished {
-    Look(Result<RefSet, LookError>),
+    Look(Result<Arc<RefSet>, LookError>),
     Job(Result<u64, FetchError>),
     Upkeep(Result<Option<PathBuf>, GitError>),
 }
@@ -403,7 +403,8 @@ fn connect(git: &Git, disk: &Disk, settings: &Settings) -> Result<Upstream, Arc<
     let installed = settings.credentials.install(&disk.private(), &settings.url).map_err(failed)?;
     let credentials = installed.as_ref().map(|installed| installed.config().to_owned());
     let remote = Remote { url: settings.url.as_str().to_owned(), credentials };
-    let looker = Looker::new(git.clone(), settings.url.clone(), remote.clone(), &settings.credentials)?;
+    let (url, refs) = (settings.url.clone(), settings.refs.clone());
+    let looker = Looker::new(git.clone(), url, remote.clone(), &settings.credentials, refs)?;
     Ok(Upstream { looker: Arc::new(looker), remote, _installed: installed })
 }
 

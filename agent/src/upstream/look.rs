@@ -4,7 +4,12 @@
 //! is asked once and remembered. file: the same protocol with a local `git upload-pack`. ssh:
 //! `git ls-remote`. Nothing here decides when to look; see `mirror::freshness`.
 
-use std::{fmt, path::PathBuf, sync::Mutex, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bstr::BString;
 use bytes::Bytes;
@@ -12,7 +17,11 @@ use futures_util::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use reqwest::{Client, Response, redirect};
-use tarn_crds::repo::{Scheme, UpstreamUrl};
+use sha2::{Digest, Sha256};
+use tarn_crds::{
+    repo::{Scheme, UpstreamUrl},
+    v1alpha1::Refs,
+};
 use tokio::time::timeout;
 
 use super::credentials::Credentials;
@@ -137,7 +146,18 @@ pub struct Looker {
     remote: Remote,
     pub(super) client: Client,
     pub(super) authorization: Option<HeaderValue>,
+    /// Which refs are mirrored; the others are left out of every answer.
+    declared: Refs,
     known: Mutex<Option<Known>>,
+    last: Mutex<Option<Last>>,
+}
+
+/// The last list of refs: most looks find the same one, and need not read it again (1,000 refs take 1 ms).
+#[derive(Debug)]
+struct Last {
+    /// SHA-256 of what the upstream sent.
+    digest: [u8; 32],
+    refs: Arc<RefSet>,
 }
 
 /// What is remembered of an upstream that speaks protocol v2.
@@ -156,7 +176,7 @@ impl fmt::Debug for Looker {
 }
 
 impl Looker {
-    /// A looker at `url`; `remote` is the same upstream for git commands.
+    /// A looker at those refs of `url` that are `declared`; `remote` is the same upstream for git commands.
     ///
     /// # Errors
     /// The credentials hold a bad certificate or header.
@@ -165,6 +185,7 @@ impl Looker {
         url: UpstreamUrl,
         remote: Remote,
         credentials: &Credentials,
+        declared: Refs,
     ) -> Result<Self, LookError> {
         let same_host = redirect::Policy::custom(|attempt| {
             let from = attempt.previous().last();
@@ -192,7 +213,16 @@ impl Looker {
         });
         let authorization = authorization.transpose()?;
         let client = builder.build()?;
-        Ok(Self { git, url, remote, client, authorization, known: Mutex::new(None) })
+        Ok(Self {
+            git,
+            url,
+            remote,
+            client,
+            authorization,
+            declared,
+            known: Mutex::new(None),
+            last: Mutex::new(None),
+        })
     }
 
     /// Asks for the refs that start with one of `prefixes`, all where there are none, for at most `limit`.
@@ -201,7 +231,7 @@ impl Looker {
     ///
     /// # Errors
     /// No answer, or none that makes sense.
-    pub async fn look(&self, prefixes: &[BString], limit: Duration) -> Result<RefSet, LookError> {
+    pub async fn look(&self, prefixes: &[BString], limit: Duration) -> Result<Arc<RefSet>, LookError> {
         let started = std::time::Instant::now();
         let look = async {
             match self.look_once(prefixes, limit).await {
@@ -221,15 +251,15 @@ impl Looker {
         result
     }
 
-    async fn look_once(&self, prefixes: &[BString], limit: Duration) -> Result<RefSet, LookError> {
+    async fn look_once(&self, prefixes: &[BString], limit: Duration) -> Result<Arc<RefSet>, LookError> {
         match self.url.scheme() {
             Scheme::Https | Scheme::Http => self.look_over_http(prefixes).await,
             Scheme::File => self.look_at_file(prefixes).await,
-            Scheme::Ssh => Ok(self.remote.ls_remote(&self.git, limit).await?),
+            Scheme::Ssh => Ok(self.selected(self.remote.ls_remote(&self.git, limit).await?)),
         }
     }
 
-    async fn look_over_http(&self, prefixes: &[BString]) -> Result<RefSet, LookError> {
+    async fn look_over_http(&self, prefixes: &[BString]) -> Result<Arc<RefSet>, LookError> {
         if let Some(known) = self.known() {
             match self.ls_refs(&known, prefixes).await {
                 // The upstream may have moved, or been replaced by one that speaks otherwise: ask anew.
@@ -248,7 +278,7 @@ impl Looker {
         let base = base.split("/info/refs").next().unwrap_or(base).to_owned();
         let body = read(response, "application/x-git-upload-pack-advertisement").await?;
         match advertisement::parse(&body)? {
-            Advertisement::Refs(refs) => Ok(refs),
+            Advertisement::Refs(refs) => Ok(self.selected(refs)),
             Advertisement::V2 { format, unborn } => {
                 let known = Known { base, format, unborn };
                 let refs = self.ls_refs(&known, prefixes).await?;
@@ -273,7 +303,7 @@ impl Looker {
         }
     }
 
-    async fn ls_refs(&self, known: &Known, prefixes: &[BString]) -> Result<RefSet, LookError> {
+    async fn ls_refs(&self, known: &Known, prefixes: &[BString]) -> Result<Arc<RefSet>, LookError> {
         let request = LsRefs { unborn: known.unborn, prefixes: prefixes.into(), ..LsRefs::everything() };
         let post = self
             .client
@@ -282,7 +312,7 @@ impl Looker {
             .header(header::ACCEPT, "application/x-git-upload-pack-result")
             .body(request.to_request(known.format, AGENT));
         let body = read(self.send(post).await?, "application/x-git-upload-pack-result").await?;
-        Ok(parse_response(&body, known.format)?)
+        self.understand(&body, known.format)
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, LookError> {
@@ -327,7 +357,7 @@ impl Looker {
         upload_pack::Job { repository, version, request, tuning: upload_pack::Tuning::default() }
     }
 
-    async fn look_at_file(&self, prefixes: &[BString]) -> Result<RefSet, LookError> {
+    async fn look_at_file(&self, prefixes: &[BString]) -> Result<Arc<RefSet>, LookError> {
         let path = self.path();
         let body = upload_pack::advertise(&self.git, &path, ProtocolVersion::V2).await?;
         let Advertisement::V2 { format, unborn } = advertisement::parse(&body)? else {
@@ -341,7 +371,26 @@ impl Looker {
         while let Some(chunk) = answer.next().await {
             extend(&mut body, &chunk?)?;
         }
-        Ok(parse_response(&body, format)?)
+        self.understand(&body, format)
+    }
+
+    fn understand(&self, body: &[u8], format: ObjectFormat) -> Result<Arc<RefSet>, LookError> {
+        let digest: [u8; 32] = Sha256::digest(body).into();
+        if let Ok(last) = self.last.lock()
+            && let Some(last) =
+                last.as_ref().filter(|last| last.digest == digest && last.refs.format() == format)
+        {
+            return Ok(last.refs.clone());
+        }
+        let refs = self.selected(parse_response(body, format)?);
+        if let Ok(mut last) = self.last.lock() {
+            *last = Some(Last { digest, refs: refs.clone() });
+        }
+        Ok(refs)
+    }
+
+    fn selected(&self, refs: RefSet) -> Arc<RefSet> {
+        Arc::new(refs.filtered(|name| self.declared.selects(&String::from_utf8_lossy(name))))
     }
 }
 

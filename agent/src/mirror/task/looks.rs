@@ -64,7 +64,7 @@ impl Task {
         if union.len() <= MAX_PREFIXES { union } else { Vec::new() }
     }
 
-    pub(super) fn look_finished(&mut self, result: Result<RefSet, LookError>) {
+    pub(super) fn look_finished(&mut self, result: Result<Arc<RefSet>, LookError>) {
         let Some(look) = self.look.take() else { return };
         let outcome = result.as_ref().map_or_else(|error| error.kind().reason().as_str(), |_| "ok");
         self.metrics.looks.get_or_create(&Outcome { outcome }).inc();
@@ -74,8 +74,6 @@ impl Task {
                 if self.look_trouble.take().is_some() {
                     tracing::info!("the upstream answers again");
                 }
-                let declared = &self.settings.refs;
-                let refs = refs.filtered(|name| declared.selects(&String::from_utf8_lossy(name)));
                 let refs = if look.prefixes.is_empty() {
                     self.looked(refs, look.began, look.began_at)
                 } else {
@@ -112,13 +110,12 @@ impl Task {
         self.fetch_due || matches!(self.job, Some(Job::Refs { .. }))
     }
 
-    pub(super) fn looked(&mut self, refs: RefSet, began: Instant, began_at: Timestamp) -> Arc<RefSet> {
+    pub(super) fn looked(&mut self, refs: Arc<RefSet>, began: Instant, began_at: Timestamp) -> Arc<RefSet> {
         // Equal states share one value: memory does not grow with the number of looks.
         let known =
             self.stored.iter().map(|stored| &stored.refs).chain(self.seen.iter().map(|(seen, _)| seen));
-        let refs =
-            known.into_iter().find(|known| ***known == refs).cloned().unwrap_or_else(|| Arc::new(refs));
-        let moved = self.stored.as_ref().is_none_or(|stored| *stored.refs != *refs);
+        let refs = known.into_iter().find(|known| **known == refs).cloned().unwrap_or(refs);
+        let moved = self.stored.as_ref().is_none_or(|stored| stored.refs != refs);
         self.seen = Some((refs.clone(), began));
         self.last_look = Some(began_at);
         self.happened(if moved { Event::LookFoundMoves } else { Event::LookFoundNothing });
@@ -127,12 +124,12 @@ impl Task {
 
     /// A look at some of the refs answers those who asked for them. What the mirror holds is always one
     /// whole state of the upstream, so a move seen here leads to a look at everything.
-    pub(super) fn glanced(&mut self, refs: RefSet, prefixes: Vec<BString>) -> Arc<RefSet> {
+    pub(super) fn glanced(&mut self, refs: Arc<RefSet>, prefixes: Vec<BString>) -> Arc<RefSet> {
         let asked = LsRefs { prefixes, ..LsRefs::everything() };
         let known = self.stored.as_ref().map(|stored| asked.respond(&stored.refs));
         if known.is_none_or(|known| known != asked.respond(&refs)) {
             self.look_due = true;
         }
-        Arc::new(refs)
+        refs
     }
 }

@@ -15,6 +15,8 @@ use crate::side::{Agent, Mirror, Side, SideName, Staleness};
 
 /// How long a byte is under way in either direction: half of a round trip.
 const ONE_WAY: Duration = Duration::from_millis(10);
+/// Looks before those that count.
+const WARM_UP: Duration = Duration::from_millis(200);
 /// Connections to Tarn at once.
 const CONNECTIONS: usize = 64;
 
@@ -42,7 +44,7 @@ impl FarLook {
         let (authority, path) =
             near.trim_start_matches("http://").split_once('/').context("a URL with a path")?;
         let far = FaultProxy::start(authority.parse()?)?;
-        let relay = Relay::start(far.address()).await?;
+        let relay = Relay::start(far.address())?;
         let authority = relay.address();
         let direct = format!("http://{authority}/{path}");
         let mirror = Mirror { name: "far", url: direct.clone(), staleness: "0s" };
@@ -60,6 +62,8 @@ impl FarLook {
             SideName::Tarn => (&self.agent.server, &self.url, CONNECTIONS, 99),
         };
         let digest = shared.truth.digest(self.prefixes);
+        // The upstream closes connections that nobody used for a while: the first look would count their opening.
+        listings(url, 1, WARM_UP, self.prefixes, digest).await?;
         self.relay.begin();
         let work = listings(url, connections, turn.listing, self.prefixes, digest);
         let (answers, usage) = server.measure(work).await?;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use http::header::{EXPECT, TRANSFER_ENCODING};
 use http::{Request, Response};
@@ -14,10 +14,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use tarn_testkit::listening::Listening;
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
-use tokio_util::task::AbortOnDropHandle;
 
 /// The largest request or list of refs that is held.
 const LARGEST: usize = 32 << 20;
@@ -25,12 +24,12 @@ const LARGEST: usize = 32 << 20;
 type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 type Kept = Mutex<Option<SendRequest<Full<Bytes>>>>;
 
-/// A running relay. It stops when dropped.
+/// A running relay. It stops when dropped. It has threads of its own: on those of the clients it would wait for
+/// each of them to read its answer before it passes on the next look.
 #[derive(Debug)]
 pub(super) struct Relay {
-    address: SocketAddr,
     count: Arc<Count>,
-    _task: AbortOnDropHandle<()>,
+    listening: Listening,
 }
 
 /// What was counted.
@@ -69,17 +68,27 @@ impl Drop for Look {
 
 impl Relay {
     /// Stands in front of `target`; each client's connection has one of its own to the target.
-    pub(super) async fn start(target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("listen")?;
-        let address = listener.local_addr()?;
+    pub(super) fn start(target: SocketAddr) -> Result<Self> {
         let count = Arc::new(Count::default());
-        let task = tokio::spawn(accept(listener, target, Arc::clone(&count)));
-        Ok(Self { address, count, _task: AbortOnDropHandle::new(task) })
+        let of_connection = Arc::clone(&count);
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listening = Listening::start("relay", any, move |client| {
+            let (count, kept) = (Arc::clone(&of_connection), Arc::new(Kept::default()));
+            async move {
+                let service =
+                    service_fn(|request| pass(request, target, Arc::clone(&count), Arc::clone(&kept)));
+                // A client that goes away is no failure of the relay's.
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(client), service)
+                    .await;
+            }
+        })?;
+        Ok(Self { count, listening })
     }
 
     /// Where clients connect.
     pub(super) fn address(&self) -> SocketAddr {
-        self.address
+        self.listening.address()
     }
 
     /// Counts from now on.
@@ -92,22 +101,6 @@ impl Relay {
     pub(super) fn looks(&self) -> Looks {
         let of = |count: &AtomicUsize| count.load(Ordering::SeqCst);
         Looks { most: of(&self.count.most), all: of(&self.count.all) }
-    }
-}
-
-async fn accept(listener: TcpListener, target: SocketAddr, count: Arc<Count>) {
-    let mut connections = JoinSet::new();
-    while let Ok((client, _)) = listener.accept().await {
-        let (count, kept) = (Arc::clone(&count), Arc::new(Kept::default()));
-        let _ = client.set_nodelay(true);
-        connections.spawn(async move {
-            let service = service_fn(|request| pass(request, target, Arc::clone(&count), Arc::clone(&kept)));
-            // A client that goes away is no failure of the relay's.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(client), service)
-                .await;
-        });
-        while connections.try_join_next().is_some() {}
     }
 }
 
