@@ -10,6 +10,7 @@ pub mod shutdown;
 pub mod git;
 pub mod protocol;
 pub mod upstream;
+pub mod store;
 pub mod tail;
 pub mod packs;
 pub mod mirror;
