@@ -13,6 +13,7 @@ pub mod upstream;
 pub mod store;
 pub mod tail;
 pub mod packs;
+pub mod blockfile;
 pub mod mirror;
 pub mod fleet;
 pub mod serve;

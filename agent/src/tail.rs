@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 /// Read at once: large enough to make the system calls cheap, small enough that hundreds of readers fit
 /// into a few dozen megabytes.
-const CHUNK: usize = 128 * 1024;
+pub(crate) const CHUNK: usize = 128 * 1024;
 
 /// Why a reader cannot go on.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -148,7 +148,7 @@ impl Tail {
 
 /// Reads up to `wanted` bytes: at once where they are in the page cache, which they nearly always are;
 /// else on a thread that may block.
-async fn read_at(file: &Arc<fs::File>, at: u64, wanted: usize) -> io::Result<Bytes> {
+pub(crate) async fn read_at(file: &Arc<fs::File>, at: u64, wanted: usize) -> io::Result<Bytes> {
     let mut buffer = vec![0; wanted];
     match preadv2(file, &mut [IoSliceMut::new(&mut buffer)], at, ReadWriteFlags::NOWAIT) {
         Ok(count @ 1..) => {

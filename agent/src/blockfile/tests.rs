@@ -1,0 +1,1 @@
+//! Downloads from a store that fails, cuts, lies and hangs.
