@@ -5,7 +5,7 @@
 //! - No reader gets a byte of a block that has not been hashed and found right.
 //! - Each block is fetched once, however many read it, and again only if that failed.
 //! - A reader that leaves ends nothing. The download ends when its last handle goes.
-//! - Memory is bounded: half a MiB and a chunk of the store's for each request in flight, no whole block.
+//! - Memory is bounded: a quarter of a MiB and a chunk of the store's for each request in flight, no whole block.
 
 mod digest;
 mod download;

