@@ -27,6 +27,8 @@ pub struct Admin {
     pub fleet: Arc<Fleet>,
     /// All metrics.
     pub metrics: Metrics,
+    /// The store, if there is one.
+    pub store: Option<status::Probed>,
     /// Cancelled when the agent is about to stop: no new work, please.
     pub stopping: CancellationToken,
 }
@@ -38,7 +40,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
-        .fallback(fetch)
+        .fallback(order)
         .with_state(admin)
 }
 
@@ -57,16 +59,18 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn status(State(admin): State<Admin>) -> Json<status::Status> {
-    Json(status::of(&admin.fleet))
+    Json(status::of(&admin.fleet, admin.store.as_ref()))
 }
 
-/// `POST /mirrors/{host}/{path}/fetch`: looks at the upstream now, and fetches what moved.
-async fn fetch(State(admin): State<Admin>, request: Request) -> Response {
+/// `POST /mirrors/{host}/{path}/…`: `fetch` looks at the upstream now, and fetches what moved; `checkpoint`
+/// publishes what has moved since the last checkpoint now, and not only after the interval.
+async fn order(State(admin): State<Admin>, request: Request) -> Response {
     let path = request.uri().path();
-    let Some(route) = path.strip_prefix("/mirrors/").and_then(|rest| rest.strip_suffix("/fetch")) else {
+    let order = path.strip_prefix("/mirrors/").and_then(|rest| rest.rsplit_once('/'));
+    let Some((route, verb @ ("fetch" | "checkpoint"))) = order else {
         return (
             StatusCode::NOT_FOUND,
-            "there are /healthz, /readyz, /metrics, /status and POST /mirrors/HOST/PATH/fetch\n",
+            "there are /healthz, /readyz, /metrics, /status and POST /mirrors/HOST/PATH/fetch or …/checkpoint\n",
         )
             .into_response();
     };
@@ -83,6 +87,15 @@ async fn fetch(State(admin): State<Admin>, request: Request) -> Response {
     if mirror.settings().suspend {
         return (StatusCode::CONFLICT, format!("{id} is suspended: set spec.suspend to false\n"))
             .into_response();
+    }
+    if verb == "checkpoint" {
+        return match (&admin.store, mirror.checkpoint()) {
+            (None, _) => {
+                (StatusCode::CONFLICT, "there is no store: start the agent with --store\n").into_response()
+            }
+            (_, Ok(())) => (StatusCode::ACCEPTED, "published, if the refs have moved\n").into_response(),
+            (_, Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+        };
     }
     match mirror.look(&[]).await {
         Ok(_) => (StatusCode::ACCEPTED, "looked; what moved is being fetched\n").into_response(),

@@ -4,7 +4,7 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use axum::Router;
@@ -12,7 +12,8 @@ use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    admin::{self, Admin, gauges::Gauges},
+    admin::{self, Admin, gauges::Gauges, status::Probed},
+    checkpoint::Archive,
     config,
     fleet::{
         Fleet,
@@ -22,12 +23,14 @@ use crate::{
     git::{Git, GitError},
     metrics::Metrics,
     mirror::{
-        Settings,
+        Settings, Shared,
         disk::{Disk, DiskError},
+        state::retry_delay,
     },
     packs::Packs,
     serve::{self, ServeError, Serving},
     shutdown,
+    store::{self, Capabilities, StoreError},
 };
 
 /// The most that cached answers take on the disk.
@@ -45,6 +48,9 @@ pub enum StartError {
     /// Serving.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// The store's location makes no sense, or its directory cannot be used.
+    #[error("--store: {0}")]
+    Store(#[from] StoreError),
     /// `--mirror` values; all that are wrong.
     #[error("{0}")]
     Mirrors(String),
@@ -84,7 +90,15 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let disk = Arc::new(disk);
     let git = Git::detect(&disk.home(), &disk.mark(), config.allow_file_upstreams).await?;
     let metrics = Metrics::new();
-    let fleet = Arc::new(Fleet::new(git.clone(), disk.clone(), metrics.clone()));
+    let archive = archive(&config.store, &disk)?;
+    let shared = Shared {
+        git: git.clone(),
+        disk: disk.clone(),
+        metrics: metrics.clone(),
+        limits: Arc::default(),
+        archive: archive.clone(),
+    };
+    let fleet = Arc::new(Fleet::new(shared));
     metrics.collect_from(Box::new(Gauges(fleet.clone())));
     let manifests =
         |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
@@ -92,6 +106,9 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let packs = Packs::new(&disk.packs(), PACK_BUDGET, metrics.clone())?;
     let serving = Serving::new(fleet.clone(), git.clone(), &disk, packs, metrics.clone()).await?;
 
+    let capable = Arc::new(OnceLock::new());
+    let probing = archive.clone().map(|archive| probe(archive, capable.clone(), metrics.clone()));
+    let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));
     let stopping = shutdown::on_signal()?;
     let git_port = listen(config.listen).await?;
     let admin_port = listen(config.admin_listen).await?;
@@ -106,7 +123,8 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
 
     // The admin port outlives the git port: probes and metrics tell of the draining.
     let stopped = CancellationToken::new();
-    let admin = Admin { fleet, metrics, stopping: stopping.clone() };
+    let store = archive.map(|archive| Probed { location: archive.store.location(), capable });
+    let admin = Admin { fleet, metrics, store, stopping: stopping.clone() };
     let admin = spawn(admin_port, admin::router(admin), stopped.clone());
     let mut serving = spawn(git_port, serve::router(Arc::new(serving)), stopping.clone());
     stopping.cancelled().await;
@@ -117,6 +135,43 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     stopped.cancel();
     drop(admin);
     Ok(())
+}
+
+/// The store, if there is one. It may be down: the agent starts and serves without.
+fn archive(flags: &config::StoreFlags, disk: &Disk) -> Result<Option<Arc<Archive>>, StartError> {
+    let Some(location) = &flags.store else { return Ok(None) };
+    let store = store::open(location, flags.s3())?;
+    // Tells agents apart that share a store, and one that comes back from another: a host has several data
+    // directories, a volume may change hosts.
+    let place = blake3::hash(disk.mark().as_encoded_bytes()).to_hex();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = format!("{host}-{}", place.get(..8).unwrap_or_default());
+    Ok(Some(Arc::new(Archive::new(store, name))))
+}
+
+/// Finds out what the store can do, as soon as it answers.
+async fn probe(archive: Arc<Archive>, capable: Arc<OnceLock<Capabilities>>, metrics: Metrics) {
+    for attempt in 1.. {
+        match store::probe::probe(&*archive.store).await {
+            Ok(found) => {
+                let honoured = found.conditional_create;
+                if !honoured {
+                    tracing::warn!(
+                        store = archive.store.location(),
+                        "the store ignores conditions: of two agents that publish at once both may win; use one that honours If-None-Match"
+                    );
+                    metrics.unconditional.set(1);
+                }
+                tracing::info!(store = archive.store.location(), conditional_create = honoured, "store");
+                let _ = capable.set(found);
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the store cannot be used; trying again");
+                tokio::time::sleep(retry_delay(attempt, rand::random())).await;
+            }
+        }
+    }
 }
 
 fn flags(urls: &[String], rules: Rules) -> Result<Vec<Settings>, StartError> {

@@ -5,25 +5,18 @@ pub mod manifests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{PoisonError, RwLock},
 };
 
 use tarn_crds::repo::RepoId;
 use tokio::task::JoinHandle;
 
-use crate::{
-    git::Git,
-    metrics::Metrics,
-    mirror::{Limits, Mirror, disk::Disk},
-};
+use crate::mirror::{Mirror, Shared};
 use desired::{Desired, Rejected, Stalled};
 
 /// The mirrors, for everyone who serves or reports.
 pub struct Fleet {
-    git: Git,
-    disk: Arc<Disk>,
-    metrics: Metrics,
-    limits: Arc<Limits>,
+    shared: Shared,
     declared: RwLock<Declared>,
 }
 
@@ -57,8 +50,8 @@ pub struct Refused {
 
 impl Fleet {
     /// An empty fleet.
-    pub fn new(git: Git, disk: Arc<Disk>, metrics: Metrics) -> Self {
-        Self { git, disk, metrics, limits: Arc::default(), declared: RwLock::default() }
+    pub fn new(shared: Shared) -> Self {
+        Self { shared, declared: RwLock::default() }
     }
 
     /// The mirror of `id`, if it is declared.
@@ -121,13 +114,7 @@ impl Fleet {
                 Some(mirror) => mirror.configure(settings).await,
                 None => {
                     tracing::info!(repo = %id, url = %settings.url, "mirror declared");
-                    let (mirror, task) = Mirror::start(
-                        self.git.clone(),
-                        self.disk.clone(),
-                        self.metrics.clone(),
-                        self.limits.clone(),
-                        settings,
-                    );
+                    let (mirror, task) = Mirror::start(self.shared.clone(), settings);
                     self.write(|declared| declared.mirrors.insert(id, Running { mirror, task }));
                 }
             }
@@ -144,7 +131,7 @@ impl Fleet {
         if data == Data::Keep {
             return;
         }
-        let disk = self.disk.clone();
+        let disk = self.shared.disk.clone();
         let removed = tokio::task::spawn_blocking(move || disk.discard(&dir)).await;
         match removed {
             Ok(Ok(())) => tracing::info!(repo = %id, "mirror removed"),

@@ -6,16 +6,22 @@ use clap::Parser;
 use tarn_agent::{
     app,
     config::{Cli, Command, unknown_variables},
-    telemetry,
+    inspect,
+    telemetry::{self, LogFormat},
 };
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Serve(serve) } = Cli::parse();
+    let Cli { command } = Cli::parse();
     let unknown = unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()));
     if !unknown.is_empty() {
         return fail(2, &format!("unknown variables, perhaps misspelt: {}", unknown.join(", ")));
     }
-    if let Err(error) = telemetry::start(&serve.log, serve.log_format) {
+    // What a person at a terminal asked for is the answer; warnings go to the standard error beside it.
+    let (filter, format) = match &command {
+        Command::Serve(serve) => (serve.log.as_str(), serve.log_format),
+        Command::Store(_) => ("warn", LogFormat::Text),
+    };
+    if let Err(error) = telemetry::start(filter, format) {
         return fail(2, &format!("--log: {error}"));
     }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -25,9 +31,13 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("cannot start: {error}")),
     };
-    match runtime.block_on(app::run(*serve)) {
+    let done = match command {
+        Command::Serve(serve) => runtime.block_on(app::run(*serve)).map_err(|error| error.to_string()),
+        Command::Store(command) => runtime.block_on(inspect::run(command)).map_err(|error| error.to_string()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, &error.to_string()),
+        Err(error) => fail(1, &error),
     }
 }
 

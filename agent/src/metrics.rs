@@ -89,6 +89,16 @@ pub struct Metrics {
     pub upkeeps: Family<Work, Counter>,
     /// `tarn_mirror_fetch_duration_seconds`: how long clones and fetches took.
     pub fetch_seconds: Histogram,
+    /// `tarn_checkpoint_publishes_total`: attempts to publish.
+    pub publishes: Family<Outcome, Counter>,
+    /// `tarn_checkpoint_uploaded_bytes_total`: bytes of published checkpoints that this agent uploaded.
+    pub uploaded: Counter,
+    /// `tarn_checkpoint_restores_total`: attempts to restore.
+    pub restores: Family<Outcome, Counter>,
+    /// `tarn_checkpoint_restore_duration_seconds`: how long restores took, waiting for their turn included.
+    pub restore_seconds: Histogram,
+    /// `tarn_store_unconditional`: 1 where the store ignores conditions, so that two agents may both create.
+    pub unconditional: Gauge,
 }
 
 impl Metrics {
@@ -108,6 +118,11 @@ impl Metrics {
             fetches: Family::default(),
             upkeeps: Family::default(),
             fetch_seconds: Histogram::new(SECONDS),
+            publishes: Family::default(),
+            uploaded: Counter::default(),
+            restores: Family::default(),
+            restore_seconds: Histogram::new(SECONDS),
+            unconditional: Gauge::default(),
         };
         let serve = registry.sub_registry_with_prefix("serve");
         serve.register("requests", "Requests to the git port", metrics.requests.clone());
@@ -141,6 +156,21 @@ impl Metrics {
             "Time fetches took",
             Unit::Seconds,
             metrics.fetch_seconds.clone(),
+        );
+        let checkpoint = registry.sub_registry_with_prefix("checkpoint");
+        checkpoint.register("publishes", "Attempts to publish a checkpoint", metrics.publishes.clone());
+        checkpoint.register_with_unit("uploaded", "Bytes uploaded", Unit::Bytes, metrics.uploaded.clone());
+        checkpoint.register("restores", "Attempts to restore a checkpoint", metrics.restores.clone());
+        checkpoint.register_with_unit(
+            "restore_duration",
+            "Time restores took",
+            Unit::Seconds,
+            metrics.restore_seconds.clone(),
+        );
+        registry.sub_registry_with_prefix("store").register(
+            "unconditional",
+            "1 where the store ignores conditions",
+            metrics.unconditional.clone(),
         );
         metrics.lock(|slot| *slot = registry);
         metrics

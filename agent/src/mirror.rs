@@ -29,6 +29,7 @@ use tokio::{
 };
 
 use crate::{
+    checkpoint::{Archive, publish::Checkpoint},
     git::{Git, Oid, RefSet, remote},
     metrics::Metrics,
     upstream::{Credentials, LookError, Looker},
@@ -80,6 +81,32 @@ pub struct Settings {
     pub access: Access,
     /// What the upstream is asked with.
     pub credentials: Credentials,
+    /// What is kept in the store.
+    pub checkpoint: CheckpointSettings,
+}
+
+/// What is kept in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointSettings {
+    /// The shortest time between two checkpoints.
+    pub interval: Duration,
+    /// How many are kept.
+    pub keep: usize,
+}
+
+/// What all mirrors of an agent share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The installed git.
+    pub git: Git,
+    /// The data directory.
+    pub disk: Arc<Disk>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// How much all mirrors may do at once.
+    pub limits: Arc<Limits>,
+    /// Where checkpoints go and come from, if anywhere.
+    pub archive: Option<Arc<Archive>>,
 }
 
 /// What a mirror's task last published.
@@ -101,6 +128,12 @@ pub struct View {
     pub last_fetch: Option<Timestamp>,
     /// Bytes on the disk.
     pub bytes: u64,
+    /// The newest checkpoint known.
+    pub checkpoint: Option<Checkpoint>,
+    /// Why the last checkpoint could not be published, if so.
+    pub store_trouble: Option<Trouble>,
+    /// Why the last restore failed, or passed a checkpoint over, if so.
+    pub restore_trouble: Option<Trouble>,
     /// A repository that serves shallow clones cheaply, and the commit it was made for.
     pub seed: Option<(PathBuf, Oid)>,
     /// The upstream, for requests that are handed on to it.
@@ -170,6 +203,8 @@ enum Message {
     Extra(Vec<Oid>, oneshot::Sender<Result<(), BringError>>),
     /// Someone clones shallowly: a seed pays.
     Shallow,
+    /// Publish a checkpoint now, if the refs have moved since the last.
+    Checkpoint,
     /// The user changed the declaration.
     Configure(Arc<Settings>),
 }
@@ -191,17 +226,11 @@ pub struct Mirror {
 
 impl Mirror {
     /// Starts the task of the mirror that `settings` declare. What is on the disk is found and used.
-    pub fn start(
-        git: Git,
-        disk: Arc<Disk>,
-        metrics: Metrics,
-        limits: Arc<Limits>,
-        settings: Settings,
-    ) -> (Self, JoinHandle<()>) {
+    pub fn start(shared: Shared, settings: Settings) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(MAX_QUEUED);
         let id = settings.url.id().clone();
-        let dir = disk.mirror(&id);
-        let (task, ports) = task::Task::new(git.clone(), disk, metrics, limits, Arc::new(settings));
+        let (dir, git) = (shared.disk.mirror(&id), shared.git.clone());
+        let (task, ports) = task::Task::new(shared, Arc::new(settings));
         let task::Ports { view, settings, progress } = ports;
         let handle = tokio::spawn(task.run(inbox));
         (Self { id, dir, git, messages, view, settings, progress }, handle)
@@ -242,6 +271,14 @@ impl Mirror {
     pub fn asked_shallow(&self) {
         // A full queue has better things to do.
         let _ = self.messages.try_send(Message::Shallow);
+    }
+
+    /// Says that a checkpoint is to be published now, and not only after the interval, if the refs have moved.
+    ///
+    /// # Errors
+    /// Too many requests wait.
+    pub fn checkpoint(&self) -> Result<(), BringError> {
+        self.messages.try_send(Message::Checkpoint).map_err(|_| BringError::Busy)
     }
 
     /// Asks for a look that begins after this call, at the refs that start with one of `prefixes` at least

@@ -8,6 +8,7 @@
 )]
 
 mod architecture;
+mod checkpoints;
 mod cli;
 mod manifests;
 mod p1_never_stale;

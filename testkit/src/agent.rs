@@ -133,13 +133,27 @@ impl Builder {
         run(self.command(home.path(), &data), b"", PATIENCE).await
     }
 
-    /// `tarn-agent serve` on free ports.
-    fn command(&self, home: &Path, data: &Path) -> std::process::Command {
+    /// Runs the binary with nothing but the added flags and variables, for commands other than `serve`.
+    pub async fn run_alone(self) -> Result<Output> {
+        let home = home()?;
+        let mut alone = self.bare(home.path());
+        alone.args(&self.args);
+        run(alone, b"", PATIENCE).await
+    }
+
+    fn bare(&self, home: &Path) -> std::process::Command {
         let mut agent = command(&self.binary);
         agent.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         agent.env("HOME", home.join("home")).env("RUST_BACKTRACE", "1");
         agent.envs(self.env.iter().map(|(key, value)| (key, value)));
-        agent.current_dir(home).arg("serve");
+        agent.current_dir(home);
+        agent
+    }
+
+    /// `tarn-agent serve` on free ports.
+    fn command(&self, home: &Path, data: &Path) -> std::process::Command {
+        let mut agent = self.bare(home);
+        agent.arg("serve");
         let free = "127.0.0.1:0";
         match self.settings {
             Settings::Flags => {
@@ -254,10 +268,14 @@ impl Agent {
         Ok(())
     }
 
+    /// POST on the admin port.
+    pub async fn post(&self, target: &str) -> Result<Answer> {
+        Connection::open(self.admin_address()?).await?.ask("POST", target, &[], b"").await
+    }
+
     /// Asks for a fetch now.
     pub async fn fetch_now(&self, repo: &str) -> Result<Answer> {
-        let mut connection = Connection::open(self.admin_address()?).await?;
-        connection.ask("POST", &format!("/mirrors/{repo}/fetch"), &[], b"").await
+        self.post(&format!("/mirrors/{repo}/fetch")).await
     }
 
     /// The text at `/metrics`.

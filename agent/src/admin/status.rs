@@ -1,5 +1,7 @@
 //! `/status`: everything the agent knows of its mirrors, for people and scripts.
 
+use std::sync::{Arc, OnceLock};
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self as k8s, Time};
 use serde::Serialize;
@@ -12,6 +14,7 @@ use crate::{
     fleet::{Fleet, desired::Stalled},
     git::Head,
     mirror::{Mirror, Trouble, View},
+    store::Capabilities,
 };
 
 /// The whole answer.
@@ -19,8 +22,26 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     version: &'static str,
+    store: Option<StoreStatus>,
     mirrors: Vec<MirrorStatus>,
     rejected: Vec<Rejected>,
+}
+
+/// The store, and what it turned out to be able to do.
+#[derive(Clone)]
+pub struct Probed {
+    /// Where it is.
+    pub location: String,
+    /// Empty until it has answered.
+    pub capable: Arc<OnceLock<Capabilities>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StoreStatus {
+    location: String,
+    /// Null until the store has answered; where it is false, two agents may publish at once.
+    conditional_create: Option<bool>,
 }
 
 /// One declared mirror.
@@ -37,10 +58,19 @@ pub struct MirrorStatus {
     last_look_time: Option<Timestamp>,
     last_fetch_time: Option<Timestamp>,
     bytes: u64,
+    checkpoint: Option<CheckpointStatus>,
     /// Why it waits or fails; empty while all is well.
     message: String,
     progress: Option<String>,
     conditions: Vec<Condition>,
+}
+
+/// The newest checkpoint that the agent knows of.
+#[derive(Debug, Serialize)]
+struct CheckpointStatus {
+    generation: u64,
+    time: Timestamp,
+    bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,7 +99,7 @@ struct Rejected {
 }
 
 /// The status of all mirrors now.
-pub fn of(fleet: &Fleet) -> Status {
+pub fn of(fleet: &Fleet, store: Option<&Probed>) -> Status {
     let refused = fleet.refused();
     let mut mirrors: Vec<_> = fleet.mirrors().iter().map(mirror).collect();
     mirrors.extend(refused.stalled.into_iter().map(stalled));
@@ -79,7 +109,11 @@ pub fn of(fleet: &Fleet) -> Status {
         field: refused.field,
         reason: refused.reason,
     });
-    Status { version: env!("CARGO_PKG_VERSION"), mirrors, rejected: rejected.collect() }
+    let store = store.map(|store| StoreStatus {
+        location: store.location.clone(),
+        conditional_create: store.capable.get().map(|found| found.conditional_create),
+    });
+    Status { version: env!("CARGO_PKG_VERSION"), store, mirrors, rejected: rejected.collect() }
 }
 
 fn mirror(mirror: &Mirror) -> MirrorStatus {
@@ -103,6 +137,11 @@ fn mirror(mirror: &Mirror) -> MirrorStatus {
         last_look_time: view.last_look,
         last_fetch_time: view.last_fetch,
         bytes: view.bytes,
+        checkpoint: view.checkpoint.as_ref().map(|newest| CheckpointStatus {
+            generation: newest.generation.0,
+            time: newest.time,
+            bytes: newest.bytes,
+        }),
         message: message.unwrap_or_default(),
         progress: mirror.progress(),
         conditions: conditions(&facts(&view, settings.suspend)),
@@ -123,6 +162,7 @@ fn stalled(stalled: Stalled) -> MirrorStatus {
         last_look_time: None,
         last_fetch_time: None,
         bytes: 0,
+        checkpoint: None,
         message: stalled.message,
         progress: None,
         conditions: conditions(&facts),
@@ -134,6 +174,9 @@ fn facts(view: &View, suspended: bool) -> Facts {
     let progress = match view.phase {
         Phase::Absent | Phase::Cloning if view.trouble().is_none() => {
             Some(Note::new(Reason::Cloning, "the first clone from the upstream is under way"))
+        }
+        Phase::Restoring => {
+            Some(Note::new(Reason::Restoring, "a checkpoint is being restored from the store"))
         }
         Phase::CatchingUp if view.trouble().is_none() => {
             Some(Note::new(Reason::CatchingUp, "the first look and fetch since the start are under way"))
@@ -148,6 +191,9 @@ fn facts(view: &View, suspended: bool) -> Facts {
     let stale = view.look_trouble.as_ref().filter(|_| view.stored.is_some());
     let findings = stale.map(|trouble| finding(Wrong::Stale, trouble)).into_iter();
     let findings = findings.chain(view.trouble().map(|trouble| finding(Wrong::FetchFailed, trouble)));
+    let restore = view.restore_trouble.as_ref().map(|trouble| finding(Wrong::RestoreFailed, trouble));
+    let store = view.store_trouble.as_ref().map(|trouble| finding(Wrong::StoreFailed, trouble));
+    let findings = findings.chain(restore).chain(store);
     let ready = u32::from(view.phase.is_ready() || (suspended && view.stored.is_some()));
     Facts {
         suspended,

@@ -13,7 +13,10 @@ use tarn_crds::{
     v1alpha1::{Access, GitMirror, GitMirrorSpec, conditions::Reason},
 };
 
-use crate::{mirror::Settings, upstream::Credentials};
+use crate::{
+    mirror::{CheckpointSettings, Settings},
+    upstream::Credentials,
+};
 
 /// What to run, and what not and why.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -293,6 +296,10 @@ fn settings(name: String, spec: &GitMirrorSpec, url: UpstreamUrl, credentials: C
         on_upstream_failure: spec.freshness.on_upstream_failure,
         access: spec.effective_access(),
         credentials,
+        checkpoint: CheckpointSettings {
+            interval: spec.checkpoint.interval.get(),
+            keep: usize::try_from(spec.checkpoint.keep).unwrap_or(1).max(1),
+        },
     }
 }
 

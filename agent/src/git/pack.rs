@@ -1,10 +1,16 @@
 //! Packs of a repository on the disk: how far a client is behind, the seed for shallow clones, repacking.
 
-use std::{fs, io, os::unix::fs::symlink, path::Path, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     command::{Git, GitError},
     object::Oid,
+    refs::RefSet,
 };
 
 /// Clients at most this many commits behind get a thin pack without bitmaps: smaller and as cheap
@@ -84,6 +90,12 @@ pub fn count(dir: &Path) -> usize {
     })
 }
 
+/// Whether the repository `dir` has bitmaps, of one pack or of many.
+pub fn has_bitmaps(dir: &Path) -> bool {
+    let mut entries = fs::read_dir(dir.join("objects/pack")).into_iter().flatten().flatten();
+    entries.any(|entry| entry.path().extension().is_some_and(|extension| extension == "bitmap"))
+}
+
 /// Rolls small packs up so that each is at least twice as large as all smaller ones together, and writes
 /// a multi-pack index with bitmaps and the commit-graph: what makes full clones, and the reckoning of near
 /// haves, cheap. No object is dropped, reachable or not. Children that read the old packs go on. The
@@ -103,4 +115,120 @@ pub async fn put_in_order(git: &Git, dir: &Path) -> Result<(), GitError> {
     let graph = git.command("commit-graph").git_dir(dir);
     graph.args(["write", "--reachable", "--no-progress"]).run(PACK_LIMIT).await?;
     Ok(())
+}
+
+/// Links the packs of the repository `dir` into a new one at `view`, which has these `refs`: a state that no
+/// later fetch or repack changes. No repack may run meanwhile; a fetch may.
+///
+/// # Errors
+/// A file cannot be linked or written; what was made so far is left in `view`.
+pub fn pin(dir: &Path, view: &Path, refs: &RefSet) -> io::Result<()> {
+    let (from, to) = (dir.join("objects/pack"), view.join("objects/pack"));
+    fs::create_dir_all(&to)?;
+    fs::create_dir_all(view.join("objects/info"))?;
+    fs::create_dir_all(view.join("refs"))?;
+    fs::copy(dir.join("config"), view.join("config"))?;
+    for entry in fs::read_dir(&from)? {
+        let index = entry?.path();
+        let (Some(stem), Some("idx")) = (index.file_stem(), index.extension().and_then(|e| e.to_str()))
+        else {
+            continue;
+        };
+        // Git writes the index last: where it is, the pack is whole.
+        for extension in ["pack", "rev", "idx"] {
+            let name = Path::new(stem).with_extension(extension);
+            match fs::hard_link(from.join(&name), to.join(&name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && extension == "rev" => {}
+                result => result?,
+            }
+        }
+    }
+    refs.write(view).map_err(io::Error::other)
+}
+
+/// Packs, as `into`-*name*`.pack` and `.idx`, everything that `tips` reach and `without` do not. Returns the
+/// files' common name and the number of objects; `None` where there are none.
+///
+/// # Errors
+/// What git says: above all, that an object is missing.
+pub async fn pack_since(
+    git: &Git,
+    dir: &Path,
+    into: &Path,
+    tips: &[Oid],
+    without: &[Oid],
+) -> Result<Option<(PathBuf, u64)>, GitError> {
+    let io_error = |source| GitError::Io { verb: "pack-objects".into(), source };
+    let pack =
+        git.command("pack-objects").git_dir(dir).config("pack.threads=1").config("pack.windowMemory=64m");
+    let output = pack
+        .args(["--revs", "--quiet", "--delta-base-offset"])
+        .arg(into)
+        .input(revisions(tips, without))
+        .run(PACK_LIMIT)
+        .await?;
+    let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let mut path = into.as_os_str().to_owned();
+    path.push(format!("-{name}.pack"));
+    let path = PathBuf::from(path);
+    let objects = objects(&path.with_extension("idx")).map_err(io_error)?;
+    Ok((objects > 0).then_some((path, objects)))
+}
+
+/// Makes all that the refs of the repository `dir` reach one pack with bitmaps. Returns it and the number of its
+/// objects; `None` where there are none.
+///
+/// # Errors
+/// What git says: above all, that an object is missing.
+pub async fn pack_whole(git: &Git, dir: &Path) -> Result<Option<(PathBuf, u64)>, GitError> {
+    let io_error = |source| GitError::Io { verb: "repack".into(), source };
+    let repack = git.command("repack").git_dir(dir).config("pack.threads=1").config("pack.windowMemory=64m");
+    repack.args(["-a", "-d", "-b", "--quiet"]).run(PACK_LIMIT).await?;
+    for entry in fs::read_dir(dir.join("objects/pack")).map_err(io_error)? {
+        let path = entry.map_err(io_error)?.path();
+        if path.extension().is_some_and(|extension| extension == "pack") {
+            let objects = objects(&path.with_extension("idx")).map_err(io_error)?;
+            return Ok((objects > 0).then_some((path, objects)));
+        }
+    }
+    Ok(None)
+}
+
+/// Makes sure that the repository `dir` has everything that `tips` reach and `without` do not.
+///
+/// # Errors
+/// An object is missing, or git cannot be asked.
+pub async fn check_closure(git: &Git, dir: &Path, tips: &[Oid], without: &[Oid]) -> Result<(), GitError> {
+    let list = git.command("rev-list").git_dir(dir).args(["--objects", "--quiet", "--stdin"]);
+    list.input(revisions(tips, without)).run(PACK_LIMIT).await?;
+    Ok(())
+}
+
+/// Has git check every object of the repository `dir`.
+///
+/// # Errors
+/// What is wrong with one.
+pub async fn fsck(git: &Git, dir: &Path) -> Result<(), GitError> {
+    git.command("fsck")
+        .git_dir(dir)
+        .args(["--full", "--no-dangling", "--no-progress"])
+        .run(PACK_LIMIT)
+        .await?;
+    Ok(())
+}
+
+fn revisions(tips: &[Oid], without: &[Oid]) -> Vec<u8> {
+    let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
+    input.extend(without.iter().map(|oid| format!("^{oid}\n")));
+    input.into_bytes()
+}
+
+/// How many objects a pack has, by its index (gitformat-pack(5), version 2): the last entry of the table that
+/// follows 8 bytes of header counts all.
+fn objects(index: &Path) -> io::Result<u64> {
+    let mut count = [0; 4];
+    let mut file = fs::File::open(index)?;
+    io::Seek::seek(&mut file, io::SeekFrom::Start(8 + 255 * 4))?;
+    io::Read::read_exact(&mut file, &mut count)?;
+    Ok(u32::from_be_bytes(count).into())
 }

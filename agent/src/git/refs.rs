@@ -66,6 +66,15 @@ pub enum RefsError {
     },
 }
 
+/// Where a text is not what this agent writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syntax {
+    /// In the text of `HEAD`, not of `packed-refs`.
+    pub in_head: bool,
+    /// Counted from 1.
+    pub line: usize,
+}
+
 impl RefSet {
     /// A state with these refs, in any order; of two refs with one name the first wins. Refs that git would
     /// not have, by name or by object format, are left out: what upstreams say ends up in files and packets.
@@ -177,11 +186,22 @@ impl RefSet {
     /// # Errors
     /// A file that cannot be read, or holds what this agent never writes.
     pub fn read(dir: &Path, format: ObjectFormat) -> Result<Self, RefsError> {
-        let packed_path = dir.join("packed-refs");
-        let packed = read(&packed_path)?;
+        let (packed, head) = (dir.join("packed-refs"), dir.join("HEAD"));
+        let syntax = |Syntax { in_head, line }| {
+            let path = if in_head { head.clone() } else { packed.clone() };
+            RefsError::Syntax { path, line }
+        };
+        Self::parse(&read(&packed)?, &read(&head)?, format).map_err(syntax)
+    }
+
+    /// Reads the texts of a `packed-refs` and a `HEAD` file.
+    ///
+    /// # Errors
+    /// What this agent never writes.
+    pub fn parse(packed: &[u8], head: &[u8], format: ObjectFormat) -> Result<Self, Syntax> {
         let mut refs: Vec<Ref> = Vec::new();
         for (at, line) in packed.lines().enumerate() {
-            let syntax = || RefsError::Syntax { path: packed_path.clone(), line: at + 1 };
+            let syntax = || Syntax { in_head: false, line: at + 1 };
             if line.starts_with(b"#") {
                 continue;
             }
@@ -192,17 +212,24 @@ impl RefSet {
             let (oid, name) = line.split_once_str(" ").ok_or_else(syntax)?;
             refs.push(Ref { name: name.into(), oid: Oid::from_hex(oid).ok_or_else(syntax)?, peeled: None });
         }
-        let head_path = dir.join("HEAD");
-        let head_text = read(&head_path)?;
-        let line = head_text.trim_ascii_end();
+        let line = head.trim_ascii_end();
         let head = match line.strip_prefix(b"ref: ") {
             Some(name) if name == NO_HEAD => Head::Missing,
             Some(name) => Head::Symbolic(name.into()),
-            None => {
-                Head::Detached(Oid::from_hex(line).ok_or(RefsError::Syntax { path: head_path, line: 1 })?)
-            }
+            None => Head::Detached(Oid::from_hex(line).ok_or(Syntax { in_head: true, line: 1 })?),
         };
         Ok(Self::new(format, head, refs))
+    }
+
+    /// The text of git's `HEAD` file for this state.
+    pub fn to_head(&self) -> Vec<u8> {
+        let mut head = match &self.head {
+            Head::Symbolic(name) => [b"ref: ".as_slice(), name.as_slice()].concat(),
+            Head::Detached(oid) => oid.to_hex().into_bytes(),
+            Head::Missing => [b"ref: ".as_slice(), NO_HEAD].concat(),
+        };
+        head.push(b'\n');
+        head
     }
 
     /// Makes this state the repository's: `packed-refs` by rename, then `HEAD` by rename, both synced.
@@ -214,13 +241,7 @@ impl RefSet {
     /// A file that cannot be written: a full disk, above all.
     pub fn write(&self, dir: &Path) -> Result<(), RefsError> {
         replace(&dir.join("packed-refs"), &self.to_packed_refs())?;
-        let mut head = match &self.head {
-            Head::Symbolic(name) => [b"ref: ".as_slice(), name.as_slice()].concat(),
-            Head::Detached(oid) => oid.to_hex().into_bytes(),
-            Head::Missing => [b"ref: ".as_slice(), NO_HEAD].concat(),
-        };
-        head.push(b'\n');
-        replace(&dir.join("HEAD"), &head)
+        replace(&dir.join("HEAD"), &self.to_head())
     }
 }
 
@@ -348,6 +369,7 @@ mod tests {
     #[test]
     fn a_broken_file_names_its_line() {
         let dir = tempfile::tempdir().unwrap();
+        sample(Head::Missing).write(dir.path()).unwrap();
         fs::write(dir.path().join("packed-refs"), "# pack-refs\nnonsense\n").unwrap();
         let error = RefSet::read(dir.path(), ObjectFormat::Sha1).unwrap_err();
         assert!(error.to_string().starts_with("line 2 of "), "{error}");

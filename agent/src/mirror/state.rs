@@ -32,6 +32,8 @@ pub struct State {
     pub races: u32,
     /// The user said not to fetch.
     pub suspended: bool,
+    /// A checkpoint is being restored.
+    pub restoring: bool,
 }
 
 /// What happened.
@@ -57,6 +59,12 @@ pub enum Event {
     FetchRaced,
     /// The fetch failed.
     FetchFailed,
+    /// A restore from the store begins.
+    RestoreStarted,
+    /// A checkpoint is on the disk.
+    Restored,
+    /// There is none, or it cannot be had now.
+    RestoreFailed,
 }
 
 /// What to do.
@@ -113,6 +121,20 @@ impl State {
                 (self.fetching, self.races) = (false, 0);
                 self.fail()
             }
+            Event::RestoreStarted => {
+                self.restoring = true;
+                None
+            }
+            // What was published may be old: it is served, and not called fresh before a look.
+            Event::Restored => {
+                (self.restoring, self.on_disk, self.caught_up) = (false, true, false);
+                (!self.fetching && !self.suspended).then_some(Action::Look)
+            }
+            // The look that runs beside the restore leads on to a clone, or to a retry.
+            Event::RestoreFailed => {
+                self.restoring = false;
+                None
+            }
         };
         (self, action)
     }
@@ -140,6 +162,7 @@ impl State {
     /// The phase shown in status.
     pub fn phase(&self) -> Phase {
         match (self.on_disk, self.fetching) {
+            (false, _) if self.restoring => Phase::Restoring,
             (false, true) => Phase::Cloning,
             (false, false) if self.failures > 0 => Phase::Backoff,
             (false, false) => Phase::Absent,
@@ -196,6 +219,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_restored_is_caught_up_before_it_is_ready() {
+        let begun = [Event::Started, Event::RestoreStarted];
+        assert_eq!(run(State::default(), &begun).0.phase(), Phase::Restoring);
+        let (state, actions) = run(State::default(), &[begun.as_slice(), &[Event::Restored]].concat());
+        assert_eq!((state.phase(), actions), (Phase::CatchingUp, vec![Action::Look, Action::Look]));
+        assert_eq!(run(state, &[Event::LookFoundNothing]).0.phase(), Phase::Ready);
+        let failed = [begun.as_slice(), &[Event::LookFoundMoves, Event::RestoreFailed]].concat();
+        assert_eq!(run(State::default(), &failed).0.phase(), Phase::Cloning);
+    }
+
+    #[test]
     fn a_failed_clone_backs_off_and_is_retried() {
         let (state, actions) = run(State::default(), &[Event::LookFoundMoves, Event::FetchFailed]);
         assert_eq!((state.phase(), actions), (Phase::Backoff, vec![Action::Fetch, Action::WaitRetry]));
@@ -246,6 +280,9 @@ mod tests {
             FetchDoneBehind,
             FetchRaced,
             FetchFailed,
+            RestoreStarted,
+            Restored,
+            RestoreFailed,
         ])
     }
 
@@ -261,6 +298,8 @@ mod tests {
                     Event::LookFoundNothing if !state.on_disk => false,
                     Event::LookFoundNothing | Event::LookFoundMoves | Event::LookFailed => std::mem::take(&mut looking),
                     Event::FetchDone | Event::FetchDoneBehind | Event::FetchRaced | Event::FetchFailed => state.fetching,
+                    Event::RestoreStarted => !state.on_disk && !state.restoring,
+                    Event::Restored | Event::RestoreFailed => state.restoring,
                     Event::Started | Event::Suspended => true,
                 };
                 if !possible {

@@ -3,6 +3,7 @@
 //! At most one look runs and one waits; at most one clone or fetch runs. Requests that arrive while a look
 //! runs share the next one: an answer never rests on a look that began before its request (P1).
 
+mod checkpoints;
 mod fetches;
 mod looks;
 mod upkeep;
@@ -19,22 +20,25 @@ use bstr::BString;
 use jiff::Timestamp;
 use tarn_crds::repo::RepoId;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
     time,
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
+use checkpoints::Checkpoints;
+
 use super::{
-    BringError, Limits, LookAnswer, Message, Settings, Stored, Trouble, View,
+    BringError, Limits, LookAnswer, Message, Settings, Shared, Stored, Trouble, View,
     disk::Disk,
     fetch::FetchError,
     state::{Action, Event, State, interval_delay, retry_delay},
     upkeep::{Facts, Upkeep},
 };
 use crate::{
+    checkpoint::{Archive, CheckpointError, publish::Checkpoint, restore::Outcome},
     git::{
-        Git, GitError, ObjectFormat, Oid, RefSet,
+        Git, GitError, ObjectFormat, Oid, RefSet, pack,
         remote::{self, Remote},
     },
     metrics::Metrics,
@@ -82,6 +86,10 @@ pub(super) struct Task {
     /// Wait for the running fetch.
     after_fetch: Vec<Wanted>,
     extras: VecDeque<Wanted>,
+    archive: Option<Arc<Archive>>,
+    checkpoints: Checkpoints,
+    /// Held by whoever must not see packs disappear.
+    packs: Arc<Mutex<()>>,
     facts: Facts,
     upkeep: Option<RunningUpkeep>,
     seed: Option<(PathBuf, Oid)>,
@@ -139,22 +147,23 @@ enum Job {
         wanted: Wanted,
         result: AbortOnDropHandle<Result<u64, FetchError>>,
     },
+    Restore {
+        began: Instant,
+        result: AbortOnDropHandle<Result<Outcome, CheckpointError>>,
+    },
 }
 
 enum Finished {
     Look(Result<Arc<RefSet>, LookError>),
     Job(Result<u64, FetchError>),
+    Restore(Result<Outcome, CheckpointError>),
+    Publish(Result<Checkpoint, CheckpointError>),
     Upkeep(Result<Option<PathBuf>, GitError>),
 }
 
 impl Task {
-    pub(super) fn new(
-        git: Git,
-        disk: Arc<Disk>,
-        metrics: Metrics,
-        limits: Arc<Limits>,
-        settings: Arc<Settings>,
-    ) -> (Self, Ports) {
+    pub(super) fn new(shared: Shared, settings: Arc<Settings>) -> (Self, Ports) {
+        let Shared { git, disk, metrics, limits, archive } = shared;
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
         let view = View {
@@ -166,6 +175,9 @@ impl Task {
             last_look: None,
             last_fetch: None,
             bytes: 0,
+            checkpoint: None,
+            store_trouble: None,
+            restore_trouble: None,
             seed: None,
             upstream: None,
         };
@@ -197,6 +209,9 @@ impl Task {
             fetch_due: false,
             after_fetch: Vec::new(),
             extras: VecDeque::new(),
+            archive,
+            checkpoints: Checkpoints::default(),
+            packs: Arc::default(),
             facts: Facts::default(),
             upkeep: None,
             seed: None,
@@ -218,6 +233,7 @@ impl Task {
 
     async fn serve(mut self, mut inbox: mpsc::Receiver<Message>) {
         self.load().await;
+        self.checkpoints.restore_due = self.archive.is_some() && self.stored.is_none();
         if self.settings.suspend {
             self.happened(Event::Suspended);
         } else {
@@ -227,7 +243,9 @@ impl Task {
             self.start_what_is_due();
             self.publish();
             let upkeep_at = self.start_upkeep();
-            let finished = next_finished(&mut self.look, &mut self.job, &mut self.upkeep);
+            let publish_at = self.start_publish();
+            let finished =
+                next_finished(&mut self.look, &mut self.job, &mut self.upkeep, &mut self.checkpoints);
             let timer = self.timer;
             tokio::select! {
                 message = inbox.recv() => match message {
@@ -237,11 +255,20 @@ impl Task {
                 finished = finished => match finished {
                     Finished::Look(result) => self.look_finished(result),
                     Finished::Job(result) => self.job_finished(result),
+                    Finished::Restore(result) => {
+                        if let Some(Job::Restore { began, .. }) = self.job.take() {
+                            self.restore_finished(began, result);
+                        }
+                    }
+                    Finished::Publish(result) => self.publish_finished(result),
                     Finished::Upkeep(result) => self.upkeep_finished(result),
                 },
                 () = sleep_until(upkeep_at) => {}
+                () = sleep_until(publish_at) => {}
                 () = sleep_until(timer) => {
                     self.timer = None;
+                    // The store may be back before the upstream is.
+                    self.checkpoints.restore_due = self.archive.is_some() && self.stored.is_none();
                     self.happened(Event::TimerFired);
                 }
             }
@@ -258,6 +285,10 @@ impl Task {
             Ok(Ok(Some(refs))) => match self.check(&refs).await {
                 Ok(()) => {
                     self.facts.head = refs.head_oid();
+                    if !pack::has_bitmaps(&self.dir) {
+                        // An agent was killed between the clone and the first repack.
+                        self.facts.fetched = Some(Instant::now());
+                    }
                     self.stored = Some(Stored::new(Arc::new(refs)));
                     self.bytes_now();
                     self.state.on_disk = true;
@@ -299,6 +330,7 @@ impl Task {
             Message::Settle(wants, reply) => self.settle(Wanted { wants, reply }),
             Message::Extra(wants, reply) => self.queue_extra(Wanted { wants, reply }),
             Message::Shallow => self.facts.shallow_asked = true,
+            Message::Checkpoint => self.checkpoints.publish_now(),
             Message::Configure(settings) => self.configure(&settings),
         }
     }
@@ -372,7 +404,10 @@ impl Task {
             self.start_look();
         }
         if self.job.is_none() {
-            if mem::take(&mut self.fetch_due) {
+            let restore = mem::take(&mut self.checkpoints.restore_due) && self.stored.is_none();
+            if let Some(archive) = self.archive.clone().filter(|_| restore) {
+                self.start_restore(&archive);
+            } else if mem::take(&mut self.fetch_due) {
                 self.start_fetch();
             } else if let Some(wanted) = self.extras.pop_front() {
                 self.start_extra(wanted);
@@ -390,6 +425,9 @@ impl Task {
             last_look: self.last_look,
             last_fetch: self.last_fetch,
             bytes: self.bytes,
+            checkpoint: self.checkpoints.newest.clone(),
+            store_trouble: self.checkpoints.store_trouble.clone(),
+            restore_trouble: self.checkpoints.restore_trouble.clone(),
             seed: self.seed.clone(),
             upstream: self.upstream.as_ref().ok().map(|upstream| upstream.looker.clone()),
         };
@@ -413,6 +451,7 @@ async fn next_finished(
     look: &mut Option<RunningLook>,
     job: &mut Option<Job>,
     upkeep: &mut Option<RunningUpkeep>,
+    checkpoints: &mut Checkpoints,
 ) -> Finished {
     let upkeep = async {
         match upkeep {
@@ -433,14 +472,20 @@ async fn next_finished(
     let job = async {
         match job {
             Some(Job::Refs { result, .. } | Job::Extra { result, .. }) => {
-                result.await.unwrap_or_else(|error| Err(FetchError::Disk(std::io::Error::other(error))))
+                let done = result.await;
+                Finished::Job(done.unwrap_or_else(|e| Err(FetchError::Disk(std::io::Error::other(e)))))
+            }
+            Some(Job::Restore { result, .. }) => {
+                let done = result.await;
+                Finished::Restore(done.unwrap_or_else(|e| Err(std::io::Error::other(e).into())))
             }
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         result = look => Finished::Look(result),
-        result = job => Finished::Job(result),
+        finished = job => finished,
+        result = checkpoints.published() => Finished::Publish(result),
         result = upkeep => Finished::Upkeep(result),
     }
 }

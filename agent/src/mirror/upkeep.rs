@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::Mutex,
+    time::{sleep, timeout},
+};
 
 use super::{Limits, disk::Disk};
 use crate::{
@@ -84,6 +87,8 @@ pub struct Place {
     pub metrics: Metrics,
     /// One at a time in the whole agent.
     pub limits: Arc<Limits>,
+    /// Held while packs may disappear.
+    pub packs: Arc<Mutex<()>>,
 }
 
 impl Place {
@@ -98,6 +103,7 @@ impl Place {
         let made = match upkeep {
             Upkeep::Seed(tip) => Some(self.make_seed(tip, seed.as_deref()).await?),
             Upkeep::Repack => {
+                let _packs = self.packs.lock().await;
                 pack::put_in_order(&self.git, &self.dir).await?;
                 None
             }

@@ -84,7 +84,7 @@ impl Task {
                 };
                 drop(wanted.reply.send(answer));
             }
-            None => {}
+            Some(Job::Restore { .. }) | None => {}
         }
     }
 

@@ -32,6 +32,7 @@ impl Task {
             dir: self.dir.clone(),
             metrics: self.metrics.clone(),
             limits: self.limits.clone(),
+            packs: self.packs.clone(),
         };
         let seed = self.seed.as_ref().map(|(seed, _)| seed.clone());
         // What is fetched from now on is put in order the next time.

@@ -1,0 +1,118 @@
+//! A mirror in the store: what a new pod restores instead of cloning.
+//!
+//! A checkpoint is a lineage: a base pack and increments, each of them what the refs reached when it was made and
+//! those of the checkpoint before did not. So publishing costs the delta, whichever agent publishes and however
+//! its own packs lie. All of it is immutable and named by content; one small manifest, created last and by one
+//! agent alone, makes a generation (P2).
+//!
+//! ```text
+//! <repository>/packs/<digest>.{pack,idx,rev,bitmap}
+//! <repository>/refs/<digest>.zst
+//! <repository>/checkpoints/<generation, 20 digits>.json
+//! <repository>/checkpoints/<generation, 20 digits>.bad    this generation failed its verification
+//! ```
+
+pub mod failpoint;
+pub mod manifest;
+pub mod plan;
+pub mod lineage;
+pub mod publish;
+pub mod restore;
+pub mod retain;
+
+use std::sync::Arc;
+
+use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
+use tokio::sync::Semaphore;
+
+use crate::{
+    git::GitError,
+    store::{SharedStore, StoreError},
+};
+use lineage::Lineage;
+use manifest::Keys;
+
+/// Blocks of all restores in flight: enough to fill a link to a distant bucket.
+const FLIGHTS: usize = 16;
+
+/// Restores at once: each has the disk and the link to itself for a while, and is over the sooner.
+const RESTORES: usize = 2;
+
+/// Publishings at once: a large one must not keep small ones waiting for long.
+const PUBLISHES: usize = 2;
+
+/// The store, as mirrors use it.
+#[derive(Debug)]
+pub struct Archive {
+    /// The store.
+    pub store: SharedStore,
+    /// This agent's name.
+    pub agent: String,
+    /// Blocks in flight.
+    pub flights: Arc<Semaphore>,
+    /// Restores at once.
+    pub restores: Semaphore,
+    /// Publishings at once.
+    pub publishes: Semaphore,
+}
+
+impl Archive {
+    /// The store of the agent called `agent`.
+    pub fn new(store: SharedStore, agent: String) -> Self {
+        Self {
+            store,
+            agent,
+            flights: Arc::new(Semaphore::new(FLIGHTS)),
+            restores: Semaphore::new(RESTORES),
+            publishes: Semaphore::new(PUBLISHES),
+        }
+    }
+
+    /// The checkpoints of `id`.
+    pub fn lineage(&self, id: &RepoId) -> Lineage {
+        Lineage { store: self.store.clone(), keys: Keys::of(id) }
+    }
+}
+
+/// Why a checkpoint could not be published or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A generation that is incomplete or damaged.
+    #[error("generation {generation} is damaged: {reason}")]
+    Damaged {
+        /// Which.
+        generation: manifest::Generation,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Git, on this side.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// This disk.
+    #[error("cannot write to the data directory: {0}")]
+    Disk(#[from] std::io::Error),
+    /// Other agents publish faster than this one.
+    #[error("other agents were faster {0} times in a row")]
+    Outrun(u32),
+    /// Publishing would replace a good checkpoint by one without refs.
+    #[error("the mirror has lost all its refs: not published, the last checkpoint stays")]
+    NoRefs,
+}
+
+impl CheckpointError {
+    /// The reason in status and metrics.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Store(StoreError::Unreachable(_)) => Reason::StoreUnreachable,
+            Self::Store(StoreError::Denied(_)) => Reason::StoreDenied,
+            Self::Store(StoreError::Local { .. }) | Self::Disk(_) => Reason::DiskFull,
+            Self::Store(_) | Self::Outrun(_) => Reason::StoreError,
+            Self::Damaged { .. } => Reason::CheckpointDamaged,
+            Self::Git(error) => error.kind().reason(),
+            Self::NoRefs => Reason::VerificationFailed,
+        }
+    }
+}

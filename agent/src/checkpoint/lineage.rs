@@ -1,0 +1,197 @@
+//! One mirror's generations in the store: which there are, which are bad, what they say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{
+    CheckpointError,
+    manifest::{FileKind, Generation, Keys, MAX_MANIFEST, Manifest, unpack_refs},
+};
+use crate::{
+    blockfile::Digest,
+    git::{ObjectFormat, RefSet},
+    store::{MAX_SMALL, Meta, PutMode, SharedStore, Store, StoreError},
+};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Lineage {
+    /// Where.
+    pub store: SharedStore,
+    /// The mirror's keys.
+    pub keys: Keys,
+}
+
+/// The generations of one mirror.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Generations {
+    /// When each manifest was written, by the store's clock.
+    pub written: BTreeMap<Generation, Timestamp>,
+    /// Those marked bad, whether their manifest is still there or not.
+    pub bad: BTreeSet<Generation>,
+}
+
+impl Generations {
+    /// Those to restore from, the newest first.
+    pub fn good(&self) -> impl Iterator<Item = Generation> + '_ {
+        self.written.keys().rev().copied().filter(|generation| !self.bad.contains(generation))
+    }
+
+    /// What the next generation may build on: nothing where a newer one is bad, for the damage may lie in what
+    /// both name.
+    pub fn parent(&self) -> Option<Generation> {
+        let newest = self.good().next()?;
+        (self.bad.last() < Some(&newest)).then_some(newest)
+    }
+
+    /// The number of the next generation.
+    pub fn next(&self) -> Generation {
+        self.written.keys().chain(&self.bad).max().copied().unwrap_or_default().next()
+    }
+}
+
+/// All objects whose keys begin with `prefix`.
+///
+/// # Errors
+/// The store's.
+pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Meta>, StoreError> {
+    let (mut objects, mut from) = (Vec::new(), None);
+    loop {
+        let page = store.list(prefix, from.as_deref()).await?;
+        objects.extend(page.objects);
+        match page.next {
+            Some(next) => from = Some(next),
+            None => return Ok(objects),
+        }
+    }
+}
+
+impl Lineage {
+    /// Which generations there are.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn generations(&self) -> Result<Generations, StoreError> {
+        let prefix = self.keys.checkpoints();
+        let mut found = Generations::default();
+        for object in list_all(&*self.store, &prefix).await? {
+            let name = object.key.strip_prefix(&prefix).unwrap_or_default();
+            let Some((digits, kind)) = name.split_once('.') else { continue };
+            let Ok(number) = digits.parse() else { continue };
+            match kind {
+                "json" => drop(found.written.insert(Generation(number), object.modified)),
+                "bad" => drop(found.bad.insert(Generation(number))),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// The manifest of `generation`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] where it is not there or makes no sense.
+    pub async fn manifest(&self, generation: Generation) -> Result<Manifest, CheckpointError> {
+        let damaged = |reason: String| CheckpointError::Damaged { generation, reason };
+        let text = match self.store.get(&self.keys.manifest(generation), MAX_MANIFEST).await {
+            Ok(text) => text,
+            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. })) => {
+                return Err(damaged(error.to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Manifest::parse(&text, generation).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// The refs object called `name`, which `generation` needs.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] where it is not there or makes no sense.
+    pub async fn refs(
+        &self,
+        generation: Generation,
+        name: Digest,
+        format: ObjectFormat,
+    ) -> Result<RefSet, CheckpointError> {
+        let damaged = |reason: String| CheckpointError::Damaged { generation, reason };
+        let packed = match self.store.get(&self.keys.refs(name), MAX_SMALL).await {
+            Ok(packed) => packed,
+            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. })) => {
+                return Err(damaged(error.to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        unpack_refs(name, &packed, format).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Makes sure that the store has every pack that `manifest` names, in its length.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] where it has not.
+    pub async fn check_packs(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let there = list_all(&*self.store, &self.keys.packs()).await?;
+        let there: BTreeMap<String, u64> = there.into_iter().map(|meta| (meta.key, meta.bytes)).collect();
+        for pack in &manifest.packs {
+            for file in &pack.files {
+                let key = self.keys.file(pack.name, file.kind);
+                if there.get(&key) != Some(&file.bytes) {
+                    let reason = format!("{key} is not in the store, or has another length");
+                    return Err(CheckpointError::Damaged { generation: manifest.generation, reason });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks `generation` bad: nobody restores it or builds on it from now on.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn mark_bad(
+        &self,
+        generation: Generation,
+        agent: &str,
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        let mark = json!({ "agent": agent, "time": Timestamp::now(), "reason": reason });
+        let body = Bytes::from(mark.to_string());
+        match self.store.put(&self.keys.bad(generation), body, PutMode::Create).await {
+            Err(StoreError::Exists(_)) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// The key of a pack's file, in a word for errors and for the block file.
+    pub fn file(&self, pack: Digest, kind: FileKind) -> String {
+        self.keys.file(pack, kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generations(written: &[u64], bad: &[u64]) -> Generations {
+        let written = written.iter().map(|n| (Generation(*n), Timestamp::UNIX_EPOCH)).collect();
+        Generations { written, bad: bad.iter().map(|n| Generation(*n)).collect() }
+    }
+
+    #[test]
+    fn nobody_builds_on_what_is_older_than_a_bad_one() {
+        let parent = |written: &[u64], bad: &[u64]| generations(written, bad).parent().map(|g| g.0);
+        assert_eq!(parent(&[1, 2, 3], &[]), Some(3));
+        assert_eq!(parent(&[1, 2, 3], &[3]), None);
+        assert_eq!(parent(&[1, 2, 3], &[2]), Some(3));
+        assert_eq!(parent(&[1, 2], &[3]), None);
+        assert_eq!(parent(&[], &[]), None);
+    }
+
+    #[test]
+    fn a_number_is_never_used_twice() {
+        assert_eq!(generations(&[], &[]).next(), Generation(1));
+        assert_eq!(generations(&[4], &[7]).next(), Generation(8));
+    }
+}

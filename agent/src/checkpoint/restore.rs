@@ -1,0 +1,221 @@
+//! Restoring: the newest good generation, its packs straight into place, checked before anyone sees it.
+//!
+//! A generation that is incomplete or damaged is marked, and the one before it is tried. Trouble with the store
+//! or the disk is no reason to give a generation up: the caller tries again, or clones.
+
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::try_join_all;
+use tokio::{
+    sync::{Semaphore, watch},
+    time,
+};
+
+use super::{
+    CheckpointError,
+    failpoint::FailPoint,
+    lineage::Lineage,
+    manifest::{Generation, Manifest, Pack},
+    publish::Checkpoint,
+};
+use crate::{
+    blockfile::{Blame, BlockFile, BlockFileError, Options, Source},
+    git::{Git, GitError, Oid, RefSet, pack, remote},
+};
+
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// What to restore, and with what.
+pub struct Restore {
+    /// The installed git.
+    pub git: Git,
+    /// Where from.
+    pub lineage: Lineage,
+    /// This agent's name.
+    pub agent: String,
+    /// Where the mirror is made; nothing is there yet, and the caller removes what a failure leaves.
+    pub staged: PathBuf,
+    /// Blocks in flight, of all restores.
+    pub flights: Arc<Semaphore>,
+    /// Where progress goes.
+    pub progress: Arc<watch::Sender<Option<String>>>,
+}
+
+/// A restored mirror, in staging.
+#[derive(Debug)]
+pub struct Restored {
+    /// Its refs, which are written.
+    pub refs: Arc<RefSet>,
+    /// What it was made from.
+    pub checkpoint: Checkpoint,
+}
+
+/// What a restore came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The mirror; `None` where the store has no good generation.
+    pub restored: Option<Restored>,
+    /// Generations that were passed over, and why.
+    pub passed_over: Vec<(Generation, String)>,
+}
+
+impl Restore {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// The store cannot be asked, or the disk not written.
+    pub async fn run(self) -> Result<Outcome, CheckpointError> {
+        FailPoint::RestoreBegins.reached();
+        let generations = self.lineage.generations().await?;
+        let mut passed_over = Vec::new();
+        for generation in generations.good() {
+            match self.one(generation).await {
+                Ok(restored) => return Ok(Outcome { restored: Some(restored), passed_over }),
+                Err(CheckpointError::Damaged { reason, .. }) => {
+                    tracing::warn!(%generation, reason, "a checkpoint is damaged; it is passed over");
+                    if let Err(error) = self.lineage.mark_bad(generation, &self.agent, &reason).await {
+                        tracing::warn!(%generation, %error, "the damaged checkpoint cannot be marked");
+                    }
+                    passed_over.push((generation, reason));
+                    match fs::remove_dir_all(&self.staged) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                        _ => {}
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Outcome { restored: None, passed_over })
+    }
+
+    /// Restores `generation`, and no other.
+    ///
+    /// # Errors
+    /// As [`Restore::run`]; [`CheckpointError::Damaged`] where it is incomplete or damaged.
+    pub async fn one(&self, generation: Generation) -> Result<Restored, CheckpointError> {
+        let started = Instant::now();
+        let manifest = self.lineage.manifest(generation).await?;
+        let format = manifest.object_format();
+        let refs = Arc::new(self.lineage.refs(generation, manifest.refs.name, format).await?);
+        FailPoint::RestoreManifest.reached();
+        remote::init(&self.git, &self.staged, format).await?;
+        self.download(&manifest).await?;
+        FailPoint::RestoreDownloaded.reached();
+        self.check(&manifest, &refs).await?;
+        FailPoint::RestoreChecked.reached();
+        let (written, staged) = (refs.clone(), self.staged.clone());
+        let write = move || written.write(&staged).map_err(io::Error::other);
+        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+        FailPoint::RestoreStaged.reached();
+        let checkpoint = Checkpoint::of(&manifest, 0);
+        let (bytes, millis) = (checkpoint.bytes, started.elapsed().as_millis());
+        tracing::info!(%generation, bytes, millis, packs = manifest.packs.len(), "restored from the store");
+        Ok(Restored { refs, checkpoint })
+    }
+
+    /// Brings all files of all packs, in parallel, each block checked as it arrives.
+    async fn download(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let (generation, started) = (manifest.generation, Instant::now());
+        let mut downloads = Vec::new();
+        for pack in &manifest.packs {
+            for file in &pack.files {
+                let name = format!("objects/pack/pack-{}.{}", pack.name, file.kind.extension());
+                let (path, blocks) = (self.staged.join(name), file.blocks.clone());
+                let made = BlockFile::create(&path, file.bytes, blocks).await;
+                let made = made.map_err(|error| blamed(generation, &error))?;
+                let key = self.lineage.keys.file(pack.name, file.kind);
+                let source = Source { store: self.lineage.store.clone(), key, version: None };
+                let options = Options { flights: self.flights.clone(), ..Options::default() };
+                downloads.push(made.start(source, options));
+            }
+        }
+        let total = manifest.packs.iter().map(Pack::bytes).sum::<u64>();
+        let all = try_join_all(downloads.iter().map(|download| async {
+            let done = download.wait().await;
+            FailPoint::RestoreFirstFile.reached();
+            done
+        }));
+        let tell = async {
+            loop {
+                time::sleep(TELL_EVERY).await;
+                let verified = downloads.iter().map(|download| download.progress().verified).sum();
+                self.progress.send_replace(Some(line(verified, total, started.elapsed())));
+            }
+        };
+        let result = tokio::select! {
+            result = all => result.map(drop),
+            () = tell => Ok(()),
+        };
+        self.progress.send_replace(None);
+        result.map_err(|error| blamed(generation, &error))
+    }
+
+    /// Whether the packs hold all that the refs reach. The digests have proved the bytes; a missing increment
+    /// shows only here: what the refs reach beyond the base's must be there, link by link.
+    async fn check(&self, manifest: &Manifest, refs: &RefSet) -> Result<(), CheckpointError> {
+        let generation = manifest.generation;
+        let damaged = |reason: String| CheckpointError::Damaged { generation, reason };
+        let tips: Vec<Oid> = refs.tips().collect();
+        let missing = remote::missing(&self.git, &self.staged, &tips).await?;
+        if let Some(oid) = missing.iter().next() {
+            return Err(damaged(format!(
+                "it lacks {} objects that its refs name, such as {oid}",
+                missing.len()
+            )));
+        }
+        let base = match manifest.packs.get(1).and_then(|first| first.since) {
+            Some(since) => self.lineage.refs(generation, since, manifest.object_format()).await?,
+            // A base alone: its publisher walked all of it.
+            None => return Ok(()),
+        };
+        let base: Vec<Oid> = base.tips().collect();
+        match pack::check_closure(&self.git, &self.staged, &tips, &base).await {
+            Err(error @ GitError::Failed { .. }) => Err(damaged(format!("it is incomplete: {error}"))),
+            result => Ok(result?),
+        }
+    }
+}
+
+/// An error of a download, as what it means for the generation.
+fn blamed(generation: Generation, error: &BlockFileError) -> CheckpointError {
+    match (error.blame(), error) {
+        (Blame::Object, _) => CheckpointError::Damaged { generation, reason: error.to_string() },
+        (_, BlockFileError::Store { source, .. }) => source.clone().into(),
+        _ => CheckpointError::Disk(io::Error::other(error.to_string())),
+    }
+}
+
+/// Bytes, rate and the time that is left, for people.
+fn line(done: u64, total: u64, elapsed: Duration) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
+    let left = if done == 0 {
+        "unknown".to_owned()
+    } else {
+        format!("{:.0} s", total.saturating_sub(done) as f64 / rate)
+    };
+    let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
+    format!(
+        "restoring: {percent} % of {:.0} MiB at {:.0} MiB/s, {left} left",
+        mib(total),
+        rate / f64::from(1 << 20)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_tells_bytes_rate_and_time_left() {
+        let told = line(50 << 20, 200 << 20, Duration::from_secs(5));
+        assert_eq!(told, "restoring: 25 % of 200 MiB at 10 MiB/s, 15 s left");
+        assert!(line(0, 0, Duration::ZERO).contains("unknown left"));
+    }
+}

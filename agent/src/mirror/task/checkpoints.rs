@@ -1,0 +1,225 @@
+//! Checkpoints: restoring one into an empty disk, publishing one when the refs have moved.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
+
+use super::{Job, Task};
+use crate::{
+    checkpoint::{
+        Archive, CheckpointError,
+        failpoint::FailPoint,
+        publish::{Checkpoint, Publish},
+        restore::{Outcome, Restore, Restored},
+        retain,
+    },
+    git::RefSet,
+    metrics::Outcome as Label,
+    mirror::{
+        Stored, Trouble,
+        state::{Event, interval_delay, retry_delay},
+    },
+};
+
+/// How often a publisher looks for garbage; what it removes is a day old, so that an hour matters little.
+const COLLECT_EVERY: Duration = Duration::from_secs(3600);
+
+/// What a mirror knows of its checkpoints.
+#[derive(Default)]
+pub(super) struct Checkpoints {
+    /// A restore is to be tried before anything is cloned.
+    pub(super) restore_due: bool,
+    /// The newest one known.
+    pub(super) newest: Option<Checkpoint>,
+    publishing: Option<AbortOnDropHandle<Result<Checkpoint, CheckpointError>>>,
+    /// Not before this.
+    publish_at: Option<Instant>,
+    failures: u32,
+    collected: Option<Instant>,
+    /// Why the last publishing failed, if it did.
+    pub(super) store_trouble: Option<Trouble>,
+    /// Why the last restore failed, or passed a generation over.
+    pub(super) restore_trouble: Option<Trouble>,
+}
+
+impl Checkpoints {
+    /// Whatever is due is due now.
+    pub(super) fn publish_now(&mut self) {
+        self.publish_at = None;
+    }
+
+    /// Waits for the publishing under way; for ever where there is none.
+    pub(super) async fn published(&mut self) -> Result<Checkpoint, CheckpointError> {
+        match &mut self.publishing {
+            Some(result) => {
+                result.await.unwrap_or_else(|error| Err(CheckpointError::Disk(std::io::Error::other(error))))
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Task {
+    pub(super) fn start_restore(&mut self, archive: &Arc<Archive>) {
+        self.happened(Event::RestoreStarted);
+        let restore = Restore {
+            git: self.git.clone(),
+            lineage: archive.lineage(&self.id),
+            agent: archive.agent.clone(),
+            staged: self.disk.staging(),
+            flights: archive.flights.clone(),
+            progress: self.progress_out.clone(),
+        };
+        let (disk, dir, archive) = (self.disk.clone(), self.dir.clone(), archive.clone());
+        let run = async move {
+            let _turn = archive.restores.acquire().await;
+            let staged = restore.staged.clone();
+            let outcome = restore.run().await;
+            let found = matches!(&outcome, Ok(Outcome { restored: Some(_), .. }));
+            let place = move || {
+                if found { disk.publish(&staged, &dir) } else { disk.discard(&staged) }
+            };
+            tokio::task::spawn_blocking(place).await.map_err(std::io::Error::other)??;
+            if found {
+                FailPoint::RestorePlaced.reached();
+            }
+            outcome
+        };
+        let result = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
+        self.job = Some(Job::Restore { began: Instant::now(), result });
+    }
+
+    pub(super) fn restore_finished(&mut self, began: Instant, result: Result<Outcome, CheckpointError>) {
+        let label = match &result {
+            Ok(Outcome { restored: Some(_), .. }) => "ok",
+            Ok(_) => "none",
+            Err(error) => error.reason().as_str(),
+        };
+        self.metrics.restores.get_or_create(&Label { outcome: label }).inc();
+        self.metrics.restore_seconds.observe(began.elapsed().as_secs_f64());
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::warn!(%error, "cannot restore from the store; cloning from the upstream instead");
+                self.checkpoints.restore_trouble = Some(trouble(&error));
+                return self.happened(Event::RestoreFailed);
+            }
+        };
+        self.checkpoints.restore_trouble = outcome
+            .passed_over
+            .into_iter()
+            .next()
+            .map(|(generation, reason)| trouble(&CheckpointError::Damaged { generation, reason }));
+        match outcome.restored {
+            Some(Restored { refs, checkpoint }) => {
+                self.facts.head = refs.head_oid();
+                self.stored = Some(Stored::new(refs));
+                self.checkpoints.newest = Some(checkpoint);
+                self.bytes_now();
+                // The base brings its bitmap; the increments are indexed once it is quiet.
+                (self.facts.repacked, self.facts.fetched) = (Some(began), Some(Instant::now()));
+                self.happened(Event::Restored);
+            }
+            None => self.happened(Event::RestoreFailed),
+        }
+    }
+
+    /// Starts to publish if that is due; otherwise says when to ask again.
+    pub(super) fn start_publish(&mut self) -> Option<time::Instant> {
+        let archive = self.archive.clone()?;
+        let refs = self.publishable()?;
+        if let Some(at) = self.checkpoints.publish_at.filter(|at| *at > Instant::now()) {
+            return Some(at.into());
+        }
+        let publish = Publish {
+            git: self.git.clone(),
+            lineage: archive.lineage(&self.id),
+            agent: archive.agent.clone(),
+            dir: self.dir.clone(),
+            work: self.disk.staging(),
+            refs,
+            packs: self.packs.clone(),
+        };
+        let collect = self.checkpoints.collected.is_none_or(|at| at.elapsed() >= COLLECT_EVERY);
+        if collect {
+            self.checkpoints.collected = Some(Instant::now());
+        }
+        let (disk, work, keep) = (self.disk.clone(), publish.work.clone(), self.settings.checkpoint.keep);
+        let run = async move {
+            let _turn = archive.publishes.acquire().await;
+            let lineage = publish.lineage.clone();
+            let made = publish.run().await;
+            let removed = tokio::task::spawn_blocking(move || disk.discard(&work)).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(%error, "what publishing left in staging is removed at the next start");
+            }
+            if collect && made.is_ok() {
+                collect_garbage(&lineage, keep).await;
+            }
+            made
+        };
+        self.checkpoints.publishing = Some(AbortOnDropHandle::new(tokio::spawn(run.in_current_span())));
+        None
+    }
+
+    /// The refs to publish: those on the disk, if they have moved since the newest checkpoint, and nothing is
+    /// wrong with the mirror (P3).
+    fn publishable(&self) -> Option<Arc<RefSet>> {
+        let stored = self.stored.as_ref()?;
+        let sound = self.state.caught_up && self.look_trouble.is_none() && self.fetch_trouble.is_none();
+        let idle = self.checkpoints.publishing.is_none() && !self.settings.suspend;
+        let moved = self.checkpoints.newest.as_ref().is_none_or(|newest| newest.digest != stored.digest);
+        (sound && idle && moved).then(|| stored.refs.clone())
+    }
+
+    pub(super) fn publish_finished(&mut self, result: Result<Checkpoint, CheckpointError>) {
+        self.checkpoints.publishing = None;
+        let label = match &result {
+            Ok(made) if made.uploaded == 0 => "unchanged",
+            Ok(_) => "ok",
+            Err(error) => error.reason().as_str(),
+        };
+        self.metrics.publishes.get_or_create(&Label { outcome: label }).inc();
+        let wait = match result {
+            Ok(made) => {
+                let Checkpoint { generation, bytes, uploaded, .. } = &made;
+                tracing::info!(%generation, bytes, uploaded, "checkpoint");
+                self.metrics.uploaded.inc_by(*uploaded);
+                (self.checkpoints.failures, self.checkpoints.store_trouble) = (0, None);
+                self.checkpoints.newest = Some(made);
+                interval_delay(self.settings.checkpoint.interval, rand::random())
+            }
+            Err(error) => {
+                self.checkpoints.failures += 1;
+                tracing::warn!(%error, failures = self.checkpoints.failures, "publishing failed; it will be retried");
+                self.checkpoints.store_trouble = Some(trouble(&error));
+                retry_delay(self.checkpoints.failures, rand::random())
+            }
+        };
+        self.checkpoints.publish_at = Some(Instant::now() + wait);
+    }
+}
+
+fn trouble(error: &CheckpointError) -> Trouble {
+    Trouble { reason: error.reason(), message: error.to_string() }
+}
+
+/// Removes what may go; what cannot be removed now goes the next time.
+async fn collect_garbage(lineage: &crate::checkpoint::lineage::Lineage, keep: usize) {
+    let collected = async {
+        let garbage = retain::find(lineage, keep, retain::GRACE).await?;
+        retain::remove(lineage, &garbage).await?;
+        Ok::<_, CheckpointError>(garbage)
+    };
+    match collected.await {
+        Ok(garbage) => {
+            tracing::debug!(objects = garbage.objects.len(), bytes = garbage.bytes, "garbage collected");
+        }
+        Err(error) => tracing::warn!(%error, "garbage in the store could not be collected"),
+    }
+}

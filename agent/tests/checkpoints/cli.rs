@@ -1,0 +1,89 @@
+//! `tarn-agent store`: ls, verify, gc.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tarn_testkit::process::Output;
+
+use super::{Kind, Stage, files, on_both_stores, packs};
+use crate::scene::agent;
+
+on_both_stores!(
+    ls_names_mirrors_and_generations,
+    verify_finds_damage_and_says_where,
+    gc_removes_what_nobody_names_and_nothing_else,
+);
+
+/// Runs `tarn-agent store …`, which must succeed, and returns what it prints.
+pub(super) async fn store(stage: &Stage, args: &[&str]) -> Result<String> {
+    let output = attempt(stage, args).await?;
+    ensure!(output.status.success(), "{:?}: {}", output.status, output.stderr);
+    Ok(output.text())
+}
+
+async fn attempt(stage: &Stage, args: &[&str]) -> Result<Output> {
+    let builder = args.iter().fold(agent().arg("store"), |builder, arg| builder.arg(*arg));
+    stage.with_store(builder, None).run_alone().await
+}
+
+async fn two_generations(kind: Kind) -> Result<Stage> {
+    let stage = Stage::new(kind).await?;
+    stage.origin.grow("main", 30, 20_000, 7).await?;
+    let mut agent = stage.ready().await?;
+    stage.published(&agent).await?;
+    stage.origin.commit("main", &[("second.txt", "second")]).await?;
+    stage.published(&agent).await?;
+    agent.stop().await?;
+    Ok(stage)
+}
+
+async fn ls_names_mirrors_and_generations(kind: Kind) -> Result<()> {
+    let stage = two_generations(kind).await?;
+    let table = store(&stage, &["ls"]).await?;
+    ensure!(table.starts_with("MIRROR") && table.contains(&stage.repo()), "{table}");
+    let rows: Vec<Value> = serde_json::from_str(&store(&stage, &["ls", "--json"]).await?)?;
+    let generations: Vec<_> = rows.iter().map(|row| row["generation"].clone()).collect();
+    ensure!(generations == [2, 1] && rows.iter().all(|row| row["state"] == "good"), "{rows:?}");
+    let unknown = attempt(&stage, &["ls", "example.org/none"]).await?;
+    ensure!(!unknown.status.success() && unknown.stderr.contains("has no mirror"), "{}", unknown.stderr);
+    Ok(())
+}
+
+async fn verify_finds_damage_and_says_where(kind: Kind) -> Result<()> {
+    let stage = two_generations(kind).await?;
+    store(&stage, &["verify"]).await?;
+    let newest = stage.newest()?.context("a manifest")?;
+    let pack = packs(&newest).pop().context("a pack")?;
+    let path = stage.objects().join(&pack);
+    let mut content = std::fs::read(&path)?;
+    content[40] ^= 1;
+    std::fs::write(&path, content)?;
+    let output = attempt(&stage, &["verify"]).await?;
+    ensure!(!output.status.success() && output.text().contains(&pack), "{} {}", output.text(), output.stderr);
+    ensure!(stage.bad()? == 0, "verifying marks nothing");
+    Ok(())
+}
+
+async fn gc_removes_what_nobody_names_and_nothing_else(kind: Kind) -> Result<()> {
+    let stage = two_generations(kind).await?;
+    let all = || -> Result<usize> {
+        let objects = stage.objects();
+        Ok(files(&objects.join("packs"), "pack")?.len() + files(&objects.join("refs"), "zst")?.len())
+    };
+    let before = (stage.manifests()?.len(), all()?);
+    // Within the grace period nothing goes, whatever `--keep` says.
+    store(&stage, &["gc", "--keep", "1"]).await?;
+    ensure!((stage.manifests()?.len(), all()?) == before, "something went within the grace period");
+    let would = store(&stage, &["gc", "--keep", "1", "--grace-hours", "0", "--dry-run", "--json"]).await?;
+    let would: Vec<Value> = serde_json::from_str(&would)?;
+    ensure!(would[0]["checkpoints"] == 1 && would[0]["removed"] == false, "{would:?}");
+    ensure!((stage.manifests()?.len(), all()?) == before, "a dry run removed something");
+    store(&stage, &["gc", "--keep", "1", "--grace-hours", "0"]).await?;
+    ensure!(stage.manifests()?.len() == 1, "generation 1 is still there");
+    store(&stage, &["gc", "--keep", "1", "--grace-hours", "0"]).await?;
+    store(&stage, &["verify"]).await?;
+    let mut fresh = stage.ready().await?;
+    stage.expect_clone(&fresh, "clone").await?;
+    fresh.stop().await?;
+    ensure!(stage.bad()? == 0, "what a kept generation names was removed");
+    Ok(())
+}
