@@ -17,6 +17,8 @@
 //! A key that continues another one's (`a` and `a/b`) is not to be written: a directory cannot hold both.
 
 pub mod dir;
+pub mod s3;
+pub mod probe;
 
 use std::{
     fmt,
@@ -43,7 +45,8 @@ pub struct Version(pub String);
 pub enum PutMode {
     /// It replaces the object.
     Overwrite,
-    /// It fails with [`StoreError::Exists`].
+    /// It fails with [`StoreError::Exists`]. The object that exists may be this very one: written by an
+    /// attempt whose answer was lost. Who must know reads it back.
     Create,
 }
 
@@ -264,10 +267,15 @@ pub struct S3Options {
 ///
 /// # Errors
 /// The directory cannot be made, or the endpoint is no URL.
-pub fn open(location: &StoreLocation, _options: S3Options) -> Result<SharedStore, StoreError> {
+pub fn open(location: &StoreLocation, options: S3Options) -> Result<SharedStore, StoreError> {
     match location {
         StoreLocation::Directory(path) => Ok(Arc::new(dir::DirStore::open(path)?)),
-        StoreLocation::S3 { .. } => Err(StoreError::Failed("buckets are not implemented".into())),
+        StoreLocation::S3 { bucket, prefix } => {
+            let S3Options { endpoint, region, path_style } = options;
+            let (bucket, prefix) = (bucket.clone(), prefix.clone());
+            let config = s3::S3Config { bucket, prefix, endpoint, region, path_style, credentials: None };
+            Ok(Arc::new(s3::S3Store::new(config)?))
+        }
     }
 }
 
