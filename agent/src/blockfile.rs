@@ -118,7 +118,10 @@ impl BlockFileError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Store { source, .. } => match source {
-                StoreError::NotFound(_) | StoreError::Changed(_) | StoreError::BadKey(_) => Blame::Object,
+                StoreError::NotFound(_)
+                | StoreError::Changed(_)
+                | StoreError::BadKey(_)
+                | StoreError::Short { .. } => Blame::Object,
                 StoreError::Local { .. } => Blame::Disk,
                 StoreError::Exists(_)
                 | StoreError::TooLarge { .. }
