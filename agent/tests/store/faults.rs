@@ -1,13 +1,16 @@
 //! What a store that fails looks like: retried where that helps, never a part taken for the whole, always an
 //! end, and a text that says what to do.
 
+use std::ops::Range;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::Method;
 use tarn_agent::store::{
-    PutMode, Store, StoreError,
+    Body, Meta, Page, PutMode, Store, StoreError, Version,
     dir::DirStore,
     probe::probe,
     s3::{S3Config, S3Credentials, S3Store},
@@ -206,12 +209,74 @@ async fn what_is_wrong_with_the_set_up_is_told_with_a_remedy() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
+/// A store that takes conditions and ignores them, as some do; all else is the inner one's.
+#[derive(Debug)]
+struct Careless(DirStore);
+
+impl Store for Careless {
+    fn location(&self) -> String {
+        self.0.location()
+    }
+
+    fn put<'a>(&'a self, key: &'a str, body: Bytes, _: PutMode) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.put(key, body, PutMode::Overwrite)
+    }
+
+    fn put_file<'a>(&'a self, key: &'a str, file: &'a Path) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.put_file(key, file)
+    }
+
+    fn get<'a>(&'a self, key: &'a str, limit: u64) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.0.get(key, limit)
+    }
+
+    fn get_range<'a>(
+        &'a self,
+        key: &'a str,
+        range: Range<u64>,
+        version: Option<&'a Version>,
+    ) -> BoxFuture<'a, Result<Body, StoreError>> {
+        self.0.get_range(key, range, version)
+    }
+
+    fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Meta, Version), StoreError>> {
+        self.0.head(key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str, from: Option<&'a str>) -> BoxFuture<'a, Result<Page, StoreError>> {
+        self.0.list(prefix, from)
+    }
+
+    fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.delete(key)
+    }
+
+    fn abort_uploads<'a>(
+        &'a self,
+        prefix: &'a str,
+        age: Duration,
+    ) -> BoxFuture<'a, Result<usize, StoreError>> {
+        self.0.abort_uploads(prefix, age)
+    }
+}
+
+#[tokio::test]
 async fn a_store_that_ignores_conditions_is_found_out() -> Result<()> {
+    let root = tempfile::tempdir()?;
+    let store = Careless(DirStore::open(root.path())?);
+    ensure!(!probe(&store).await?.conditional_create);
+    ensure!(store.list("", None).await?.objects.is_empty());
+    Ok(())
+}
+
+/// The condition is signed, so a server that checks signatures never takes such a request for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_strips_the_condition_is_found_out() -> Result<()> {
     let (_server, proxy, store) = scene().await?;
     ensure!(probe(&store).await?.conditional_create);
     proxy.add(only(Method::PUT), When::Always, HttpFault::WithoutHeader("if-none-match"));
-    ensure!(!probe(&store).await?.conditional_create);
+    let error = probe(&store).await.unwrap_err();
+    ensure!(matches!(&error, StoreError::Denied(text) if text.contains("proxy")), "{error}");
     ensure!(store.list("", None).await?.objects.is_empty());
     Ok(())
 }

@@ -93,9 +93,9 @@ fn answered(status: u16, code: Option<&str>, message: Option<&str>, target: Targ
             Asked::Create | Asked::Whatever => StoreError::Failed(format!("{code} ({status})")),
         },
         // The last one is versitygw's word for an unknown access key.
-        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "XAdminUserNotFound") => {
-            denied("the access key or its secret is wrong: correct the agent's credentials")
-        }
+        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "XAdminUserNotFound") => denied(
+            "the access key or its secret is wrong, or a proxy changes requests: correct the agent's credentials",
+        ),
         (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" | "ExpiredTokenException") => {
             denied("the session's token is no longer valid: renew the agent's credentials")
         }
