@@ -74,8 +74,8 @@ pub(super) async fn build(config: &S3Config) -> Client {
     let sdk = Box::pin(loader.load()).await;
     let config = Builder::from(&sdk)
         .force_path_style(config.path_style)
-        // Checksums where the calls here declare them, not in trailers that some stores do not read.
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        // Bodies are sent from memory, so checksums stand in headers: some stores read no trailers.
+        .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
         .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
         // The SDK's budget of retries is one for the whole process; a store that is down must not take
         // that of another.

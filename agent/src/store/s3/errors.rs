@@ -92,9 +92,10 @@ fn answered(status: u16, code: Option<&str>, message: Option<&str>, target: Targ
             Asked::Range { end } => StoreError::Short { key: key.into(), end },
             Asked::Create | Asked::Whatever => StoreError::Failed(format!("{code} ({status})")),
         },
-        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch") => {
-            denied("the access key or its secret is wrong: correct the agent's credentials")
-        }
+        // The last one is versitygw's word for an unknown access key.
+        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "XAdminUserNotFound") => denied(
+            "the access key or its secret is wrong, or a proxy changes requests: correct the agent's credentials",
+        ),
         (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" | "ExpiredTokenException") => {
             denied("the session's token is no longer valid: renew the agent's credentials")
         }
@@ -106,7 +107,7 @@ fn answered(status: u16, code: Option<&str>, message: Option<&str>, target: Targ
             "the agent needs s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket, \
              s3:ListBucketMultipartUploads and s3:AbortMultipartUpload on the bucket {bucket}"
         )),
-        (404, _) => StoreError::NotFound(key.into()),
+        (404, "" | "NoSuchKey" | "NotFound") => StoreError::NotFound(key.into()),
         (507, _) | (_, "XMinioStorageFull") => StoreError::Full,
         _ => {
             let message = message.unwrap_or_default();
