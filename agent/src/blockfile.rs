@@ -121,6 +121,7 @@ impl BlockFileError {
                 StoreError::NotFound(_)
                 | StoreError::Changed(_)
                 | StoreError::BadKey(_)
+                | StoreError::Corrupt(_)
                 | StoreError::Short { .. } => Blame::Object,
                 StoreError::Local { .. } => Blame::Disk,
                 StoreError::Exists(_)

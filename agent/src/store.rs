@@ -97,6 +97,10 @@ pub enum StoreError {
         /// The range's end.
         end: u64,
     },
+    /// What the store gives is not what was stored, by the checksum it keeps itself: again and again, so that it
+    /// did not happen on the way.
+    #[error("the object {0} is damaged: its checksum differs")]
+    Corrupt(String),
     /// The key is not one the agent would write.
     #[error("{0:?} is no key")]
     BadKey(String),

@@ -98,7 +98,7 @@ impl Lineage {
         let damaged = |reason: String| CheckpointError::Damaged { generation, reason };
         let text = match self.store.get(&self.keys.manifest(generation), MAX_MANIFEST).await {
             Ok(text) => text,
-            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. })) => {
+            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. } | StoreError::Corrupt(_))) => {
                 return Err(damaged(error.to_string()));
             }
             Err(error) => return Err(error.into()),
@@ -119,7 +119,7 @@ impl Lineage {
         let damaged = |reason: String| CheckpointError::Damaged { generation, reason };
         let packed = match self.store.get(&self.keys.refs(name), MAX_SMALL).await {
             Ok(packed) => packed,
-            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. })) => {
+            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. } | StoreError::Corrupt(_))) => {
                 return Err(damaged(error.to_string()));
             }
             Err(error) => return Err(error.into()),

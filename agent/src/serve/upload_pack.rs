@@ -24,7 +24,7 @@ use crate::{
         upload_pack::{Job, ProtocolVersion, Tuning},
     },
     metrics::{Lookup, Metrics},
-    mirror::{Mirror, View},
+    mirror::{BringError, Mirror, View},
     packs::{Keep, Spool},
     protocol::{
         fetch::{Fetch, Key, annotated},
@@ -117,15 +117,23 @@ struct Wanted {
 impl Wanted {
     async fn serve(self, wants: &[Oid]) -> Result<Response, Failure> {
         let view = self.mirror.view();
-        let cold = view.stored.is_none();
-        match view.upstream.clone().filter(|upstream| cold && upstream.can_forward()) {
-            Some(upstream) => self.pass_through(&view, upstream).await,
-            None => {
-                let patience = self.mirror.settings().timeout;
-                timeout(patience, self.mirror.bring(wants)).await.map_err(|_| Failure::busy())??;
+        let upstream = view.upstream.clone().filter(|upstream| upstream.can_forward());
+        if let Some(upstream) = upstream.as_ref().filter(|_| view.stored.is_none()) {
+            return self.pass_through(&view, upstream.clone()).await;
+        }
+        let settings = self.mirror.settings();
+        let brought =
+            timeout(settings.timeout, self.mirror.bring(wants)).await.map_err(|_| Failure::busy())?;
+        match (brought, upstream.filter(|_| !settings.suspend)) {
+            (Ok(()), _) => {
                 self.await_tags(&view).await;
                 self.serve_from_disk().await
             }
+            // A full disk here, say: the upstream may have what this mirror cannot get. Else it says so itself.
+            (Err(BringError::Fetch(_) | BringError::Missing(_)), Some(upstream)) => {
+                self.pass_through(&view, upstream).await
+            }
+            (Err(error), _) => Err(error.into()),
         }
     }
 

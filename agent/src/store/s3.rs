@@ -22,6 +22,9 @@ use super::{Body, MAX_SMALL, Meta, Page, PutMode, Store, StoreError, Version, ch
 /// The most attempts of one call.
 const ATTEMPTS: u32 = 5;
 
+/// As many answers in a row with a wrong checksum mean that the object is damaged, and not the line.
+const MISMATCHES: u32 = 2;
+
 /// The most objects in a page; S3 itself has no larger ones.
 const PAGE: i32 = 1000;
 
@@ -268,6 +271,9 @@ impl Store for S3Store {
                 match self.get_once(key, limit.min(MAX_SMALL)).await {
                     // The SDK retries until an answer begins, not when its body breaks off.
                     Err(StoreError::Unreachable(text)) if text.starts_with(errors::BROKEN) => {
+                        if errors::is_mismatch(&text) && attempt == MISMATCHES {
+                            return Err(StoreError::Corrupt(key.into()));
+                        }
                         if attempt == ATTEMPTS {
                             return Err(StoreError::Unreachable(text));
                         }

@@ -1,6 +1,7 @@
 //! A mirror that is not there yet: the upstream answers through Tarn, once for all who ask the same.
 
 use anyhow::{Result, ensure};
+use tarn_crds::repo::RepoId;
 use tarn_testkit::upstream::{Fault, Operation};
 
 use crate::scene::Scene;
@@ -58,5 +59,18 @@ async fn a_refusal_of_the_upstream_reaches_the_client_in_words() -> Result<()> {
         .await?;
     let told = &output.stderr;
     ensure!(!output.status.success() && told.contains("HTTP 403"), "{told}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_mirror_cannot_fetch_comes_straight_from_the_upstream() -> Result<()> {
+    let scene = Scene::ready().await?;
+    // Whatever git is asked to do there now fails.
+    let id = RepoId::from_route(&scene.repo())?;
+    std::fs::write(scene.agent.data().join("mirrors").join(id.dir()).join("config"), "[nonsense")?;
+    let pushed = scene.origin.commit("main", &[("new.txt", "new")]).await?;
+    let clone = scene.clone("clone", &[]).await?;
+    clone.fsck().await?;
+    ensure!(clone.rev_parse("HEAD").await? == pushed, "an old commit");
     Ok(())
 }

@@ -16,6 +16,12 @@ pub(super) const CONFLICT: &str = "conditional writes keep colliding";
 /// How the text of an error begins when an answer's body ended early.
 pub(super) const BROKEN: &str = "an answer broke off";
 
+/// Whether such an answer came whole, with another checksum than the store's.
+pub(super) fn is_mismatch(text: &str) -> bool {
+    // aws-smithy-checksums, body/validate.rs: Error::ChecksumMismatch.
+    text.contains("checksum mismatch")
+}
+
 /// What was asked for, where the same answer means different things.
 #[derive(Clone, Copy)]
 pub(super) enum Asked {
