@@ -1,0 +1,283 @@
+//! Restoring from a real S3 server beside a raw download of the same bytes and beside a clone, and what a thousand
+//! publishings of one commit each upload. `make bench-checkpoints`; docs/benchmarks.md says what it means.
+
+#![expect(clippy::print_stdout, reason = "its results are what it is for")]
+#![expect(clippy::indexing_slicing, reason = "a missing field of a JSON answer is a null")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::Value;
+use tarn_agent::checkpoint::lineage::{Lineage, list_all};
+use tarn_agent::checkpoint::manifest::{Keys, Manifest};
+use tarn_agent::checkpoint::publish::Publish;
+use tarn_agent::git::{Git as AgentGit, ObjectFormat, RefSet};
+use tarn_agent::store::{S3Options, SharedStore, StoreLocation, open};
+use tarn_crds::repo::RepoId;
+use tarn_testkit::agent::{Agent, Builder, repo_id};
+use tarn_testkit::git::{Git, Repo};
+use tarn_testkit::proxy::{FaultProxy, Trouble};
+use tarn_testkit::s3::S3Server;
+
+const ROUNDS: usize = 5;
+/// As many ranges at once as a restore has, of the same length.
+const AT_ONCE: usize = 16;
+const RANGE: u64 = 8 << 20;
+/// 2 Gbit/s.
+const SHAPED: u64 = 250_000_000;
+const PUBLISHES: usize = 1000;
+
+fn main() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    runtime.block_on(async {
+        restores().await?;
+        publishes().await
+    })
+}
+
+/// The repository that `make large` and `make bench` generate and keep.
+fn repository() -> Result<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+        PathBuf::from,
+    );
+    for entry in std::fs::read_dir(cache.join("tarn/bench")).context("run `make large` first")? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("full-") {
+            return Ok(entry.path().join("repo.git"));
+        }
+    }
+    anyhow::bail!("there is no repository yet: run `make large` first")
+}
+
+fn builder(endpoint: &str) -> Builder {
+    Builder::new(env!("CARGO_BIN_EXE_tarn-agent"))
+        .without_manifests()
+        .file_upstreams()
+        .arg("--store")
+        .arg(format!("s3://{}/bench", S3Server::BUCKET))
+        .arg("--s3-endpoint")
+        .arg(endpoint)
+        .arg("--s3-region")
+        .arg(S3Server::REGION)
+        .arg("--s3-path-style")
+        .env("AWS_ACCESS_KEY_ID", S3Server::ACCESS_KEY)
+        .env("AWS_SECRET_ACCESS_KEY", S3Server::SECRET_KEY)
+        .env("NO_PROXY", "127.0.0.1")
+}
+
+async fn restores() -> Result<()> {
+    let (repository, git) = (repository()?, Git::new()?.with_config("safe.directory", "*"));
+    let url = tarn_testkit::git::file_url(&repository);
+    let (s3, work) = (S3Server::start().await?, tempfile::tempdir()?);
+    let line = FaultProxy::start(s3.address())?;
+    let endpoint = format!("http://{}", line.address());
+    let id = RepoId::from_route(&repo_id(&url))?;
+
+    let mut publisher = builder(&s3.endpoint()).mirror(&url).start().await?;
+    publisher
+        .wait_status(&id.to_string(), "a checkpoint", |status| status["checkpoint"]["generation"] == 1)
+        .await?;
+    publisher.stop().await?;
+    drop(publisher);
+
+    let objects = s3.bucket_dir().join("bench/v1").join(id.store_prefix()).join("packs");
+    let bytes: u64 = std::fs::read_dir(&objects)?.map(|e| Ok(e?.metadata()?.len())).sum::<Result<u64>>()?;
+    println!(
+        "restore of {:.0} MiB, {ROUNDS} rounds, median (range); seconds",
+        bytes as f64 / f64::from(1 << 20)
+    );
+    let store = client(&endpoint)?;
+    for (name, bandwidth) in [("unshaped", None), ("2 Gbit/s", Some(SHAPED))] {
+        line.set(Trouble { bandwidth, ..Trouble::default() });
+        let (mut raw, mut restored, mut rss) = (Vec::new(), Vec::new(), 0);
+        for round in 0..ROUNDS {
+            let place = work.path().join(format!("raw-{name}-{round}").replace(['/', ' '], "-"));
+            raw.push(download(&store, &Keys::of(&id).packs(), &place).await?);
+            std::fs::remove_dir_all(&place)?;
+            let began = Instant::now();
+            let agent = builder(&endpoint).mirror(&url).start().await?;
+            wait_ready(&agent, &id.to_string()).await?;
+            restored.push(began.elapsed());
+            let status = agent.mirror_status(&id.to_string()).await?;
+            ensure!(status["checkpoint"]["generation"] == 1, "it was not restored: {status}");
+            rss = rss.max(peak_rss(agent.pid()?)?);
+        }
+        let (raw_s, restored_s) = (median(&raw), median(&restored));
+        println!("{name}: raw {}  start to Ready {}", shown(&raw), shown(&restored));
+        println!(
+            "{name}: restore - raw = {:.2} s, restore / raw = {:.2}, agent's peak RSS {rss} MiB",
+            restored_s - raw_s,
+            restored_s / raw_s
+        );
+        println!("{name}: within 1.05 raw + 0.5 s: {}", restored_s <= 1.05 * raw_s + 0.5);
+    }
+    let mut clones = Vec::new();
+    for round in 0..ROUNDS.min(3) {
+        let place = work.path().join(format!("clone-{round}"));
+        let began = Instant::now();
+        git.run(["clone", "--quiet", "--mirror", "--no-local", &url, &place.display().to_string()]).await?;
+        clones.push(began.elapsed());
+        std::fs::remove_dir_all(&place)?;
+    }
+    line.set(Trouble::default());
+    let mut restored = Vec::new();
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        let agent = builder(&s3.endpoint()).mirror(&url).start().await?;
+        wait_ready(&agent, &id.to_string()).await?;
+        restored.push(began.elapsed());
+    }
+    println!(
+        "git clone --mirror of the local upstream {}  cold start to Ready {}",
+        shown(&clones),
+        shown(&restored)
+    );
+    println!("ratio {:.1} (bound 15)", median(&clones) / median(&restored));
+    Ok(())
+}
+
+fn client(endpoint: &str) -> Result<SharedStore> {
+    // The default chain reads the environment of this process; it is set by the Makefile.
+    let location: StoreLocation = format!("s3://{}/bench", S3Server::BUCKET).parse()?;
+    let options = S3Options {
+        endpoint: Some(endpoint.to_owned()),
+        region: Some(S3Server::REGION.to_owned()),
+        path_style: true,
+    };
+    Ok(open(&location, options)?)
+}
+
+/// Downloads all objects below `prefix` in parallel ranges into preallocated files, and syncs them.
+async fn download(store: &SharedStore, prefix: &str, place: &Path) -> Result<Duration> {
+    std::fs::create_dir(place)?;
+    let began = Instant::now();
+    let mut ranges = Vec::new();
+    let mut files = Vec::new();
+    for meta in list_all(&**store, prefix).await? {
+        let file = Arc::new(File::create_new(place.join(meta.key.replace('/', "-")))?);
+        file.set_len(meta.bytes)?;
+        for start in (0..meta.bytes).step_by(usize::try_from(RANGE)?) {
+            ranges.push((meta.key.clone(), start..(start + RANGE).min(meta.bytes), file.clone()));
+        }
+        files.push(file);
+    }
+    stream::iter(ranges.into_iter().map(Ok::<_, anyhow::Error>))
+        .try_for_each_concurrent(AT_ONCE, |(key, range, file)| async move {
+            let mut at = range.start;
+            let mut body = store.get_range(&key, range, None).await?;
+            while let Some(chunk) = body.next().await {
+                let chunk = chunk?;
+                file.write_all_at(&chunk, at)?;
+                at += chunk.len() as u64;
+            }
+            Ok(())
+        })
+        .await?;
+    for file in files {
+        tokio::task::spawn_blocking(move || file.sync_data()).await??;
+    }
+    Ok(began.elapsed())
+}
+
+async fn wait_ready(agent: &Agent, repo: &str) -> Result<()> {
+    loop {
+        let status: Value = agent.mirror_status(repo).await?;
+        if status["phase"] == "Ready" {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// In MiB.
+fn peak_rss(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024)
+}
+
+/// A thousand commits, each published: what is uploaded, beside each commit's own pack.
+async fn publishes() -> Result<()> {
+    let work = tempfile::tempdir()?;
+    let path = |name: &str| work.path().join(name);
+    let origin = Repo::seeded(path("origin.git")).await?;
+    let mut script = Vec::new();
+    for file in 0..2000 {
+        script.extend_from_slice(format!("file-{file}\n").repeat(40).as_bytes());
+    }
+    origin.commit("main", &[("large.txt", &String::from_utf8(script)?)]).await?;
+    let tip = origin.rev_parse("main").await?;
+    for branch in 0..1000 {
+        // 1,000 refs, as a checkpoint's list of refs is to be measured with.
+        origin.set_ref(&format!("refs/tags/t{branch}"), &tip).await?;
+    }
+    std::fs::create_dir(path("home"))?;
+    let git = AgentGit::detect(&path("home"), work.path().as_os_str(), true).await?;
+    let store = open(&StoreLocation::Directory(path("store")), S3Options::default())?;
+    let lineage = Lineage { store, keys: Keys::of(&RepoId::from_route("example.org/bench")?) };
+    let (mut uploaded, mut alone, mut meta, mut most) = (0_u64, 0_u64, 0_u64, 0);
+    for round in 0..=PUBLISHES {
+        let before = origin.rev_parse("main").await?;
+        if round > 0 {
+            let (name, text) =
+                (format!("dir-{}/file-{}.txt", round % 37, round % 211), format!("{round}\n").repeat(20));
+            origin.commit("main", &[(&name, &text)]).await?;
+        }
+        origin.git(&["pack-refs", "--all"]).await?;
+        origin.git(&["repack", "-d", "-q"]).await?;
+        let refs = Arc::new(RefSet::read(&origin.git_dir(), ObjectFormat::Sha1)?);
+        let publish = Publish {
+            git: git.clone(),
+            lineage: lineage.clone(),
+            agent: "bench".into(),
+            dir: origin.git_dir(),
+            work: path("work"),
+            refs,
+            packs: Arc::default(),
+        };
+        let made = publish.run().await?;
+        std::fs::remove_dir_all(path("work"))?;
+        if round == 0 {
+            continue;
+        }
+        let manifest: Manifest = lineage.manifest(made.generation).await?;
+        let overhead = manifest.refs.bytes + manifest.to_json().len() as u64;
+        (meta, most) = (meta.max(overhead), most.max(manifest.packs.len()));
+        uploaded += made.uploaded - overhead;
+        let own = origin
+            .git_with(
+                &["pack-objects", "--revs", "-q", path("own").to_str().unwrap_or_default()],
+                format!("main\n^{before}\n").as_bytes(),
+            )
+            .await?;
+        alone += std::fs::metadata(path(&format!("own-{}.pack", own.trim())))?.len();
+    }
+    println!(
+        "{PUBLISHES} publishes of one commit: packs and indices uploaded / the commits' own packs = {:.2} (bound 2)",
+        uploaded as f64 / alone as f64
+    );
+    println!(
+        "refs and manifest: at most {:.1} KiB a publish (bound 64); packs in a manifest: at most {most} (bound 12)",
+        meta as f64 / 1024.0
+    );
+    Ok(())
+}
+
+fn median(times: &[Duration]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).map_or(0.0, Duration::as_secs_f64)
+}
+
+fn shown(times: &[Duration]) -> String {
+    let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
+    format!("{:.2} ({:.2}-{:.2})", median(times), seconds(times.iter().min()), seconds(times.iter().max()))
+}
