@@ -43,7 +43,7 @@ large: ## clone the benchmark's repository (400 MB) through Tarn, compare every 
 
 bench-checkpoints: ## restore from an S3 server beside a raw download and a clone; publish a thousand commits
 	AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=testtesttest NO_PROXY=127.0.0.1 \
-	  $(CARGO) bench --locked -p tarn-agent --bench checkpoints
+	  $(CARGO) bench --locked -p tarn-agent --bench checkpoints -- $(BENCH)
 
 bench: ## compare git http-backend and Tarn, side by side; takes about half an hour
 	$(CARGO) build --release --locked --bin tarn-agent --bin bench

@@ -4,13 +4,13 @@
 //! together.
 
 pub mod telemetry;
-pub mod config;
 pub mod metrics;
 pub mod shutdown;
 pub mod git;
 pub mod protocol;
 pub mod upstream;
 pub mod store;
+pub mod config;
 pub mod tail;
 pub mod packs;
 pub mod blockfile;

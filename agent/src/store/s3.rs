@@ -142,7 +142,10 @@ impl S3Store {
             match self.put_once(key, body.clone(), mode).await {
                 Err(StoreError::Failed(text)) if text == errors::CONFLICT => {
                     if attempt == ATTEMPTS {
-                        return Err(StoreError::Exists(key.into()));
+                        return Err(match mode {
+                            PutMode::Create => StoreError::Exists(key.into()),
+                            PutMode::Overwrite => StoreError::Failed(text),
+                        });
                     }
                     pause(attempt).await;
                 }

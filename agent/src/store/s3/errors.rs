@@ -89,7 +89,10 @@ fn answered(status: u16, code: Option<&str>, message: Option<&str>, target: Targ
             "there is no bucket {bucket}; create it, or correct the store's name, endpoint or region"
         )),
         (_, "NoSuchUpload") => StoreError::NotFound(key.into()),
-        (409, "ConditionalRequestConflict") => StoreError::Failed(CONFLICT.into()),
+        // The last one is versitygw's over a directory: a delete beside the write has taken the parent away.
+        (409, "ConditionalRequestConflict" | "OperationAborted" | "ExistingObjectIsDirectory") => {
+            StoreError::Failed(CONFLICT.into())
+        }
         (412, _) | (_, "PreconditionFailed") => match asked {
             Asked::Create => StoreError::Exists(key.into()),
             Asked::Range { .. } | Asked::Whatever => StoreError::Changed(key.into()),
