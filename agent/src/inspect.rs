@@ -23,7 +23,7 @@ use crate::{
     },
     config::{GcArgs, StoreArgs, StoreCommand, VerifyArgs},
     git::{Git, GitError, RefSet, pack},
-    store::{self, SharedStore, StoreError},
+    store::{self, SharedStore, StoreError, StoreLocation},
 };
 
 /// Why a command gave no answer, or a bad one.
@@ -32,6 +32,9 @@ pub enum InspectError {
     /// No store.
     #[error("which store? give --store DIR or --store s3://BUCKET/PREFIX")]
     NoStore,
+    /// The directory is not there: a slip of the pen must not make one.
+    #[error("{} is no directory: --store must name one that an agent has used", .0.display())]
+    NoDirectory(PathBuf),
     /// No such mirror.
     #[error("the store has no mirror {0}; `tarn-agent store ls` names those it has")]
     NoMirror(String),
@@ -72,6 +75,11 @@ struct Found {
 
 async fn mirrors(args: &StoreArgs) -> Result<Vec<Found>, InspectError> {
     let location = args.flags.store.as_ref().ok_or(InspectError::NoStore)?;
+    if let StoreLocation::Directory(path) = location
+        && !path.is_dir()
+    {
+        return Err(InspectError::NoDirectory(path.clone()));
+    }
     let store: SharedStore = store::open(location, args.flags.s3())?;
     let mut ids: Vec<RepoId> = Vec::new();
     for object in list_all(&*store, "v1/").await? {

@@ -13,6 +13,16 @@ on_both_stores!(
     gc_removes_what_nobody_names_and_nothing_else,
 );
 
+#[tokio::test]
+async fn a_misspelt_directory_is_an_error_and_is_not_made() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let missing = dir.path().join("missing");
+    let output = agent().arg("store").arg("ls").arg("--store").arg(&missing).run_alone().await?;
+    ensure!(!output.status.success() && output.stderr.contains("is no directory"), "{}", output.stderr);
+    ensure!(!missing.exists(), "it was made");
+    Ok(())
+}
+
 /// Runs `tarn-agent store …`, which must succeed, and returns what it prints.
 pub(super) async fn store(stage: &Stage, args: &[&str]) -> Result<String> {
     let output = attempt(stage, args).await?;
