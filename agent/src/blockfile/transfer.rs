@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::{BlockFileError, Digest, Disk, Options, Shared, Source, blocking, disk_error};
-use crate::store::StoreError;
+use crate::{backoff::backoff, store::StoreError};
 
 /// Written and hashed at once, off the runtime. From here on up, larger is not faster: 1.8 GB/s into a tmpfs,
 /// 8 requests on 2 cores, chunks of 16 KiB; a quarter of it gives 1.3.
@@ -52,7 +52,7 @@ impl Transfer {
             if !may_heal(&error) || failures >= self.options.attempts {
                 return Err(error);
             }
-            let wait = retry_wait(self.options.first_wait, failures, rand::random());
+            let wait = backoff(self.options.first_wait, LAST_WAIT, failures, rand::random());
             warn!(key = self.source.key, block = self.blocks.start, %error, ?wait, "a block is fetched again");
             sleep(wait).await;
         }
@@ -156,27 +156,5 @@ fn may_heal(error: &BlockFileError) -> bool {
         | BlockFileError::Disk { .. }
         | BlockFileError::Range { .. }
         | BlockFileError::GivenUp => false,
-    }
-}
-
-/// How long to wait after the `failures`-th failure in a row; `jitter` between 0 and 1 spreads it over the
-/// upper half of the doubled time.
-fn retry_wait(first: Duration, failures: u32, jitter: f64) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let full = first.saturating_mul(1 << doublings).min(LAST_WAIT);
-    full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_to_a_limit_and_are_spread() {
-        let first = Duration::from_millis(500);
-        assert_eq!(retry_wait(first, 1, 1.0), first);
-        assert_eq!(retry_wait(first, 1, 0.0), first / 2);
-        assert_eq!(retry_wait(first, 3, 1.0), first * 4);
-        assert_eq!(retry_wait(first, u32::MAX, 1.0), LAST_WAIT);
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tarn_crds::v1alpha1::Phase;
 
+use crate::backoff::backoff;
+
 /// The first retry comes about this long after the first failure, …
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// … each further one twice as late, up to this.
@@ -176,9 +178,7 @@ impl State {
 /// How long to wait before the retry after the `failures`-th failure in a row; `jitter` between 0 and 1
 /// spreads it over the upper half of the doubled time.
 pub fn retry_delay(failures: u32, jitter: f64) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let full = FIRST_RETRY.saturating_mul(1 << doublings).min(LAST_RETRY);
-    full.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
+    backoff(FIRST_RETRY, LAST_RETRY, failures, jitter)
 }
 
 /// How long to wait before the next background look: the interval, spread by 10 % either way.

@@ -18,6 +18,7 @@ use tokio::sync::OnceCell;
 
 use self::errors::{Asked, Target};
 use super::{Body, MAX_SMALL, Meta, Page, PutMode, Store, StoreError, Version, check_key, check_prefix};
+use crate::backoff::backoff;
 
 /// The most attempts of one call.
 const ATTEMPTS: u32 = 5;
@@ -365,6 +366,7 @@ fn timestamp(time: Option<&aws_sdk_s3::primitives::DateTime>) -> Timestamp {
 
 /// Waits before the next attempt: longer each time, and not in step with others.
 async fn pause(attempt: u32) {
-    let most = client::FIRST_WAIT.saturating_mul(1 << attempt.min(5)).min(client::LONGEST_WAIT);
-    tokio::time::sleep(most.mul_f64(rand::random_range(0.5..1.0))).await;
+    // One step further than the SDK's own: its attempts have failed before.
+    let wait = backoff(client::FIRST_WAIT, client::LONGEST_WAIT, attempt.saturating_add(1), rand::random());
+    tokio::time::sleep(wait).await;
 }
