@@ -22,6 +22,7 @@ use crate::{
         retain,
     },
     config::{GcArgs, StoreArgs, StoreCommand, VerifyArgs},
+    files::remove_tree,
     git::{Git, GitError, RefSet, pack},
     store::{self, SharedStore, StoreError, StoreLocation},
 };
@@ -204,10 +205,7 @@ async fn verify(args: &VerifyArgs) -> Result<(), InspectError> {
                 progress: progress.clone(),
             };
             let result = verified(&git, &restore, generation).await;
-            std::fs::remove_dir_all(&staged).or_else(|error| match error.kind() {
-                io::ErrorKind::NotFound => Ok(()),
-                _ => Err(error),
-            })?;
+            remove_tree(&staged)?;
             let (result, refs) = match result {
                 Ok(refs) => ("ok".to_owned(), Some(refs)),
                 Err(InspectError::Checkpoint(error @ CheckpointError::Damaged { .. })) => {

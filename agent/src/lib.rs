@@ -7,6 +7,7 @@ pub mod telemetry;
 pub mod metrics;
 pub mod shutdown;
 pub mod backoff;
+pub mod files;
 pub mod git;
 pub mod protocol;
 pub mod upstream;

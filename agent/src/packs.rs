@@ -22,6 +22,7 @@ use futures_util::{Stream, StreamExt};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
+    files::remove_tree,
     metrics::{Lookup, Metrics},
     protocol::{fetch::Key, pktline},
     tail::{Tail, TailError, Writer, tail},
@@ -106,10 +107,8 @@ impl Packs {
     /// # Errors
     /// The directory cannot be made.
     pub fn new(dir: &Path, budget: u64, metrics: Metrics) -> io::Result<Self> {
-        match fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(dir)?,
-        }
+        remove_tree(dir)?;
+        fs::create_dir_all(dir)?;
         let (next, entries) = (AtomicU64::new(0), Mutex::default());
         Ok(Self { shared: Arc::new(Shared { dir: dir.into(), budget, metrics, next, entries }) })
     }

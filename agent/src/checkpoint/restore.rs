@@ -4,7 +4,7 @@
 //! or the disk is no reason to give a generation up: the caller tries again, or clones.
 
 use std::{
-    fs, io,
+    io,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     blockfile::{Blame, BlockFile, BlockFileError, Options, Source},
+    files::remove_tree,
     git::{Git, GitError, Oid, RefSet, pack, remote},
 };
 
@@ -83,10 +84,7 @@ impl Restore {
                         tracing::warn!(%generation, %error, "the damaged checkpoint cannot be marked");
                     }
                     passed_over.push((generation, reason));
-                    match fs::remove_dir_all(&self.staged) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                        _ => {}
-                    }
+                    remove_tree(&self.staged)?;
                 }
                 Err(error) => return Err(error),
             }

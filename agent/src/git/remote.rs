@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,6 +17,7 @@ use super::{
     refs::{Head, Ref, RefSet},
     stderr::FailureKind,
 };
+use crate::files::remove_tree;
 
 /// Local commands that touch no upstream; generous, for a cold disk and 100,000 refs.
 const LOCAL_LIMIT: Duration = Duration::from_secs(120);
@@ -232,10 +233,7 @@ pub async fn missing(git: &Git, dir: &Path, oids: &[Oid]) -> Result<HashSet<Oid>
 /// # Errors
 /// The files cannot be removed.
 pub fn clear_incoming(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir.join("refs/tarn")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_tree(&dir.join("refs/tarn"))
 }
 
 #[cfg(test)]

@@ -20,7 +20,10 @@ use std::{
 
 use tarn_crds::repo::RepoId;
 
-use crate::git::{orphans, refs::STAGED_SUFFIX};
+use crate::{
+    files::remove_tree,
+    git::{orphans, refs::STAGED_SUFFIX},
+};
 
 /// How long an agent that is just ending may keep the lock: a killed one's last child holds it until that
 /// has become git.
@@ -92,7 +95,7 @@ impl Disk {
         }
         for name in ["staging", "private", "home"] {
             let path = disk.root.join(name);
-            remove(&path).and_then(|()| fs::create_dir(&path)).map_err(at(&path))?;
+            remove_tree(&path).and_then(|()| fs::create_dir(&path)).map_err(at(&path))?;
         }
         let private = disk.root.join("private");
         fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).map_err(at(&private))?;
@@ -177,13 +180,6 @@ pub fn size(dir: &Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Removes what git and the agent leave unfinished when they are killed from all mirrors below `hosts`:
