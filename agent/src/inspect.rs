@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::{
     checkpoint::{
         CheckpointError,
-        lineage::{Lineage, list_all},
+        lineage::Lineage,
         manifest::{Generation, Keys},
         restore::Restore,
         retain,
@@ -24,7 +24,7 @@ use crate::{
     config::{GcArgs, StoreArgs, StoreCommand, VerifyArgs},
     files::remove_tree,
     git::{Git, GitError, RefSet, pack},
-    store::{self, SharedStore, StoreError, StoreLocation},
+    store::{self, SharedStore, StoreError, StoreLocation, list_all},
 };
 
 /// Why a command gave no answer, or a bad one.

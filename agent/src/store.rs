@@ -21,7 +21,7 @@ pub mod s3;
 pub mod probe;
 
 use std::{
-    fmt,
+    fmt, io,
     ops::Range,
     path::{Path, PathBuf},
     str::FromStr,
@@ -134,6 +134,12 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    fn local(path: &Path, error: &io::Error) -> Self {
+        Self::Local { path: path.display().to_string(), reason: error.to_string() }
+    }
+}
+
 /// The body of an object, or of a part of it, as it arrives.
 pub type Body = BoxStream<'static, Result<Bytes, StoreError>>;
 
@@ -180,6 +186,22 @@ pub trait Store: fmt::Debug + Send + Sync {
 
 /// A store shared by all parts.
 pub type SharedStore = Arc<dyn Store>;
+
+/// All objects whose keys begin with `prefix`.
+///
+/// # Errors
+/// The store's.
+pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Meta>, StoreError> {
+    let (mut objects, mut from) = (Vec::new(), None);
+    loop {
+        let page = store.list(prefix, from.as_deref()).await?;
+        objects.extend(page.objects);
+        match page.next {
+            Some(next) => from = Some(next),
+            None => return Ok(objects),
+        }
+    }
+}
 
 /// Where a store is, as the flag says it: `s3://BUCKET/PREFIX` or a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,12 +8,12 @@ use serde_json::json;
 
 use super::{
     CheckpointError,
-    manifest::{FileKind, Generation, Keys, MAX_MANIFEST, Manifest, unpack_refs},
+    manifest::{Generation, Keys, MAX_MANIFEST, Manifest, unpack_refs},
 };
 use crate::{
     blockfile::Digest,
     git::{ObjectFormat, RefSet},
-    store::{MAX_SMALL, Meta, PutMode, SharedStore, Store, StoreError},
+    store::{MAX_SMALL, PutMode, SharedStore, StoreError, list_all},
 };
 
 /// See the module.
@@ -53,22 +53,6 @@ impl Generations {
     }
 }
 
-/// All objects whose keys begin with `prefix`.
-///
-/// # Errors
-/// The store's.
-pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Meta>, StoreError> {
-    let (mut objects, mut from) = (Vec::new(), None);
-    loop {
-        let page = store.list(prefix, from.as_deref()).await?;
-        objects.extend(page.objects);
-        match page.next {
-            Some(next) => from = Some(next),
-            None => return Ok(objects),
-        }
-    }
-}
-
 impl Lineage {
     /// Which generations there are.
     ///
@@ -95,15 +79,8 @@ impl Lineage {
     /// # Errors
     /// [`CheckpointError::Damaged`] where it is not there or makes no sense.
     pub async fn manifest(&self, generation: Generation) -> Result<Manifest, CheckpointError> {
-        let damaged = |reason: String| CheckpointError::Damaged { generation, reason };
-        let text = match self.store.get(&self.keys.manifest(generation), MAX_MANIFEST).await {
-            Ok(text) => text,
-            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. } | StoreError::Corrupt(_))) => {
-                return Err(damaged(error.to_string()));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        Manifest::parse(&text, generation).map_err(|error| damaged(error.to_string()))
+        let text = self.object(generation, &self.keys.manifest(generation), MAX_MANIFEST).await?;
+        Manifest::parse(&text, generation).map_err(|error| generation.damaged(error))
     }
 
     /// The refs object called `name`, which `generation` needs.
@@ -116,15 +93,18 @@ impl Lineage {
         name: Digest,
         format: ObjectFormat,
     ) -> Result<RefSet, CheckpointError> {
-        let damaged = |reason: String| CheckpointError::Damaged { generation, reason };
-        let packed = match self.store.get(&self.keys.refs(name), MAX_SMALL).await {
-            Ok(packed) => packed,
-            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. } | StoreError::Corrupt(_))) => {
-                return Err(damaged(error.to_string()));
+        let packed = self.object(generation, &self.keys.refs(name), MAX_SMALL).await?;
+        unpack_refs(name, &packed, format).map_err(|error| generation.damaged(error))
+    }
+
+    /// A small object that `generation` needs.
+    async fn object(&self, generation: Generation, key: &str, limit: u64) -> Result<Bytes, CheckpointError> {
+        self.store.get(key, limit).await.map_err(|error| match error {
+            StoreError::NotFound(_) | StoreError::TooLarge { .. } | StoreError::Corrupt(_) => {
+                generation.damaged(error)
             }
-            Err(error) => return Err(error.into()),
-        };
-        unpack_refs(name, &packed, format).map_err(|error| damaged(error.to_string()))
+            _ => error.into(),
+        })
     }
 
     /// Makes sure that the store has every pack that `manifest` names, in its length.
@@ -134,13 +114,11 @@ impl Lineage {
     pub async fn check_packs(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let there = list_all(&*self.store, &self.keys.packs()).await?;
         let there: BTreeMap<String, u64> = there.into_iter().map(|meta| (meta.key, meta.bytes)).collect();
-        for pack in &manifest.packs {
-            for file in &pack.files {
-                let key = self.keys.file(pack.name, file.kind);
-                if there.get(&key) != Some(&file.bytes) {
-                    let reason = format!("{key} is not in the store, or has another length");
-                    return Err(CheckpointError::Damaged { generation: manifest.generation, reason });
-                }
+        for (pack, file) in manifest.files() {
+            let key = self.keys.file(pack, file.kind);
+            if there.get(&key) != Some(&file.bytes) {
+                let reason = format!("{key} is not in the store, or has another length");
+                return Err(manifest.generation.damaged(reason));
             }
         }
         Ok(())
@@ -162,11 +140,6 @@ impl Lineage {
             Err(StoreError::Exists(_)) => Ok(()),
             result => result,
         }
-    }
-
-    /// The key of a pack's file, in a word for errors and for the block file.
-    pub fn file(&self, pack: Digest, kind: FileKind) -> String {
-        self.keys.file(pack, kind)
     }
 }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tarn_crds::repo::RepoId;
 
+use super::CheckpointError;
 use crate::{
     blockfile::{Digest, Layout},
     git::{Head, ObjectFormat, RefSet},
@@ -33,6 +34,13 @@ impl Generation {
     /// The one after this.
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
+    }
+}
+
+impl Generation {
+    /// What is wrong with it, as an error.
+    pub(super) fn damaged(self, reason: impl fmt::Display) -> CheckpointError {
+        CheckpointError::Damaged { generation: self, reason: reason.to_string() }
     }
 }
 
@@ -204,6 +212,11 @@ impl Manifest {
     /// The length of all it names, in bytes.
     pub fn bytes(&self) -> u64 {
         self.refs.bytes + self.packs.iter().map(Pack::bytes).sum::<u64>()
+    }
+
+    /// The files of all its packs, each with its pack's name.
+    pub fn files(&self) -> impl Iterator<Item = (Digest, &File)> {
+        self.packs.iter().flat_map(|pack| pack.files.iter().map(|file| (pack.name, file)))
     }
 
     /// The refs objects it needs: its own and those its increments add to.

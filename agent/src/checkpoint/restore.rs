@@ -121,17 +121,15 @@ impl Restore {
     async fn download(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let (generation, started) = (manifest.generation, Instant::now());
         let mut downloads = Vec::new();
-        for pack in &manifest.packs {
-            for file in &pack.files {
-                let name = format!("objects/pack/pack-{}.{}", pack.name, file.kind.extension());
-                let (path, blocks) = (self.staged.join(name), file.blocks.clone());
-                let made = BlockFile::create(&path, file.bytes, blocks).await;
-                let made = made.map_err(|error| blamed(generation, &error))?;
-                let key = self.lineage.keys.file(pack.name, file.kind);
-                let source = Source { store: self.lineage.store.clone(), key, version: None };
-                let options = Options { flights: self.flights.clone(), ..Options::default() };
-                downloads.push(made.start(source, options));
-            }
+        for (pack, file) in manifest.files() {
+            let name = format!("objects/pack/pack-{pack}.{}", file.kind.extension());
+            let (path, blocks) = (self.staged.join(name), file.blocks.clone());
+            let made = BlockFile::create(&path, file.bytes, blocks).await;
+            let made = made.map_err(|error| blamed(generation, &error))?;
+            let key = self.lineage.keys.file(pack, file.kind);
+            let source = Source { store: self.lineage.store.clone(), key, version: None };
+            let options = Options { flights: self.flights.clone(), ..Options::default() };
+            downloads.push(made.start(source, options));
         }
         let total = manifest.packs.iter().map(Pack::bytes).sum::<u64>();
         let all = try_join_all(downloads.iter().map(|download| async {
@@ -158,14 +156,11 @@ impl Restore {
     /// shows only here: what the refs reach beyond the base's must be there, link by link.
     async fn check(&self, manifest: &Manifest, refs: &RefSet) -> Result<(), CheckpointError> {
         let generation = manifest.generation;
-        let damaged = |reason: String| CheckpointError::Damaged { generation, reason };
         let tips: Vec<Oid> = refs.tips().collect();
         let missing = remote::missing(&self.git, &self.staged, &tips).await?;
         if let Some(oid) = missing.iter().next() {
-            return Err(damaged(format!(
-                "it lacks {} objects that its refs name, such as {oid}",
-                missing.len()
-            )));
+            return Err(generation
+                .damaged(format!("it lacks {} objects that its refs name, such as {oid}", missing.len())));
         }
         let base = match manifest.packs.get(1).and_then(|first| first.since) {
             Some(since) => self.lineage.refs(generation, since, manifest.object_format()).await?,
@@ -174,7 +169,9 @@ impl Restore {
         };
         let base: Vec<Oid> = base.tips().collect();
         match pack::check_closure(&self.git, &self.staged, &tips, &base).await {
-            Err(error @ GitError::Failed { .. }) => Err(damaged(format!("it is incomplete: {error}"))),
+            Err(error @ GitError::Failed { .. }) => {
+                Err(generation.damaged(format!("it is incomplete: {error}")))
+            }
             result => Ok(result?),
         }
     }
@@ -183,7 +180,7 @@ impl Restore {
 /// An error of a download, as what it means for the generation.
 fn blamed(generation: Generation, error: &BlockFileError) -> CheckpointError {
     match (error.blame(), error) {
-        (Blame::Object, _) => CheckpointError::Damaged { generation, reason: error.to_string() },
+        (Blame::Object, _) => generation.damaged(error),
         (_, BlockFileError::Store { source, .. }) => source.clone().into(),
         _ => CheckpointError::Disk(io::Error::other(error.to_string())),
     }

@@ -11,10 +11,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     CheckpointError,
-    lineage::{Generations, Lineage, list_all},
+    lineage::{Generations, Lineage},
     manifest::{Generation, Keys, Manifest},
 };
-use crate::store::{Meta, PutMode, Store, StoreError};
+use crate::store::{Meta, PutMode, Store, StoreError, list_all};
 
 /// How long a generation that newer ones have pushed out, and an object without a manifest, are kept.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
@@ -48,8 +48,7 @@ pub fn unnamed(
     now: Timestamp,
 ) -> Vec<String> {
     let grace = SignedDuration::try_from(grace).unwrap_or(SignedDuration::MAX);
-    let packs = kept.iter().flat_map(|manifest| &manifest.packs);
-    let files = packs.flat_map(|pack| pack.files.iter().map(|file| keys.file(pack.name, file.kind)));
+    let files = kept.iter().flat_map(Manifest::files).map(|(pack, file)| keys.file(pack, file.kind));
     let refs = kept.iter().flat_map(Manifest::refs_objects).map(|name| keys.refs(name));
     let named: BTreeSet<String> = files.chain(refs).collect();
     let goes = |meta: &&Meta| !named.contains(&meta.key) && now.duration_since(meta.modified) >= grace;

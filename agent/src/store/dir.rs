@@ -88,15 +88,11 @@ impl Store for DirStore {
         let (key, file) = (key.to_owned(), file.to_owned());
         self.blocking(move |root| {
             let path = object_path(root, &key)?;
-            let local = |error: &io::Error| StoreError::Local {
-                path: file.display().to_string(),
-                reason: error.to_string(),
-            };
-            let mut source = File::open(&file).map_err(|error| local(&error))?;
+            let mut source = File::open(&file).map_err(|error| StoreError::local(&file, &error))?;
             let mut staged = Staged::new(root)?;
             let mut chunk = vec![0; CHUNK];
             loop {
-                let read = source.read(&mut chunk).map_err(|error| local(&error))?;
+                let read = source.read(&mut chunk).map_err(|error| StoreError::local(&file, &error))?;
                 match chunk.get(..read) {
                     Some([]) | None => break,
                     Some(bytes) => staged.write(bytes)?,

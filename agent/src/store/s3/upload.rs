@@ -35,7 +35,7 @@ pub(super) async fn put_file(store: &S3Store, key: &str, path: &Path) -> Result<
         let file = File::open(&named)?;
         Ok((file.metadata()?.len(), file))
     });
-    let (length, file) = joined(opened.await).map_err(|error| local(path, &error))?;
+    let (length, file) = joined(opened.await).map_err(|error| StoreError::local(path, &error))?;
     let file = Arc::new(file);
     if length <= WHOLE {
         let body = read(&file, path, 0, length).await?;
@@ -193,15 +193,11 @@ async fn read(file: &Arc<File>, path: &Path, start: u64, length: u64) -> Result<
         file.read_exact_at(&mut part, start)?;
         Ok(part.freeze())
     });
-    joined(done.await).map_err(|error| local(path, &error))
+    joined(done.await).map_err(|error| StoreError::local(path, &error))
 }
 
 fn joined<T>(done: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
     done.map_err(io::Error::other)?
-}
-
-fn local(path: &Path, error: &io::Error) -> StoreError {
-    StoreError::Local { path: path.display().to_string(), reason: error.to_string() }
 }
 
 #[cfg(test)]
