@@ -11,6 +11,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
+use tarn_crds::v1alpha1::conditions::Reason;
 
 /// Seconds: from a cached answer on loopback to a clone of minutes.
 const SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
@@ -20,6 +21,13 @@ const SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 
 pub struct Outcome {
     /// `ok`, or a reason code.
     pub outcome: &'static str,
+}
+
+impl Outcome {
+    /// `ok`, or the reason of the error.
+    pub fn of<T, E>(result: &Result<T, E>, reason: impl FnOnce(&E) -> Reason) -> Self {
+        Self { outcome: result.as_ref().map_or_else(|error| reason(error).as_str(), |_| "ok") }
+    }
 }
 
 /// One kind of request and how it ended.

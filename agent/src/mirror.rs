@@ -12,6 +12,7 @@ pub mod upkeep;
 
 use std::{
     collections::HashSet,
+    fmt,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -129,7 +130,7 @@ pub struct View {
     /// Bytes on the disk.
     pub bytes: u64,
     /// The newest checkpoint known.
-    pub checkpoint: Option<Checkpoint>,
+    pub checkpoint: Option<Arc<Checkpoint>>,
     /// Why the last checkpoint could not be published, if so.
     pub store_trouble: Option<Trouble>,
     /// Why the last restore failed, or passed a checkpoint over, if so.
@@ -154,6 +155,12 @@ pub struct Trouble {
     pub reason: Reason,
     /// For people; holds no secret.
     pub message: String,
+}
+
+impl Trouble {
+    fn new(reason: Reason, error: &impl fmt::Display) -> Self {
+        Self { reason, message: error.to_string() }
+    }
 }
 
 /// A state of the refs that is complete on the disk.

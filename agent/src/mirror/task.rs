@@ -233,7 +233,7 @@ impl Task {
 
     async fn serve(mut self, mut inbox: mpsc::Receiver<Message>) {
         self.load().await;
-        self.checkpoints.restore_due = self.archive.is_some() && self.stored.is_none();
+        self.checkpoints.restore_due = true;
         if self.settings.suspend {
             self.happened(Event::Suspended);
         } else {
@@ -268,7 +268,7 @@ impl Task {
                 () = sleep_until(timer) => {
                     self.timer = None;
                     // The store may be back before the upstream is.
-                    self.checkpoints.restore_due = self.archive.is_some() && self.stored.is_none();
+                    self.checkpoints.restore_due = true;
                     self.happened(Event::TimerFired);
                 }
             }

@@ -32,10 +32,10 @@ const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 /// What a mirror knows of its checkpoints.
 #[derive(Default)]
 pub(super) struct Checkpoints {
-    /// A restore is to be tried before anything is cloned.
+    /// A restore is to be tried before anything is cloned; heeded while nothing is on the disk.
     pub(super) restore_due: bool,
     /// The newest one known.
-    pub(super) newest: Option<Checkpoint>,
+    pub(super) newest: Option<Arc<Checkpoint>>,
     publishing: Option<AbortOnDropHandle<Result<Checkpoint, CheckpointError>>>,
     /// Not before this.
     publish_at: Option<Instant>,
@@ -119,7 +119,7 @@ impl Task {
             Some(Restored { refs, checkpoint }) => {
                 self.facts.head = refs.head_oid();
                 self.stored = Some(Stored::new(refs));
-                self.checkpoints.newest = Some(checkpoint);
+                self.checkpoints.newest = Some(Arc::new(checkpoint));
                 self.bytes_now();
                 // The base brings its bitmap; the increments are indexed once it is quiet.
                 (self.facts.repacked, self.facts.fetched) = (Some(began), Some(Instant::now()));
@@ -191,7 +191,7 @@ impl Task {
                 tracing::info!(%generation, bytes, uploaded, "checkpoint");
                 self.metrics.uploaded.inc_by(*uploaded);
                 (self.checkpoints.failures, self.checkpoints.store_trouble) = (0, None);
-                self.checkpoints.newest = Some(made);
+                self.checkpoints.newest = Some(Arc::new(made));
                 interval_delay(self.settings.checkpoint.interval, rand::random())
             }
             Err(error) => {
@@ -206,7 +206,7 @@ impl Task {
 }
 
 fn trouble(error: &CheckpointError) -> Trouble {
-    Trouble { reason: error.reason(), message: error.to_string() }
+    Trouble::new(error.reason(), error)
 }
 
 /// Removes what may go; what cannot be removed now goes the next time.

@@ -65,8 +65,8 @@ impl Task {
     pub(super) fn job_finished(&mut self, result: Result<u64, FetchError>) {
         match self.job.take() {
             Some(Job::Refs { target, began, .. }) => {
-                let outcome = result.as_ref().map_or_else(|error| error.kind().reason().as_str(), |_| "ok");
-                self.metrics.fetches.get_or_create(&Outcome { outcome }).inc();
+                let outcome = Outcome::of(&result, |error| error.kind().reason());
+                self.metrics.fetches.get_or_create(&outcome).inc();
                 self.metrics.fetch_seconds.observe(began.elapsed().as_secs_f64());
                 self.fetch_finished(target, result);
             }
@@ -121,8 +121,7 @@ impl Task {
                     return;
                 }
                 tracing::warn!(%error, failures = self.state.failures, "fetch failed; it will be retried");
-                self.fetch_trouble =
-                    Some(Trouble { reason: error.kind().reason(), message: error.to_string() });
+                self.fetch_trouble = Some(Trouble::new(error.kind().reason(), &error));
                 let error = Arc::new(error);
                 for wanted in mem::take(&mut self.after_fetch) {
                     drop(wanted.reply.send(Err(BringError::Fetch(error.clone()))));

@@ -66,8 +66,8 @@ impl Task {
 
     pub(super) fn look_finished(&mut self, result: Result<Arc<RefSet>, LookError>) {
         let Some(look) = self.look.take() else { return };
-        let outcome = result.as_ref().map_or_else(|error| error.kind().reason().as_str(), |_| "ok");
-        self.metrics.looks.get_or_create(&Outcome { outcome }).inc();
+        let outcome = Outcome::of(&result, |error| error.kind().reason());
+        self.metrics.looks.get_or_create(&outcome).inc();
         self.metrics.look_seconds.observe(look.began.elapsed().as_secs_f64());
         let answer = match result {
             Ok(refs) => {
@@ -85,8 +85,7 @@ impl Task {
                 if self.look_trouble.is_none() {
                     tracing::warn!(%error, "the upstream cannot be asked");
                 }
-                self.look_trouble =
-                    Some(Trouble { reason: error.kind().reason(), message: error.to_string() });
+                self.look_trouble = Some(Trouble::new(error.kind().reason(), &error));
                 self.happened(Event::LookFailed);
                 Err(Arc::new(error))
             }
