@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    command::{Git, GitError},
+    command::{Command, Git, GitError},
     object::Oid,
     refs::RefSet,
 };
@@ -22,12 +22,10 @@ const PACK_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Whether `wants` are at most [`NEAR`] commits ahead of `haves`. Haves that are not there count nothing.
 pub async fn is_near(git: &Git, dir: &Path, wants: &[Oid], haves: &[Oid]) -> bool {
-    let mut input: String = wants.iter().map(|oid| format!("{oid}\n")).collect();
-    input.extend(haves.iter().map(|oid| format!("^{oid}\n")));
     let command = git.command("rev-list").git_dir(dir).args(["--count", "--ignore-missing", "--stdin"]);
     let counted = command
         .arg(format!("--max-count={}", NEAR + 1))
-        .input(input.into_bytes())
+        .input(revisions(wants, haves))
         .run(Duration::from_secs(10))
         .await;
     let count = counted.ok().and_then(|out| String::from_utf8(out.stdout).ok()?.trim().parse::<usize>().ok());
@@ -71,29 +69,42 @@ pub async fn make_seed(
 /// with the commit.
 fn borrow(dir: &Path, view: &Path) -> io::Result<()> {
     let objects = fs::canonicalize(dir.join("objects"))?;
-    fs::create_dir_all(view.join("objects/pack"))?;
-    fs::create_dir_all(view.join("objects/info"))?;
-    fs::create_dir_all(view.join("refs"))?;
+    frame(dir, view)?;
     let mut alternates = objects.into_os_string().into_encoded_bytes();
     alternates.push(b'\n');
     fs::write(view.join("objects/info/alternates"), alternates)?;
-    fs::copy(dir.join("config"), view.join("config"))?;
     fs::copy(dir.join("HEAD"), view.join("HEAD"))?;
     symlink(fs::canonicalize(dir.join("packed-refs"))?, view.join("packed-refs"))
 }
 
+/// What makes `view` a repository like `dir`, but for objects and refs.
+fn frame(dir: &Path, view: &Path) -> io::Result<()> {
+    for part in ["objects/pack", "objects/info", "refs"] {
+        fs::create_dir_all(view.join(part))?;
+    }
+    fs::copy(dir.join("config"), view.join("config")).map(drop)
+}
+
 /// How many packs the repository `dir` has.
 pub fn count(dir: &Path) -> usize {
-    let entries = fs::read_dir(dir.join("objects/pack"));
-    entries.map_or(0, |entries| {
-        entries.flatten().filter(|e| e.path().extension().is_some_and(|x| x == "pack")).count()
-    })
+    files(dir, "pack").map_or(0, |packs| packs.len())
+}
+
+/// The files with this extension among the packs of the repository `dir`.
+fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir.join("objects/pack"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the repository `dir` has bitmaps, of one pack or of many.
 pub fn has_bitmaps(dir: &Path) -> bool {
-    let mut entries = fs::read_dir(dir.join("objects/pack")).into_iter().flatten().flatten();
-    entries.any(|entry| entry.path().extension().is_some_and(|extension| extension == "bitmap"))
+    files(dir, "bitmap").is_ok_and(|bitmaps| !bitmaps.is_empty())
 }
 
 /// Rolls small packs up so that each is at least twice as large as all smaller ones together, and writes
@@ -107,7 +118,7 @@ pub async fn put_in_order(git: &Git, dir: &Path) -> Result<(), GitError> {
     if count(dir) == 0 {
         return Ok(());
     }
-    let repack = git.command("repack").git_dir(dir).config("pack.threads=1").config("pack.windowMemory=64m");
+    let repack = frugal(git, "repack", dir);
     repack
         .args(["--geometric=2", "-d", "--quiet", "--write-midx", "--write-bitmap-index"])
         .run(PACK_LIMIT)
@@ -123,21 +134,13 @@ pub async fn put_in_order(git: &Git, dir: &Path) -> Result<(), GitError> {
 /// # Errors
 /// A file cannot be linked or written; what was made so far is left in `view`.
 pub fn pin(dir: &Path, view: &Path, refs: &RefSet) -> io::Result<()> {
-    let (from, to) = (dir.join("objects/pack"), view.join("objects/pack"));
-    fs::create_dir_all(&to)?;
-    fs::create_dir_all(view.join("objects/info"))?;
-    fs::create_dir_all(view.join("refs"))?;
-    fs::copy(dir.join("config"), view.join("config"))?;
-    for entry in fs::read_dir(&from)? {
-        let index = entry?.path();
-        let (Some(stem), Some("idx")) = (index.file_stem(), index.extension().and_then(|e| e.to_str()))
-        else {
-            continue;
-        };
-        // Git writes the index last: where it is, the pack is whole.
+    frame(dir, view)?;
+    // Git writes the index last: where it is, the pack is whole.
+    for index in files(dir, "idx")? {
         for extension in ["pack", "rev", "idx"] {
-            let name = Path::new(stem).with_extension(extension);
-            match fs::hard_link(from.join(&name), to.join(&name)) {
+            let file = index.with_extension(extension);
+            let Some(name) = file.file_name() else { continue };
+            match fs::hard_link(&file, view.join("objects/pack").join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && extension == "rev" => {}
                 result => result?,
             }
@@ -159,8 +162,7 @@ pub async fn pack_since(
     without: &[Oid],
 ) -> Result<Option<(PathBuf, u64)>, GitError> {
     let io_error = |source| GitError::Io { verb: "pack-objects".into(), source };
-    let pack =
-        git.command("pack-objects").git_dir(dir).config("pack.threads=1").config("pack.windowMemory=64m");
+    let pack = frugal(git, "pack-objects", dir);
     let output = pack
         .args(["--revs", "--quiet", "--delta-base-offset"])
         .arg(into)
@@ -182,16 +184,11 @@ pub async fn pack_since(
 /// What git says: above all, that an object is missing.
 pub async fn pack_whole(git: &Git, dir: &Path) -> Result<Option<(PathBuf, u64)>, GitError> {
     let io_error = |source| GitError::Io { verb: "repack".into(), source };
-    let repack = git.command("repack").git_dir(dir).config("pack.threads=1").config("pack.windowMemory=64m");
+    let repack = frugal(git, "repack", dir);
     repack.args(["-a", "-d", "-b", "--quiet"]).run(PACK_LIMIT).await?;
-    for entry in fs::read_dir(dir.join("objects/pack")).map_err(io_error)? {
-        let path = entry.map_err(io_error)?.path();
-        if path.extension().is_some_and(|extension| extension == "pack") {
-            let objects = objects(&path.with_extension("idx")).map_err(io_error)?;
-            return Ok((objects > 0).then_some((path, objects)));
-        }
-    }
-    Ok(None)
+    let Some(path) = files(dir, "pack").map_err(io_error)?.pop() else { return Ok(None) };
+    let objects = objects(&path.with_extension("idx")).map_err(io_error)?;
+    Ok((objects > 0).then_some((path, objects)))
 }
 
 /// Makes sure that the repository `dir` has everything that `tips` reach and `without` do not.
@@ -215,6 +212,11 @@ pub async fn fsck(git: &Git, dir: &Path) -> Result<(), GitError> {
         .run(PACK_LIMIT)
         .await?;
     Ok(())
+}
+
+/// A command that packs beside those who serve: one thread, and little memory for the search for deltas.
+fn frugal(git: &Git, verb: &'static str, dir: &Path) -> Command {
+    git.command(verb).git_dir(dir).config("pack.threads=1").config("pack.windowMemory=64m")
 }
 
 fn revisions(tips: &[Oid], without: &[Oid]) -> Vec<u8> {
