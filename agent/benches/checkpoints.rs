@@ -21,6 +21,7 @@ use tarn_agent::store::{S3Options, SharedStore, StoreLocation, list_all, open};
 use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::{Agent, Builder, repo_id};
 use tarn_testkit::git::{Git, Repo};
+use tarn_testkit::measure::peak_rss;
 use tarn_testkit::proxy::{FaultProxy, Trouble};
 use tarn_testkit::s3::S3Server;
 
@@ -67,15 +68,7 @@ fn builder(endpoint: &str) -> Builder {
     Builder::new(env!("CARGO_BIN_EXE_tarn-agent"))
         .without_manifests()
         .file_upstreams()
-        .arg("--store")
-        .arg(format!("s3://{}/bench", S3Server::BUCKET))
-        .arg("--s3-endpoint")
-        .arg(endpoint)
-        .arg("--s3-region")
-        .arg(S3Server::REGION)
-        .arg("--s3-path-style")
-        .env("AWS_ACCESS_KEY_ID", S3Server::ACCESS_KEY)
-        .env("AWS_SECRET_ACCESS_KEY", S3Server::SECRET_KEY)
+        .bucket("bench", endpoint)
         .env("NO_PROXY", "127.0.0.1")
 }
 
@@ -114,7 +107,7 @@ async fn restores() -> Result<()> {
             restored.push(began.elapsed());
             let status = agent.mirror_status(&id.to_string()).await?;
             ensure!(status["checkpoint"]["generation"] == 1, "it was not restored: {status}");
-            rss = rss.max(peak_rss(agent.pid()?)?);
+            rss = rss.max(peak_rss(agent.pid()?)? >> 20);
         }
         let (raw_s, restored_s) = (median(&raw), median(&restored));
         println!("{name}: raw {}  start to Ready {}", shown(&raw), shown(&restored));
@@ -201,14 +194,6 @@ async fn wait_ready(agent: &Agent, repo: &str) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-/// In MiB.
-fn peak_rss(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib / 1024)
 }
 
 /// A thousand commits, each published: what is uploaded, beside each commit's own pack.

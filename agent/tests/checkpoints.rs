@@ -18,6 +18,7 @@ use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::{Agent, Builder, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
+use tarn_testkit::proxy::FaultProxy;
 use tarn_testkit::s3::S3Server;
 use tarn_testkit::upstream::Upstream;
 
@@ -76,6 +77,45 @@ impl Stage {
         Ok(Self { upstream, origin, git: Git::new()?, dir, s3, spec: SPEC.to_vec() })
     }
 
+    /// Two generations, the second an increment; the agent that made them has gone.
+    async fn two_generations(kind: Kind) -> Result<Self> {
+        let stage = Self::new(kind).await?;
+        stage.origin.grow("main", 30, 20_000, 7).await?;
+        let mut agent = stage.ready().await?;
+        stage.published(&agent).await?;
+        stage.origin.commit("main", &[("second.txt", "second")]).await?;
+        ensure!(stage.published(&agent).await? == 2, "two generations");
+        agent.stop().await?;
+        Ok(stage)
+    }
+
+    /// One generation; the agent that made it has gone.
+    async fn one_generation(&self) -> Result<()> {
+        let mut agent = self.ready().await?;
+        self.published(&agent).await?;
+        agent.stop().await?;
+        Ok(())
+    }
+
+    /// An agent with an empty disk that has restored its mirror, whatever the upstream does.
+    async fn restored(&self) -> Result<Agent> {
+        let agent = self.agent().await?;
+        self.wait_restored(&agent).await?;
+        Ok(agent)
+    }
+
+    async fn wait_restored(&self, agent: &Agent) -> Result<()> {
+        agent.wait_status(&self.repo(), "restored", |status| status["refCount"] != 0).await?;
+        Ok(())
+    }
+
+    /// A line to the bucket that can be cut, and is.
+    async fn cut_line(&self) -> Result<FaultProxy> {
+        let line = FaultProxy::start(self.s3.as_ref().context("a bucket")?.address())?;
+        line.refuse().await;
+        Ok(line)
+    }
+
     /// Where the store's objects lie as files.
     fn store(&self) -> PathBuf {
         match &self.s3 {
@@ -94,16 +134,7 @@ impl Stage {
     fn with_store(&self, builder: Builder, endpoint: Option<&str>) -> Builder {
         match &self.s3 {
             None => builder.arg("--store").arg(self.store()),
-            Some(s3) => builder
-                .arg("--store")
-                .arg(format!("s3://{}/prefix", S3Server::BUCKET))
-                .arg("--s3-endpoint")
-                .arg(endpoint.map_or_else(|| s3.endpoint(), str::to_owned))
-                .arg("--s3-region")
-                .arg(S3Server::REGION)
-                .arg("--s3-path-style")
-                .env("AWS_ACCESS_KEY_ID", S3Server::ACCESS_KEY)
-                .env("AWS_SECRET_ACCESS_KEY", S3Server::SECRET_KEY),
+            Some(s3) => builder.bucket("prefix", &endpoint.map_or_else(|| s3.endpoint(), str::to_owned)),
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tarn_testkit::agent::{manifest, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::Repo;
+use tarn_testkit::measure::peak_rss;
 use tarn_testkit::upstream::{Fault, Operation, Upstream};
 use tarn_testkit::wire::Connection;
 
@@ -89,7 +90,7 @@ async fn memory_does_not_grow_with_the_repository() -> Result<()> {
         Ok(())
     };
     tokio::try_join!(download(), download(), download(), download())?;
-    let peak = peak_memory(scene.agent.pid()?)?;
+    let peak = peak_rss(scene.agent.pid()?)? >> 10;
     assert!(peak < 120_000, "the agent alone took {peak} kB");
     Ok(())
 }
@@ -115,7 +116,7 @@ async fn a_compressed_body_that_swells_is_refused_before_it_fills_the_memory() -
         Ok(())
     };
     tokio::try_join!(send(), send(), send(), send())?;
-    let peak = peak_memory(scene.agent.pid()?)?;
+    let peak = peak_rss(scene.agent.pid()?)? >> 10;
     assert!(peak < 200_000, "the agent took {peak} kB");
     Ok(())
 }
@@ -197,11 +198,4 @@ async fn many_mirrors_at_once_start_a_bounded_number_of_children() -> Result<()>
         agent.wait_phase(&repo_id(&upstream.url(name)), "Ready").await?;
     }
     agent.wait_idle().await
-}
-
-/// The most memory a process has had, in kB.
-pub(crate) fn peak_memory(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -17,6 +17,7 @@ use tokio::process::Child;
 pub use self::processes::Process;
 use crate::eventually::eventually;
 use crate::process::{Output, command, run};
+use crate::s3::S3Server;
 use crate::wire::{self, Answer, Connection};
 
 /// How long a start, a stop or a phase may take: far longer than either does, for loaded machines.
@@ -78,6 +79,21 @@ impl Builder {
     #[must_use]
     pub fn file_upstreams(self) -> Self {
         self.arg("--allow-file-upstreams")
+    }
+
+    /// Adds the flags and credentials for the test server's bucket, below `prefix`, at `endpoint`: the server's
+    /// own, or that of a proxy in front of it.
+    #[must_use]
+    pub fn bucket(self, prefix: &str, endpoint: &str) -> Self {
+        self.arg("--store")
+            .arg(format!("s3://{}/{prefix}", S3Server::BUCKET))
+            .arg("--s3-endpoint")
+            .arg(endpoint)
+            .arg("--s3-region")
+            .arg(S3Server::REGION)
+            .arg("--s3-path-style")
+            .env("AWS_ACCESS_KEY_ID", S3Server::ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", S3Server::SECRET_KEY)
     }
 
     /// Sets an environment variable; the agent's is otherwise empty but for PATH and an empty HOME.

@@ -62,6 +62,11 @@ pub struct Usage {
     pub wall: Duration,
 }
 
+/// The peak of a process's resident memory so far, in bytes.
+pub fn peak_rss(pid: u32) -> Result<u64> {
+    proc::peak(pid)
+}
+
 impl Server {
     /// Starts a server and waits for the line on its standard output that begins with `ready`; gives the line.
     /// Its standard error goes to a file.

@@ -16,6 +16,7 @@ use futures_util::{
     future::{BoxFuture, join_all},
     stream,
 };
+use tarn_testkit::eventually::eventually;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -235,13 +236,9 @@ async fn read(reader: &Reader, range: Range<u64>) -> Result<Vec<u8>, BlockFileEr
     Ok(chunks.concat())
 }
 
-async fn eventually(what: impl Fn() -> bool) {
-    let wait = async {
-        while !what() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it never came");
+async fn until(what: impl Fn() -> bool) {
+    let probe = async || if what() { Ok(()) } else { Err("not yet") };
+    eventually(Duration::from_secs(20), "the download's end", probe).await.unwrap();
 }
 
 /// The answers of `faults` for requests that touch `offset`, the n-th of them counted from 0.
@@ -506,9 +503,9 @@ async fn dropping_the_last_handle_ends_the_download_and_lets_go_of_the_file() {
     drop(other);
     let error = read(&reader, 0..BYTES).await.unwrap_err();
     assert!(matches!(error, BlockFileError::GivenUp), "{error}");
-    eventually(|| options.flights.available_permits() == 1).await;
+    until(|| options.flights.available_permits() == 1).await;
     let active = remote.active.clone();
-    eventually(|| active.load(Ordering::SeqCst) == 0).await;
+    until(|| active.load(Ordering::SeqCst) == 0).await;
     assert_eq!(remote.resume(&dir).await.progress().verified, SMALL);
 }
 

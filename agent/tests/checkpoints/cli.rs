@@ -35,19 +35,8 @@ async fn attempt(stage: &Stage, args: &[&str]) -> Result<Output> {
     stage.with_store(builder, None).run_alone().await
 }
 
-async fn two_generations(kind: Kind) -> Result<Stage> {
-    let stage = Stage::new(kind).await?;
-    stage.origin.grow("main", 30, 20_000, 7).await?;
-    let mut agent = stage.ready().await?;
-    stage.published(&agent).await?;
-    stage.origin.commit("main", &[("second.txt", "second")]).await?;
-    stage.published(&agent).await?;
-    agent.stop().await?;
-    Ok(stage)
-}
-
 async fn ls_names_mirrors_and_generations(kind: Kind) -> Result<()> {
-    let stage = two_generations(kind).await?;
+    let stage = Stage::two_generations(kind).await?;
     let table = store(&stage, &["ls"]).await?;
     ensure!(table.starts_with("MIRROR") && table.contains(&stage.repo()), "{table}");
     let rows: Vec<Value> = serde_json::from_str(&store(&stage, &["ls", "--json"]).await?)?;
@@ -59,7 +48,7 @@ async fn ls_names_mirrors_and_generations(kind: Kind) -> Result<()> {
 }
 
 async fn verify_finds_damage_and_says_where(kind: Kind) -> Result<()> {
-    let stage = two_generations(kind).await?;
+    let stage = Stage::two_generations(kind).await?;
     store(&stage, &["verify"]).await?;
     let newest = stage.newest()?.context("a manifest")?;
     let pack = packs(&newest).pop().context("a pack")?;
@@ -74,7 +63,7 @@ async fn verify_finds_damage_and_says_where(kind: Kind) -> Result<()> {
 }
 
 async fn gc_removes_what_nobody_names_and_nothing_else(kind: Kind) -> Result<()> {
-    let stage = two_generations(kind).await?;
+    let stage = Stage::two_generations(kind).await?;
     let all = || -> Result<usize> {
         let objects = stage.objects();
         Ok(files(&objects.join("packs"), "pack")?.len() + files(&objects.join("refs"), "zst")?.len())

@@ -18,18 +18,6 @@ on_both_stores!(
     damage_is_found_before_anything_is_built_on_it,
 );
 
-/// Two generations, the second an increment; the agent that made them has gone.
-async fn two_generations(kind: Kind) -> Result<Stage> {
-    let stage = Stage::new(kind).await?;
-    stage.origin.grow("main", 30, 20_000, 7).await?;
-    let mut agent = stage.ready().await?;
-    stage.published(&agent).await?;
-    stage.origin.commit("main", &[("second.txt", "second")]).await?;
-    ensure!(stage.published(&agent).await? == 2, "two generations");
-    agent.stop().await?;
-    Ok(stage)
-}
-
 /// The generations' own packs: of the newest what the one before has not.
 fn newest_pack(stage: &Stage) -> Result<String> {
     let manifests = stage.manifests()?;
@@ -65,7 +53,7 @@ async fn expect_recovery(stage: &Stage, passed_over: bool) -> Result<Value> {
 }
 
 async fn a_flipped_bit_is_found_and_the_generation_before_restored(kind: Kind) -> Result<()> {
-    let stage = two_generations(kind).await?;
+    let stage = Stage::two_generations(kind).await?;
     flip(&stage.objects().join(newest_pack(&stage)?))?;
     expect_recovery(&stage, true).await?;
     ensure!(stage.bad()? == 1, "one generation is bad, the first is not");
@@ -73,7 +61,7 @@ async fn a_flipped_bit_is_found_and_the_generation_before_restored(kind: Kind) -
 }
 
 async fn a_missing_pack_is_found_and_a_fresh_clone_made(kind: Kind) -> Result<()> {
-    let stage = two_generations(kind).await?;
+    let stage = Stage::two_generations(kind).await?;
     // The base: both generations need it.
     let base = packs(&stage.manifests()?[0])[0].clone();
     std::fs::remove_file(stage.objects().join(base))?;
@@ -83,7 +71,7 @@ async fn a_missing_pack_is_found_and_a_fresh_clone_made(kind: Kind) -> Result<()
 }
 
 async fn a_truncated_pack_is_found(kind: Kind) -> Result<()> {
-    let stage = two_generations(kind).await?;
+    let stage = Stage::two_generations(kind).await?;
     let path = stage.objects().join(newest_pack(&stage)?);
     let content = std::fs::read(&path)?;
     std::fs::write(&path, &content[..content.len() / 2])?;
@@ -92,7 +80,7 @@ async fn a_truncated_pack_is_found(kind: Kind) -> Result<()> {
 }
 
 async fn an_empty_manifest_never_comes_back(kind: Kind) -> Result<()> {
-    let stage = two_generations(kind).await?;
+    let stage = Stage::two_generations(kind).await?;
     let newest = stage.objects().join(format!("checkpoints/{:020}.json", 2));
     std::fs::write(newest, "")?;
     expect_recovery(&stage, true).await?;
@@ -124,7 +112,7 @@ async fn a_manifest_that_leaves_an_increment_out_is_found(kind: Kind) -> Result<
 }
 
 async fn a_damaged_list_of_refs_is_found(kind: Kind) -> Result<()> {
-    let stage = two_generations(kind).await?;
+    let stage = Stage::two_generations(kind).await?;
     let newest = stage.newest()?.context("a manifest")?;
     let name = newest["refs"]["name"].as_str().context("a name")?;
     flip(&stage.objects().join(format!("refs/{name}.zst")))?;

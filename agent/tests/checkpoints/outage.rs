@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use tarn_testkit::eventually::eventually;
-use tarn_testkit::proxy::FaultProxy;
 use tarn_testkit::upstream::Fault;
 
 use super::{Kind, Stage, on_both_stores};
@@ -19,12 +18,9 @@ on_both_stores!(
 
 async fn with_the_upstream_down_a_restored_mirror_serves_and_says_that_it_is_stale(kind: Kind) -> Result<()> {
     let stage = Stage::new(kind).await?;
-    let mut first = stage.ready().await?;
-    stage.published(&first).await?;
-    first.stop().await?;
+    stage.one_generation().await?;
     stage.upstream.down().await;
-    let second = stage.agent().await?;
-    second.wait_status(&stage.repo(), "restored", |status| status["refCount"] != 0).await?;
+    let second = stage.restored().await?;
     let answer = second.get(&format!("/git/{}/info/refs?service=git-upload-pack", stage.repo())).await?;
     let freshness = answer.header("tarn-freshness").unwrap_or_default();
     ensure!(answer.status == 200 && freshness.starts_with("stale"), "{} {freshness}", answer.status);
@@ -40,12 +36,9 @@ async fn with_the_upstream_down_and_the_policy_fail_a_restored_mirror_answers_er
 ) -> Result<()> {
     let mut stage = Stage::new(kind).await?;
     stage.spec.push("freshness: {onUpstreamFailure: Fail, lookTimeout: 1s}");
-    let mut first = stage.ready().await?;
-    stage.published(&first).await?;
-    first.stop().await?;
+    stage.one_generation().await?;
     stage.upstream.down().await;
-    let second = stage.agent().await?;
-    second.wait_status(&stage.repo(), "restored", |status| status["refCount"] != 0).await?;
+    let second = stage.restored().await?;
     let url = second.git_url(&stage.repo())?;
     ensure!(stage.git.ls_remote(&url).await.is_err(), "old refs were shown");
     stage.upstream.up().await;
@@ -61,8 +54,7 @@ async fn with_the_upstream_down_nothing_is_published(kind: Kind) -> Result<()> {
     drop(first.fetch_now(&stage.repo()).await?);
     drop(first.post(&format!("/mirrors/{}/checkpoint", stage.repo())).await?);
     first.stop().await?;
-    let second = stage.agent().await?;
-    second.wait_status(&stage.repo(), "restored", |status| status["refCount"] != 0).await?;
+    let second = stage.restored().await?;
     drop(second.post(&format!("/mirrors/{}/checkpoint", stage.repo())).await?);
     second.wait_status(&stage.repo(), "stale", |status| condition(status, "Stale")).await?;
     ensure!(stage.manifests()?.len() == 1, "something was published");
@@ -71,12 +63,9 @@ async fn with_the_upstream_down_nothing_is_published(kind: Kind) -> Result<()> {
 
 async fn an_upstream_that_never_answers_delays_no_restore(kind: Kind) -> Result<()> {
     let stage = Stage::new(kind).await?;
-    let mut first = stage.ready().await?;
-    stage.published(&first).await?;
-    first.stop().await?;
+    stage.one_generation().await?;
     stage.upstream.fault(Fault::Hang);
-    let second = stage.agent().await?;
-    second.wait_status(&stage.repo(), "restored", |status| status["refCount"] != 0).await?;
+    let second = stage.restored().await?;
     let began = Instant::now();
     stage.expect_clone(&second, "clone").await?;
     // lookTimeout is 5 s; from then on a request waits a second at most.
@@ -87,9 +76,7 @@ async fn an_upstream_that_never_answers_delays_no_restore(kind: Kind) -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_store_down_at_the_start_the_mirror_is_cloned_and_published_later() -> Result<()> {
     let stage = Stage::new(Kind::Bucket).await?;
-    let proxy =
-        FaultProxy::start(stage.s3.as_ref().map(|s3| s3.address()).unwrap_or(([127, 0, 0, 1], 1).into()))?;
-    proxy.refuse().await;
+    let proxy = stage.cut_line().await?;
     let endpoint = format!("http://{}", proxy.address());
     let began = Instant::now();
     let first = stage.start(stage.with_store(agent(), Some(&endpoint))).await?;
@@ -113,12 +100,8 @@ async fn with_the_store_down_at_the_start_the_mirror_is_cloned_and_published_lat
 #[tokio::test(flavor = "multi_thread")]
 async fn with_both_down_the_agent_starts_answers_and_recovers_when_the_store_does() -> Result<()> {
     let stage = Stage::new(Kind::Bucket).await?;
-    let mut first = stage.ready().await?;
-    stage.published(&first).await?;
-    first.stop().await?;
-    let proxy =
-        FaultProxy::start(stage.s3.as_ref().map(|s3| s3.address()).unwrap_or(([127, 0, 0, 1], 1).into()))?;
-    proxy.refuse().await;
+    stage.one_generation().await?;
+    let proxy = stage.cut_line().await?;
     stage.upstream.fault(Fault::Hang);
     let endpoint = format!("http://{}", proxy.address());
     let second = stage.start(stage.with_store(agent(), Some(&endpoint))).await?;
@@ -131,6 +114,6 @@ async fn with_both_down_the_agent_starts_answers_and_recovers_when_the_store_doe
         began.elapsed()
     );
     proxy.accept().await;
-    second.wait_status(&stage.repo(), "restored", |status| status["refCount"] != 0).await?;
+    stage.wait_restored(&second).await?;
     stage.expect_clone(&second, "clone").await
 }

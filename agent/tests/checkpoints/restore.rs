@@ -14,9 +14,7 @@ on_both_stores!(
 
 async fn a_new_agent_restores_instead_of_cloning(kind: Kind) -> Result<()> {
     let stage = Stage::new(kind).await?;
-    let mut first = stage.ready().await?;
-    stage.published(&first).await?;
-    first.stop().await?;
+    stage.one_generation().await?;
     stage.upstream.clear_log();
     let second = stage.ready().await?;
     ensure!(stage.upstream.count("a.git", Operation::Fetch) == 0, "it fetched from the upstream");
@@ -28,9 +26,7 @@ async fn a_new_agent_restores_instead_of_cloning(kind: Kind) -> Result<()> {
 
 async fn what_was_pushed_since_the_checkpoint_is_there_before_the_mirror_is_ready(kind: Kind) -> Result<()> {
     let stage = Stage::new(kind).await?;
-    let mut first = stage.ready().await?;
-    stage.published(&first).await?;
-    first.stop().await?;
+    stage.one_generation().await?;
     stage.origin.commit("main", &[("later.txt", "later")]).await?;
     let second = stage.ready().await?;
     ensure!(
@@ -63,9 +59,7 @@ async fn tags_and_odd_refs_come_back(kind: Kind) -> Result<()> {
     stage.origin.git(&["tag", "-a", "-m", "a tag", "v1", "main"]).await?;
     stage.origin.git(&["update-ref", "refs/notes/x", "main"]).await?;
     stage.origin.git(&["update-ref", "refs/heads/feature/with-ümlaut", "main"]).await?;
-    let mut first = stage.ready().await?;
-    stage.published(&first).await?;
-    first.stop().await?;
+    stage.one_generation().await?;
     let second = stage.ready().await?;
     ensure!(
         stage.git.ls_remote(&second.git_url(&stage.repo())?).await? == stage.origin.refs().await?,

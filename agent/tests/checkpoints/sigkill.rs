@@ -58,9 +58,7 @@ async fn killed_at_every_step_of_publishing(kind: Kind) -> Result<()> {
 async fn killed_at_every_step_of_restoring(kind: Kind) -> Result<()> {
     let stage = Stage::new(kind).await?;
     stage.origin.grow("main", 10, 20_000, 3).await?;
-    let mut first = stage.ready().await?;
-    stage.published(&first).await?;
-    first.stop().await?;
+    stage.one_generation().await?;
     let steps = FailPoint::ALL.into_iter().filter(|point| point.name().starts_with("Restore"));
     for (number, point) in steps.enumerate() {
         let data = stage.dir.path().join(format!("data-{number}"));

@@ -13,6 +13,7 @@ use http_body_util::BodyExt as _;
 use tarn_testkit::agent::{Agent, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
+use tarn_testkit::measure::peak_rss;
 use tarn_testkit::upstream::Upstream;
 use tarn_testkit::wire::{Connection, pkt};
 
@@ -256,7 +257,7 @@ async fn noise_without_end_does_not_fill_the_memory() -> Result<()> {
     let agent = liar.mirrored().await?;
     let status = agent.wait_phase(&liar.repo(), "Backoff").await?;
     assert!(message(&status).len() < 2000, "{status}");
-    let peak = crate::p7_bounded::peak_memory(agent.pid()?)?;
+    let peak = peak_rss(agent.pid()?)? >> 10;
     assert!(peak < 100_000, "the agent took {peak} kB");
     let logged = agent.logs()?.len();
     assert!(logged < 1_000_000, "{logged} bytes of log");
