@@ -218,9 +218,32 @@ impl BlockFile {
         .await
     }
 
+    /// A reader of a file that is known to be whole: just written and hashed, say. Nothing is checked but its length.
+    pub async fn whole(path: &Path, bytes: u64, digests: Vec<Digest>) -> Result<Reader, BlockFileError> {
+        let layout = layout_for(bytes, &digests)?;
+        let path: Arc<Path> = path.into();
+        blocking(path.clone(), "open", move || {
+            let disk = Disk::open(&path, OnDisk::Any)?;
+            let found = disk.file.metadata().map_err(|error| disk_error("read", &path, error))?.len();
+            if found != bytes {
+                let reason = io::Error::other(format!("it has {found} bytes, not {bytes}"));
+                return Err(disk_error("use", &path, reason));
+            }
+            let mut state = State { end: Some(Ok(())), ..State::default() };
+            (0..layout.count()).for_each(|block| state.add(layout, block));
+            Ok(Reader::new(Self::new(&disk, layout, digests, state)?.shared))
+        })
+        .await
+    }
+
     /// How much is here already.
     pub fn progress(&self) -> Progress {
         self.shared.progress()
+    }
+
+    /// Something to read with what is here already.
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.shared.clone())
     }
 
     /// Starts to fetch what is missing. The download ends when the last clone of the handle is dropped.

@@ -114,7 +114,7 @@ impl Fleet {
                 Some(mirror) => mirror.configure(settings).await,
                 None => {
                     tracing::info!(repo = %id, url = %settings.url, "mirror declared");
-                    let (mirror, task) = Mirror::start(self.shared.clone(), settings);
+                    let (mirror, task) = Mirror::start(&self.shared, settings);
                     self.write(|declared| declared.mirrors.insert(id, Running { mirror, task }));
                 }
             }
@@ -132,7 +132,10 @@ impl Fleet {
             return;
         }
         let disk = self.shared.disk.clone();
-        let removed = tokio::task::spawn_blocking(move || disk.discard(&dir)).await;
+        let snapshots = disk.snapshots(&id);
+        let removed =
+            tokio::task::spawn_blocking(move || disk.discard(&dir).and_then(|()| disk.discard(&snapshots)));
+        let removed = removed.await;
         match removed {
             Ok(Ok(())) => tracing::info!(repo = %id, "mirror removed"),
             Ok(Err(error)) => {

@@ -7,6 +7,7 @@ pub mod command;
 pub mod object;
 pub mod orphans;
 pub mod pack;
+pub mod bundle;
 pub mod refs;
 pub mod remote;
 pub mod stderr;

@@ -33,7 +33,7 @@ impl Outcome {
 /// One kind of request and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Route {
-    /// `info-refs`, `ls-refs`, `fetch`, or `other`.
+    /// `info-refs`, `ls-refs`, `fetch`, `push`, `ensure-refs`, `snapshot`, `bundle`, or `other`.
     pub route: &'static str,
     /// The HTTP status.
     pub status: u16,
@@ -105,6 +105,14 @@ pub struct Metrics {
     pub restores: Family<Outcome, Counter>,
     /// `tarn_checkpoint_restore_duration_seconds`: how long restores took, waiting for their turn included.
     pub restore_seconds: Histogram,
+    /// `tarn_snapshot_builds_total`: attempts to build a snapshot.
+    pub snapshot_builds: Family<Outcome, Counter>,
+    /// `tarn_snapshot_build_duration_seconds`: how long they took.
+    pub snapshot_build_seconds: Histogram,
+    /// `tarn_snapshot_downloads_total`: downloads of snapshots from the store.
+    pub snapshot_downloads: Family<Outcome, Counter>,
+    /// `tarn_snapshot_sent_bytes_total`: bytes of snapshots sent to clients.
+    pub snapshot_sent: Counter,
     /// `tarn_store_unconditional`: 1 where the store ignores conditions, so that two agents may both create.
     pub unconditional: Gauge,
 }
@@ -130,6 +138,10 @@ impl Metrics {
             uploaded: Counter::default(),
             restores: Family::default(),
             restore_seconds: Histogram::new(SECONDS),
+            snapshot_builds: Family::default(),
+            snapshot_build_seconds: Histogram::new(SECONDS),
+            snapshot_downloads: Family::default(),
+            snapshot_sent: Counter::default(),
             unconditional: Gauge::default(),
         };
         let serve = registry.sub_registry_with_prefix("serve");
@@ -175,6 +187,18 @@ impl Metrics {
             Unit::Seconds,
             metrics.restore_seconds.clone(),
         );
+        let snapshot = registry.sub_registry_with_prefix("snapshot");
+        snapshot.register("builds", "Attempts to build a snapshot", metrics.snapshot_builds.clone());
+        snapshot.register_with_unit(
+            "build_duration",
+            "Time building took",
+            Unit::Seconds,
+            metrics.snapshot_build_seconds.clone(),
+        );
+        let downloads = metrics.snapshot_downloads.clone();
+        snapshot.register("downloads", "Downloads of snapshots from the store", downloads);
+        let sent = metrics.snapshot_sent.clone();
+        snapshot.register_with_unit("sent", "Bytes of snapshots sent to clients", Unit::Bytes, sent);
         registry.sub_registry_with_prefix("store").register(
             "unconditional",
             "1 where the store ignores conditions",

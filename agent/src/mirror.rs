@@ -3,10 +3,12 @@
 //! *Architecture invariant:* a repository's whole state is in its [`task`]; others hold a [`Mirror`] to
 //! read what it published last and to send it requests.
 
+pub mod cold;
 pub mod disk;
 pub mod fetch;
 pub mod freshness;
 pub mod state;
+pub mod snapshots;
 mod task;
 pub mod upkeep;
 
@@ -27,7 +29,11 @@ use tarn_crds::{
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
+    time::timeout,
 };
+
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use crate::{
     checkpoint::{Archive, publish::Checkpoint},
@@ -35,8 +41,10 @@ use crate::{
     metrics::Metrics,
     upstream::{Credentials, LookError, Looker},
 };
+use cold::Cold;
 use disk::Disk;
 use fetch::FetchError;
+use snapshots::{Keeper, Snapshots};
 
 /// Requests that wait for one mirror's task; more are turned away, the client retries.
 const MAX_QUEUED: usize = 4096;
@@ -47,13 +55,26 @@ pub struct Limits {
     clones: Semaphore,
     fetches: Semaphore,
     upkeep: Semaphore,
+    /// Snapshots being built.
+    snapshots: Semaphore,
+    /// Mirrors whose newest snapshot the store is asked for.
+    finds: Semaphore,
+    /// Answers streamed from the store.
+    cold: Cold,
 }
 
 impl Default for Limits {
     /// Clones are long and busy both sides; fetches are short, and someone may wait for them, so that they
-    /// have places of their own; upkeep takes turns.
+    /// have places of their own; upkeep takes turns, and so does the building of snapshots.
     fn default() -> Self {
-        Self { clones: Semaphore::new(4), fetches: Semaphore::new(8), upkeep: Semaphore::new(1) }
+        Self {
+            clones: Semaphore::new(4),
+            fetches: Semaphore::new(8),
+            upkeep: Semaphore::new(1),
+            snapshots: Semaphore::new(1),
+            finds: Semaphore::new(8),
+            cold: Cold::default(),
+        }
     }
 }
 
@@ -84,6 +105,8 @@ pub struct Settings {
     pub credentials: Credentials,
     /// What is kept in the store.
     pub checkpoint: CheckpointSettings,
+    /// What clients download instead of cloning.
+    pub snapshot: SnapshotSettings,
 }
 
 /// What is kept in the store.
@@ -93,6 +116,15 @@ pub struct CheckpointSettings {
     pub interval: Duration,
     /// How many are kept.
     pub keep: usize,
+}
+
+/// When a snapshot is made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotSettings {
+    /// The shortest time between two.
+    pub interval: Duration,
+    /// One as old as this is replaced though `HEAD` did not move.
+    pub max_age: Duration,
 }
 
 /// What all mirrors of an agent share.
@@ -229,18 +261,26 @@ pub struct Mirror {
     view: watch::Receiver<View>,
     settings: watch::Receiver<Arc<Settings>>,
     progress: watch::Receiver<Option<String>>,
+    snapshots: Snapshots,
 }
 
 impl Mirror {
     /// Starts the task of the mirror that `settings` declare. What is on the disk is found and used.
-    pub fn start(shared: Shared, settings: Settings) -> (Self, JoinHandle<()>) {
+    pub fn start(shared: &Shared, settings: Settings) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(MAX_QUEUED);
         let id = settings.url.id().clone();
         let (dir, git) = (shared.disk.mirror(&id), shared.git.clone());
-        let (task, ports) = task::Task::new(shared, Arc::new(settings));
+        let packs = Arc::default();
+        let (task, ports) = task::Task::new(shared.clone(), Arc::new(settings), Arc::clone(&packs));
         let task::Ports { view, settings, progress } = ports;
-        let handle = tokio::spawn(task.run(inbox));
-        (Self { id, dir, git, messages, view, settings, progress }, handle)
+        let (keeper, snapshots) = Keeper::new(shared, packs, view.clone(), settings.clone());
+        let span = tracing::info_span!("snapshots", repo = %id);
+        let keeping = AbortOnDropHandle::new(tokio::spawn(keeper.run().instrument(span)));
+        let handle = tokio::spawn(async move {
+            task.run(inbox).await;
+            drop(keeping);
+        });
+        (Self { id, dir, git, messages, view, settings, progress, snapshots }, handle)
     }
 
     /// Which repository it mirrors.
@@ -263,9 +303,21 @@ impl Mirror {
         self.view.borrow().clone()
     }
 
+    /// Waits until there is something on the disk to serve, but no longer than `patience`; says whether there is.
+    pub async fn wait_for_data(&self, patience: Duration) -> bool {
+        let mut view = self.view.clone();
+        let there = timeout(patience, view.wait_for(|view| view.stored.is_some())).await;
+        matches!(there, Ok(Ok(_)))
+    }
+
     /// The latest progress line of a running clone or fetch.
     pub fn progress(&self) -> Option<String> {
         self.progress.borrow().clone()
+    }
+
+    /// Its snapshots.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
     }
 
     /// Tells the task of a changed declaration.

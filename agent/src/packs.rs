@@ -72,6 +72,8 @@ pub struct Shelf {
 pub enum Keep {
     /// It is kept if it holds a pack.
     Packs,
+    /// It is kept.
+    Whole,
     /// It is shared while it grows, and not kept: it may rest on more than objects.
     Nothing,
 }
@@ -160,17 +162,17 @@ impl Packs {
         tokio::spawn(async move {
             made.await;
             let length = if whole.ended().await.is_ok() { whole.length() } else { None };
-            packs.made(key, number, length.filter(|_| keep == Keep::Packs));
+            packs.made(key, number, length.filter(|_| keep != Keep::Nothing), keep);
         });
         Ok(Shelf { tail, interest: Some(interest) })
     }
 
     /// Keeps or removes a finished answer.
-    fn made(&self, key: Key, number: u64, length: Option<u64>) {
+    fn made(&self, key: Key, number: u64, length: Option<u64>, keep: Keep) {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(&key).filter(|entry| entry.number == number) else { return };
         match length {
-            Some(length) if holds_pack(&entry.path) => entry.bytes = Some(length),
+            Some(length) if keep == Keep::Whole || holds_pack(&entry.path) => entry.bytes = Some(length),
             _ => {
                 discard(&entry.path);
                 entries.remove(&key);

@@ -5,8 +5,11 @@
 
 pub mod body;
 pub mod error;
+pub mod conditional;
 pub mod ensure_refs;
 pub mod info_refs;
+pub mod snapshot;
+pub mod bundle;
 pub mod push;
 pub mod queue;
 pub mod rendered;
@@ -133,14 +136,18 @@ enum Verb {
     UploadPack,
     ReceivePack,
     EnsureRefs,
+    Snapshot,
+    Bundle,
 }
 
 impl Verb {
-    const ALL: [(&'static str, Self); 4] = [
+    const ALL: [(&'static str, Self); 6] = [
         ("/info/refs", Self::InfoRefs),
         ("/git-upload-pack", Self::UploadPack),
         ("/git-receive-pack", Self::ReceivePack),
         ("/ensure-refs", Self::EnsureRefs),
+        ("/snapshot.tar.zst", Self::Snapshot),
+        ("/snapshot.bundle", Self::Bundle),
     ];
 
     /// Splits `/git/{repository}{verb}`. The path is still percent-encoded, so an encoded slash in the
@@ -202,7 +209,16 @@ async fn dispatch(
             *label = "ensure-refs";
             ensure_refs::handle(&serving.mirror(repository)?, &parts.headers, body).await
         }
-        (Verb::InfoRefs, _) => Err(Failure::method("GET")),
+        (Verb::Snapshot, &Method::GET | &Method::HEAD) => {
+            *label = "snapshot";
+            snapshot::handle(serving, &serving.mirror(repository)?, &parts).await
+        }
+        (Verb::Bundle, &Method::GET) => {
+            *label = "bundle";
+            bundle::handle(serving, &serving.mirror(repository)?, &parts).await
+        }
+        (Verb::Snapshot, _) => Err(Failure::method("GET or HEAD")),
+        (Verb::InfoRefs | Verb::Bundle, _) => Err(Failure::method("GET")),
         (Verb::UploadPack | Verb::ReceivePack | Verb::EnsureRefs, _) => Err(Failure::method("POST")),
     }
 }

@@ -59,6 +59,7 @@ pub struct MirrorStatus {
     last_fetch_time: Option<Timestamp>,
     bytes: u64,
     checkpoint: Option<CheckpointStatus>,
+    snapshot: Option<SnapshotStatus>,
     /// Why it waits or fails; empty while all is well.
     message: String,
     progress: Option<String>,
@@ -71,6 +72,19 @@ struct CheckpointStatus {
     generation: u64,
     time: Timestamp,
     bytes: u64,
+}
+
+/// The snapshot that clients get.
+#[derive(Debug, Serialize)]
+struct SnapshotStatus {
+    /// 0 while it is in no store.
+    generation: u64,
+    commit: String,
+    time: Timestamp,
+    bytes: u64,
+    digest: String,
+    /// How much of it is on this disk; the rest is in the store.
+    local: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -119,6 +133,7 @@ pub fn of(fleet: &Fleet, store: Option<&Probed>) -> Status {
 fn mirror(mirror: &Mirror) -> MirrorStatus {
     let (view, settings) = (mirror.view(), mirror.settings());
     let stored = view.stored.as_ref();
+    let snapshots = mirror.snapshots().view();
     let message = view.trouble().map(|trouble| format!("{}: {}", trouble.reason, trouble.message));
     MirrorStatus {
         name: settings.name.clone(),
@@ -142,9 +157,17 @@ fn mirror(mirror: &Mirror) -> MirrorStatus {
             time: newest.time,
             bytes: newest.bytes,
         }),
+        snapshot: snapshots.known.as_ref().map(|known| SnapshotStatus {
+            generation: known.generation.0,
+            commit: known.commit.clone(),
+            time: known.time,
+            bytes: known.bytes,
+            digest: known.digest.to_string(),
+            local: snapshots.progress().map_or(0, |progress| progress.verified),
+        }),
         message: message.unwrap_or_default(),
         progress: mirror.progress(),
-        conditions: conditions(&facts(&view, settings.suspend)),
+        conditions: conditions(&facts(&view, snapshots.trouble.as_ref(), settings.suspend)),
     }
 }
 
@@ -163,6 +186,7 @@ fn stalled(stalled: Stalled) -> MirrorStatus {
         last_fetch_time: None,
         bytes: 0,
         checkpoint: None,
+        snapshot: None,
         message: stalled.message,
         progress: None,
         conditions: conditions(&facts),
@@ -170,7 +194,7 @@ fn stalled(stalled: Stalled) -> MirrorStatus {
 }
 
 /// What the conditions of a mirror on one agent rest on: the same function makes them as in a cluster.
-fn facts(view: &View, suspended: bool) -> Facts {
+fn facts(view: &View, snapshot: Option<&Trouble>, suspended: bool) -> Facts {
     let progress = match view.phase {
         Phase::Absent | Phase::Cloning if view.trouble().is_none() => {
             Some(Note::new(Reason::Cloning, "the first clone from the upstream is under way"))
@@ -192,7 +216,7 @@ fn facts(view: &View, suspended: bool) -> Facts {
     let findings = stale.map(|trouble| finding(Wrong::Stale, trouble)).into_iter();
     let findings = findings.chain(view.trouble().map(|trouble| finding(Wrong::FetchFailed, trouble)));
     let restore = view.restore_trouble.as_ref().map(|trouble| finding(Wrong::RestoreFailed, trouble));
-    let store = view.store_trouble.as_ref().map(|trouble| finding(Wrong::StoreFailed, trouble));
+    let store = view.store_trouble.as_ref().or(snapshot).map(|trouble| finding(Wrong::StoreFailed, trouble));
     let findings = findings.chain(restore).chain(store);
     let ready = u32::from(view.phase.is_ready() || (suspended && view.stored.is_some()));
     Facts {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     blockfile::Digest,
     git::{ObjectFormat, RefSet},
-    store::{MAX_SMALL, PutMode, SharedStore, StoreError, list_all},
+    store::{MAX_SMALL, PutMode, SharedStore, Store, StoreError, list_all},
 };
 
 /// See the module.
@@ -59,19 +59,7 @@ impl Lineage {
     /// # Errors
     /// The store's.
     pub async fn generations(&self) -> Result<Generations, StoreError> {
-        let prefix = self.keys.checkpoints();
-        let mut found = Generations::default();
-        for object in list_all(&*self.store, &prefix).await? {
-            let name = object.key.strip_prefix(&prefix).unwrap_or_default();
-            let Some((digits, kind)) = name.split_once('.') else { continue };
-            let Ok(number) = digits.parse() else { continue };
-            match kind {
-                "json" => drop(found.written.insert(Generation(number), object.modified)),
-                "bad" => drop(found.bad.insert(Generation(number))),
-                _ => {}
-            }
-        }
-        Ok(found)
+        generations_below(&*self.store, &self.keys.checkpoints()).await
     }
 
     /// The manifest of `generation`.
@@ -141,6 +129,25 @@ impl Lineage {
             result => result,
         }
     }
+}
+
+/// The generations whose manifests and marks lie below `prefix`.
+///
+/// # Errors
+/// The store's.
+pub async fn generations_below(store: &dyn Store, prefix: &str) -> Result<Generations, StoreError> {
+    let mut found = Generations::default();
+    for object in list_all(store, prefix).await? {
+        let name = object.key.strip_prefix(prefix).unwrap_or_default();
+        let Some((digits, kind)) = name.split_once('.') else { continue };
+        let Ok(number) = digits.parse() else { continue };
+        match kind {
+            "json" => drop(found.written.insert(Generation(number), object.modified)),
+            "bad" => drop(found.bad.insert(Generation(number))),
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

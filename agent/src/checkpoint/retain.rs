@@ -47,11 +47,10 @@ pub fn unnamed(
     grace: Duration,
     now: Timestamp,
 ) -> Vec<String> {
-    let grace = SignedDuration::try_from(grace).unwrap_or(SignedDuration::MAX);
     let files = kept.iter().flat_map(Manifest::files).map(|(pack, file)| keys.file(pack, file.kind));
     let refs = kept.iter().flat_map(Manifest::refs_objects).map(|name| keys.refs(name));
     let named: BTreeSet<String> = files.chain(refs).collect();
-    let goes = |meta: &&Meta| !named.contains(&meta.key) && now.duration_since(meta.modified) >= grace;
+    let goes = |meta: &&Meta| !named.contains(&meta.key) && is_older(meta, grace, now);
     there.iter().filter(goes).map(|meta| meta.key.clone()).collect()
 }
 
@@ -94,8 +93,16 @@ pub async fn find(lineage: &Lineage, keep: usize, grace: Duration) -> Result<Gar
     Ok(Garbage { manifests, objects, bytes })
 }
 
+/// Whether an object was written at least `age` before `now`, the store's time.
+pub fn is_older(meta: &Meta, age: Duration, now: Timestamp) -> bool {
+    now.duration_since(meta.modified) >= SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX)
+}
+
 /// The time by the clock that dates objects; this machine's may be wrong by days.
-async fn store_clock(store: &dyn Store) -> Result<Timestamp, StoreError> {
+///
+/// # Errors
+/// The store's.
+pub async fn store_clock(store: &dyn Store) -> Result<Timestamp, StoreError> {
     store.put(CLOCK, Bytes::new(), PutMode::Overwrite).await?;
     Ok(store.head(CLOCK).await?.0.modified)
 }

@@ -14,7 +14,7 @@ use tarn_crds::{
 };
 
 use crate::{
-    mirror::{CheckpointSettings, Settings},
+    mirror::{CheckpointSettings, Settings, SnapshotSettings},
     upstream::Credentials,
 };
 
@@ -296,6 +296,10 @@ fn settings(name: String, spec: &GitMirrorSpec, url: UpstreamUrl, credentials: C
         on_upstream_failure: spec.freshness.on_upstream_failure,
         access: spec.effective_access(),
         credentials,
+        snapshot: SnapshotSettings {
+            interval: spec.snapshot.interval.get(),
+            max_age: spec.snapshot.max_age.get(),
+        },
         checkpoint: CheckpointSettings {
             interval: spec.checkpoint.interval.get(),
             keep: usize::try_from(spec.checkpoint.keep).unwrap_or(1).max(1),

@@ -135,6 +135,15 @@ pub async fn put_in_order(git: &Git, dir: &Path) -> Result<(), GitError> {
 /// A file cannot be linked or written; what was made so far is left in `view`.
 pub fn pin(dir: &Path, view: &Path, refs: &RefSet) -> io::Result<()> {
     frame(dir, view)?;
+    link(dir, view)?;
+    refs.write(view).map_err(io::Error::other)
+}
+
+/// Links the packs of the repository `dir` into the repository `view`. No repack may run meanwhile; a fetch may.
+///
+/// # Errors
+/// A file cannot be linked.
+pub fn link(dir: &Path, view: &Path) -> io::Result<()> {
     // Git writes the index last: where it is, the pack is whole.
     for index in files(dir, "idx")? {
         for extension in ["pack", "rev", "idx"] {
@@ -146,7 +155,7 @@ pub fn pin(dir: &Path, view: &Path, refs: &RefSet) -> io::Result<()> {
             }
         }
     }
-    refs.write(view).map_err(io::Error::other)
+    Ok(())
 }
 
 /// Packs, as `into`-*name*`.pack` and `.idx`, everything that `tips` reach and `without` do not. Returns the

@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/lock                       held while an agent runs
 //! DATA/mirrors/<host>/<path>.git  whole mirrors: they appear here by rename only
+//! DATA/snapshots/<host>/<path>.git  archives that clients download, and those being downloaded
 //! DATA/staging/                   what is being made; emptied at start
 //! DATA/packs/                     cached answers; emptied at start
 //! DATA/private/                   files with credentials for git; mode 0700, emptied at start
@@ -116,6 +117,11 @@ impl Disk {
     /// Where a mirror lives, whether it is there or not.
     pub fn mirror(&self, id: &RepoId) -> PathBuf {
         self.root.join("mirrors").join(id.dir())
+    }
+
+    /// Where a mirror's snapshots are.
+    pub fn snapshots(&self, id: &RepoId) -> PathBuf {
+        self.root.join("snapshots").join(id.dir())
     }
 
     /// Where cached answers go.

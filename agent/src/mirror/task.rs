@@ -162,7 +162,7 @@ enum Finished {
 }
 
 impl Task {
-    pub(super) fn new(shared: Shared, settings: Arc<Settings>) -> (Self, Ports) {
+    pub(super) fn new(shared: Shared, settings: Arc<Settings>, packs: Arc<Mutex<()>>) -> (Self, Ports) {
         let Shared { git, disk, metrics, limits, archive } = shared;
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
@@ -211,7 +211,7 @@ impl Task {
             extras: VecDeque::new(),
             archive,
             checkpoints: Checkpoints::default(),
-            packs: Arc::default(),
+            packs,
             facts: Facts::default(),
             upkeep: None,
             seed: None,

@@ -98,7 +98,7 @@ impl Place {
     /// Git fails; the mirror is as good as before.
     pub async fn run(self, upkeep: Upkeep, seed: Option<PathBuf>) -> Result<Option<PathBuf>, GitError> {
         let _turn = self.limits.upkeep.acquire().await;
-        self.wait_for_calm().await;
+        calm(&self.metrics).await;
         let started = Instant::now();
         let made = match upkeep {
             Upkeep::Seed(tip) => Some(self.make_seed(tip, seed.as_deref()).await?),
@@ -126,16 +126,17 @@ impl Place {
         }
         made.map(|()| view)
     }
+}
 
-    async fn wait_for_calm(&self) {
-        let calm = async {
-            sleep(YIELD).await;
-            while self.metrics.upload_packs.get() > 0 {
-                sleep(Duration::from_millis(200)).await;
-            }
-        };
-        let _ = timeout(MAX_WAIT, calm).await;
-    }
+/// Waits until no child serves anyone, but not for ever.
+pub(super) async fn calm(metrics: &Metrics) {
+    let calm = async {
+        sleep(YIELD).await;
+        while metrics.upload_packs.get() > 0 {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let _ = timeout(MAX_WAIT, calm).await;
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode, header};
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
 
 use crate::{
-    mirror::{BringError, freshness::Unavailable},
+    mirror::{BringError, freshness::Unavailable, snapshots::Unready},
     protocol::pktline,
 };
 
@@ -93,6 +93,17 @@ impl Failure {
         Self::new(StatusCode::BAD_GATEWAY, "UpstreamFailed", reason)
     }
 
+    /// The mirror is being made.
+    pub fn warming(progress: Option<&str>) -> Self {
+        let text = format!("the mirror is being made; {}", progress.unwrap_or("it has just begun"));
+        Self { retry_after: Some(5), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "Warming", text) }
+    }
+
+    /// The upstream's `HEAD` leads to no branch.
+    pub fn no_branch() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NoDefaultBranch", "the upstream's HEAD names no branch that exists")
+    }
+
     /// Git cannot answer the request.
     pub fn git(reason: impl Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "GitFailed", reason)
@@ -122,6 +133,18 @@ impl From<Unavailable> for Failure {
         let mut failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error);
         failure.retry_after = Some(5);
         failure
+    }
+}
+
+impl From<Unready> for Failure {
+    fn from(error: Unready) -> Self {
+        let (status, code) = match &error {
+            Unready::Never(_) => (StatusCode::NOT_FOUND, "NoSnapshot"),
+            Unready::Coming(_) => (StatusCode::SERVICE_UNAVAILABLE, "SnapshotComing"),
+            Unready::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "SnapshotFailed"),
+        };
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
+        Self { retry_after, ..Self::new(status, code, error) }
     }
 }
 

@@ -76,7 +76,9 @@ impl Task {
             progress: self.progress_out.clone(),
         };
         let (disk, dir, archive) = (self.disk.clone(), self.dir.clone(), archive.clone());
+        let limits = self.limits.clone();
         let run = async move {
+            limits.cold.over().await;
             let _turn = archive.restores.acquire().await;
             let staged = restore.staged.clone();
             let outcome = restore.run().await;

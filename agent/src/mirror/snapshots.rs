@@ -1,0 +1,161 @@
+//! Keeps a mirror's snapshot: knows the newest, downloads it once for all who ask, builds the next.
+//!
+//! A task beside the mirror's own, which it only watches. What it holds is served at once, however old; nothing is
+//! built while a request waits for it. What is to be done is decided by [`plan`], a pure function.
+//!
+//! ```text
+//! DATA/snapshots/<host>/<path>.git/<digest>.tar.zst    the archive
+//! DATA/snapshots/<host>/<path>.git/<digest>.json       its manifest: written once the archive is whole
+//! ```
+
+mod plan;
+mod local;
+mod keeper;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+use super::{Trouble, cold::Stream};
+use crate::{
+    blockfile::{Download, Progress, Reader},
+    snapshot::manifest::Snapshot,
+};
+
+pub(super) use keeper::Keeper;
+
+/// Requests that wait for the keeper; it answers at once but for opening a file.
+const MAX_QUEUED: usize = 1024;
+
+/// How long a request waits for the store to say whether it has a snapshot.
+const FIND: Duration = Duration::from_secs(5);
+
+/// What the keeper last told of itself.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotView {
+    /// The snapshot that is served.
+    pub known: Option<Arc<Snapshot>>,
+    /// What is on the disk of it; none where nobody has asked for it here.
+    pub reader: Option<Reader>,
+    /// What is under way.
+    pub doing: Doing,
+    /// Why the last attempt at something failed, if it did.
+    pub trouble: Option<Trouble>,
+}
+
+impl SnapshotView {
+    /// How much of it is on the disk now.
+    pub fn progress(&self) -> Option<Progress> {
+        self.reader.as_ref().map(Reader::progress)
+    }
+}
+
+/// What becomes of a snapshot that is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Doing {
+    /// The store is being asked.
+    #[default]
+    Finding,
+    /// One is being built.
+    Building,
+    /// The one held is being published.
+    Publishing,
+    /// One is built once the mirror is up to date.
+    WaitingForMirror,
+    /// Nothing is due.
+    Idle,
+    /// None is coming: the upstream's `HEAD` leads to no commit, or the mirror is suspended.
+    Nothing,
+}
+
+/// A snapshot to read. While it is read, its download goes on.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// Which.
+    pub snapshot: Arc<Snapshot>,
+    /// Its archive.
+    pub reader: Reader,
+    /// Held by whoever reads an archive that is still on its way.
+    pub cold: Option<(Download, Arc<Stream>)>,
+}
+
+/// Why there is nothing to read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unready {
+    /// There will be a snapshot.
+    #[error("{0}")]
+    Coming(String),
+    /// There is none, and none is coming.
+    #[error("{0}")]
+    Never(&'static str),
+    /// It cannot be read here now.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What requests ask of the keeper.
+enum Message {
+    Open(oneshot::Sender<Result<Offer, Unready>>),
+}
+
+/// A handle on the keeper. Cheap to clone.
+#[derive(Clone)]
+pub struct Snapshots {
+    messages: mpsc::Sender<Message>,
+    view: watch::Receiver<SnapshotView>,
+}
+
+impl Snapshots {
+    fn new() -> (Self, mpsc::Receiver<Message>, watch::Sender<SnapshotView>) {
+        let (messages, inbox) = mpsc::channel(MAX_QUEUED);
+        let (out, view) = watch::channel(SnapshotView::default());
+        (Self { messages, view }, inbox, out)
+    }
+
+    /// What the keeper last told.
+    pub fn view(&self) -> SnapshotView {
+        self.view.borrow().clone()
+    }
+
+    /// The snapshot that is served, without downloading it; waits until one is known, but no longer than `patience`,
+    /// nor where none is coming. While the store is being asked for one, it waits for that at least.
+    ///
+    /// # Errors
+    /// There is none yet, or never.
+    pub async fn known(&self, patience: Duration) -> Result<Arc<Snapshot>, Unready> {
+        let mut view = self.view.clone();
+        let found = view.wait_for(|view| view.known.is_some() || view.doing != Doing::Finding);
+        let _ = timeout(patience.max(FIND), found).await;
+        let told = view.wait_for(|view| view.known.is_some() || view.doing == Doing::Nothing);
+        let _ = timeout(patience, told).await;
+        let view = self.view();
+        view.known.clone().ok_or_else(|| missing(&view))
+    }
+
+    /// The snapshot to read, from the disk or, while it arrives there, from the store. Waits as [`Self::known`].
+    ///
+    /// # Errors
+    /// There is none yet, or never, or it cannot be written here.
+    pub async fn open(&self, patience: Duration) -> Result<Offer, Unready> {
+        self.known(patience).await?;
+        let (reply, answer) = oneshot::channel();
+        let busy = || Unready::Failed("too many requests wait for this snapshot".into());
+        self.messages.try_send(Message::Open(reply)).map_err(|_| busy())?;
+        answer.await.unwrap_or_else(|_| Err(Unready::Failed("the mirror is being removed".into())))
+    }
+}
+
+/// Why there is none.
+fn missing(view: &SnapshotView) -> Unready {
+    let coming = |text: &str| Unready::Coming(text.to_owned());
+    match (&view.trouble, view.doing) {
+        (_, Doing::Nothing) => Unready::Never("the repository has no commit to make a snapshot of"),
+        (Some(trouble), _) => Unready::Coming(format!("{}: {}", trouble.reason, trouble.message)),
+        (None, Doing::Building) => coming("the first snapshot is being built"),
+        (None, Doing::Finding) => coming("the store is being asked for a snapshot"),
+        (None, _) => coming("the first snapshot is built once the mirror is up to date"),
+    }
+}

@@ -1,0 +1,558 @@
+//! The task that keeps one mirror's snapshot.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    time,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
+
+use super::{
+    super::{Limits, Settings, Shared, Trouble, View, disk::Disk, state::retry_delay, upkeep::calm},
+    Doing, Message, Offer, SnapshotView, Snapshots, Unready,
+    local::Local,
+    plan::{self, Facts, Step, plan},
+};
+use crate::{
+    blockfile::{Blame, BlockFile, BlockFileError, Download, Options, Reader, Source},
+    git::Git,
+    metrics::{Metrics, Outcome},
+    snapshot::{
+        SnapshotError,
+        build::Build,
+        manifest::{Snapshot, SnapshotKeys},
+        shelf::{Published, Shelf},
+    },
+};
+
+/// A mirror's view changes with every look; what matters here seldom does.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// See the module.
+pub(in crate::mirror) struct Keeper {
+    work: Work,
+    view: watch::Receiver<View>,
+    settings: watch::Receiver<Arc<Settings>>,
+    inbox: mpsc::Receiver<Message>,
+    out: watch::Sender<SnapshotView>,
+    held: Option<Held>,
+    /// A newer one, on its way to replace the one held.
+    newer: Option<(Arc<Snapshot>, Download)>,
+    job: Option<(Step, Job)>,
+    asked: Option<Timestamp>,
+    failures: u32,
+    retry_at: Option<Timestamp>,
+    trouble: Option<Trouble>,
+}
+
+/// What jobs work with.
+#[derive(Clone)]
+struct Work {
+    git: Git,
+    disk: Arc<Disk>,
+    metrics: Metrics,
+    limits: Arc<Limits>,
+    packs: Arc<Mutex<()>>,
+    dir: PathBuf,
+    local: Local,
+    shelf: Option<Shelf>,
+}
+
+/// The snapshot that is served.
+struct Held {
+    snapshot: Arc<Snapshot>,
+    content: Content,
+}
+
+enum Content {
+    /// Whole, on the disk.
+    Here(Reader),
+    /// Arriving, for someone asked for it.
+    Arriving(Download),
+    /// In the store; nobody has asked for it here.
+    Remote,
+}
+
+type Job = AbortOnDropHandle<Result<Done, SnapshotError>>;
+
+enum Done {
+    Found(Option<Snapshot>),
+    Built(Option<(Snapshot, Reader)>),
+    Published(Published),
+}
+
+enum Happened {
+    Asked(Option<Message>),
+    Finished(Step, Result<Done, SnapshotError>),
+    Arrived(Result<(), BlockFileError>),
+    NewerArrived(Result<(), BlockFileError>),
+    Changed,
+}
+
+impl Keeper {
+    /// A keeper for the mirror that `settings` declare, and a handle on it.
+    pub(in crate::mirror) fn new(
+        shared: &Shared,
+        packs: Arc<Mutex<()>>,
+        view: watch::Receiver<View>,
+        settings: watch::Receiver<Arc<Settings>>,
+    ) -> (Self, Snapshots) {
+        let id = settings.borrow().url.id().clone();
+        let shelf = shared.archive.as_ref().map(|archive| Shelf {
+            store: archive.store.clone(),
+            keys: SnapshotKeys::of(&id),
+            agent: archive.agent.clone(),
+        });
+        let work = Work {
+            git: shared.git.clone(),
+            disk: shared.disk.clone(),
+            metrics: shared.metrics.clone(),
+            limits: shared.limits.clone(),
+            packs,
+            dir: shared.disk.mirror(&id),
+            local: Local::new(shared.disk.snapshots(&id)),
+            shelf,
+        };
+        let (handle, inbox, out) = Snapshots::new();
+        let keeper = Self {
+            work,
+            view,
+            settings,
+            inbox,
+            out,
+            held: None,
+            newer: None,
+            job: None,
+            asked: None,
+            failures: 0,
+            retry_at: None,
+            trouble: None,
+        };
+        (keeper, handle)
+    }
+
+    /// Runs until all handles are gone.
+    pub(in crate::mirror) async fn run(mut self) {
+        self.load().await;
+        loop {
+            let step = plan(&self.facts(), Timestamp::now());
+            if self.job.is_none() {
+                self.start(step);
+            }
+            self.tell(step);
+            match self.next(step).await {
+                Happened::Asked(Some(Message::Open(reply))) => drop(reply.send(self.open().await)),
+                Happened::Asked(None) => return,
+                Happened::Finished(step, result) => self.finished(step, result).await,
+                Happened::Arrived(result) => self.arrived(result).await,
+                Happened::NewerArrived(result) => self.newer_arrived(result).await,
+                Happened::Changed => {}
+            }
+        }
+    }
+
+    /// Takes up what an earlier process left whole. Every block is hashed again; what the disk has spoilt is
+    /// fetched again, where there is a store.
+    async fn load(&mut self) {
+        let local = self.work.local.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            let found = local.find();
+            let kept: Vec<_> = found.iter().map(|snapshot| snapshot.digest).collect();
+            if let Err(error) = local.remove_others(&kept) {
+                tracing::warn!(%error, "old snapshots cannot be removed");
+            }
+            found
+        });
+        let Ok(Some(snapshot)) = found.await else { return };
+        let path = self.work.local.archive(snapshot.digest);
+        let made = BlockFile::resume(&path, snapshot.bytes, snapshot.blocks.clone()).await;
+        let Ok(file) =
+            made.inspect_err(|error| tracing::warn!(%error, "a snapshot on the disk is of no use"))
+        else {
+            return;
+        };
+        let content = match self.work.source(&snapshot) {
+            _ if file.progress().verified == snapshot.bytes => Content::Here(file.reader()),
+            Some(source) => Content::Arriving(file.start(source, Options::default())),
+            None => return,
+        };
+        tracing::info!(commit = snapshot.commit, bytes = snapshot.bytes, "snapshot found on the disk");
+        self.held = Some(Held { snapshot: Arc::new(snapshot), content });
+    }
+
+    fn facts(&self) -> Facts {
+        let (view, settings) = (self.view.borrow(), self.settings.borrow());
+        let stored = view.stored.as_ref();
+        Facts {
+            held: self.held.as_ref().map(|held| plan::Held {
+                commit: held.snapshot.commit.clone(),
+                time: held.snapshot.time,
+                published: held.snapshot.generation.0 > 0,
+            }),
+            head: stored.and_then(|stored| stored.refs.head_oid()).map(|oid| oid.to_hex()),
+            sound: view.phase.is_ready() && view.trouble().is_none() && !settings.suspend,
+            shared: self.work.shelf.is_some(),
+            asked: self.asked,
+            retry_at: self.retry_at,
+            interval: settings.snapshot.interval,
+            max_age: settings.snapshot.max_age,
+            patience: Duration::ZERO,
+        }
+    }
+
+    fn start(&mut self, step: Step) {
+        let work = self.work.clone();
+        let run: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = match step {
+            Step::Find => Box::pin(async move { work.find().await }),
+            Step::Build => {
+                let Some(build) = self.build() else { return };
+                Box::pin(async move { work.build(build).await })
+            }
+            Step::Publish => {
+                let Some(held) = &self.held else { return };
+                let snapshot = held.snapshot.clone();
+                Box::pin(async move { work.publish(&snapshot).await })
+            }
+            Step::Wait(_) => return,
+        };
+        self.job = Some((step, AbortOnDropHandle::new(tokio::spawn(run.in_current_span()))));
+    }
+
+    fn build(&self) -> Option<Build> {
+        let (view, settings) = (self.view.borrow(), self.settings.borrow());
+        let agent = self.work.shelf.as_ref().map_or_else(|| "local".to_owned(), |shelf| shelf.agent.clone());
+        Some(Build {
+            git: self.work.git.clone(),
+            dir: self.work.dir.clone(),
+            work: self.work.disk.staging(),
+            refs: view.stored.as_ref()?.refs.clone(),
+            packs: self.work.packs.clone(),
+            url: settings.url.as_str().to_owned(),
+            agent,
+            time: Timestamp::now(),
+        })
+    }
+
+    fn tell(&self, step: Step) {
+        let commits =
+            self.view.borrow().stored.as_ref().is_none_or(|stored| stored.refs.head_oid().is_some());
+        let doing = match self.job.as_ref().map_or(step, |(step, _)| *step) {
+            Step::Find => Doing::Finding,
+            Step::Build => Doing::Building,
+            Step::Publish => Doing::Publishing,
+            Step::Wait(_) if self.held.is_some() => Doing::Idle,
+            Step::Wait(_) if self.settings.borrow().suspend || !commits => Doing::Nothing,
+            Step::Wait(_) => Doing::WaitingForMirror,
+        };
+        let reader = self.held.as_ref().and_then(|held| match &held.content {
+            Content::Here(reader) => Some(reader.clone()),
+            Content::Arriving(download) => Some(download.reader()),
+            Content::Remote => None,
+        });
+        let known = self.held.as_ref().map(|held| held.snapshot.clone());
+        self.out.send_replace(SnapshotView { known, reader, doing, trouble: self.trouble.clone() });
+    }
+
+    async fn next(&mut self, step: Step) -> Happened {
+        let job = async {
+            match &mut self.job {
+                Some((step, job)) => {
+                    let result = job.await;
+                    let result = result.unwrap_or_else(|error| Err(std::io::Error::other(error).into()));
+                    Happened::Finished(*step, result)
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let arrived = async {
+            match self.held.as_ref().map(|held| &held.content) {
+                Some(Content::Arriving(download)) => Happened::Arrived(download.wait().await),
+                _ => std::future::pending().await,
+            }
+        };
+        let newer = async {
+            match &self.newer {
+                Some((_, download)) => Happened::NewerArrived(download.wait().await),
+                None => std::future::pending().await,
+            }
+        };
+        let (view, settings) = (&mut self.view, &mut self.settings);
+        let changed = async {
+            let ended = tokio::select! {
+                changed = view.changed() => changed.is_err(),
+                changed = settings.changed() => changed.is_err(),
+            };
+            if ended {
+                // The mirror's task is gone; the handles will be soon.
+                std::future::pending::<()>().await;
+            }
+            time::sleep(SETTLE).await;
+        };
+        let timer = async {
+            match step {
+                Step::Wait(Some(at)) => {
+                    let wait = at.duration_since(Timestamp::now()).max(SignedDuration::ZERO);
+                    time::sleep(Duration::try_from(wait).unwrap_or_default()).await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            message = self.inbox.recv() => Happened::Asked(message),
+            finished = job => finished,
+            arrived = arrived => arrived,
+            arrived = newer => arrived,
+            () = changed => Happened::Changed,
+            () = timer => Happened::Changed,
+        }
+    }
+
+    /// Something to read the held snapshot with; its download begins with the first who asks.
+    async fn open(&mut self) -> Result<Offer, Unready> {
+        let missing = || Unready::Failed("the snapshot has just been found damaged; try again".into());
+        let held = self.held.as_mut().ok_or_else(missing)?;
+        if matches!(held.content, Content::Remote) {
+            let download = self.work.download(&held.snapshot).await.inspect_err(|error| {
+                tracing::warn!(%error, "a snapshot cannot be downloaded");
+                self.trouble = Some(Trouble::new(error.reason(), error));
+            });
+            let download = download.map_err(|error| Unready::Failed(error.to_string()))?;
+            held.content = Content::Arriving(download);
+        }
+        let (reader, cold) = match &held.content {
+            Content::Here(reader) => (reader.clone(), None),
+            Content::Arriving(download) => {
+                let stream = self.work.limits.cold.begin();
+                (download.reader(), Some((download.clone(), stream)))
+            }
+            Content::Remote => return Err(missing()),
+        };
+        Ok(Offer { snapshot: held.snapshot.clone(), reader, cold })
+    }
+
+    async fn finished(&mut self, step: Step, result: Result<Done, SnapshotError>) {
+        self.job = None;
+        match result {
+            Ok(done) => {
+                (self.failures, self.retry_at, self.trouble) = (0, None, None);
+                match done {
+                    Done::Found(found) => {
+                        self.asked = Some(Timestamp::now());
+                        if let Some(found) = found {
+                            self.found(found).await;
+                        }
+                    }
+                    Done::Built(Some((snapshot, reader))) => self.hold(snapshot, Content::Here(reader)).await,
+                    // HEAD led to a commit when this began; it is looked at again.
+                    Done::Built(None) => {}
+                    Done::Published(Published::Ours(snapshot)) => self.published(snapshot).await,
+                    Done::Published(Published::Theirs(snapshot)) => {
+                        tracing::info!(generation = %snapshot.generation, "another agent was faster");
+                        self.hold(snapshot, Content::Remote).await;
+                    }
+                }
+            }
+            Err(error) => {
+                self.failures += 1;
+                tracing::warn!(%error, ?step, failures = self.failures, "a snapshot failed; it will be retried");
+                self.trouble = Some(Trouble::new(error.reason(), &error));
+                self.retry_after(retry_delay(self.failures, rand::random()));
+            }
+        }
+    }
+
+    fn retry_after(&mut self, delay: Duration) {
+        let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::ZERO);
+        self.retry_at = Timestamp::now().saturating_add(delay).ok();
+    }
+
+    /// Takes up the store's newest, if it is newer than what is held: where that is on the disk, once the newer
+    /// one is as well.
+    async fn found(&mut self, found: Snapshot) {
+        let Some(held) = &self.held else { return self.hold(found, Content::Remote).await };
+        let newer = match held.snapshot.generation.0 {
+            0 => found.time >= held.snapshot.time,
+            held => found.generation.0 > held,
+        };
+        if !newer || held.snapshot.digest == found.digest {
+            return;
+        }
+        if matches!(held.content, Content::Remote) {
+            return self.hold(found, Content::Remote).await;
+        }
+        match self.work.download(&found).await {
+            Ok(download) => self.newer = Some((Arc::new(found), download)),
+            Err(error) => {
+                tracing::warn!(%error, "a newer snapshot cannot be downloaded; the old one is served");
+                self.trouble = Some(Trouble::new(error.reason(), &error));
+                self.hold(found, Content::Remote).await;
+            }
+        }
+    }
+
+    /// From now on this one is served.
+    async fn hold(&mut self, snapshot: Snapshot, content: Content) {
+        self.newer = None;
+        self.held = Some(Held { snapshot: Arc::new(snapshot), content });
+        self.tidy().await;
+    }
+
+    async fn published(&mut self, snapshot: Snapshot) {
+        let Some(held) = self.held.as_mut().filter(|held| held.snapshot.digest == snapshot.digest) else {
+            return;
+        };
+        tracing::info!(generation = %snapshot.generation, commit = snapshot.commit, bytes = snapshot.bytes, "snapshot");
+        held.snapshot = Arc::new(snapshot);
+        self.tidy().await;
+    }
+
+    /// Writes down what is whole, and removes what is served no more.
+    async fn tidy(&self) {
+        let held = self.held.as_ref();
+        let whole = held.filter(|held| matches!(held.content, Content::Here(_)));
+        let whole = whole.map(|held| held.snapshot.clone());
+        let newer = self.newer.as_ref().map(|(snapshot, _)| snapshot.digest);
+        let kept: Vec<_> = held.map(|held| held.snapshot.digest).into_iter().chain(newer).collect();
+        let local = self.work.local.clone();
+        let tidied = tokio::task::spawn_blocking(move || {
+            local.prepare()?;
+            if let Some(whole) = whole {
+                local.keep(&whole)?;
+            }
+            local.remove_others(&kept)
+        });
+        if let Ok(Err(error)) = tidied.await {
+            tracing::warn!(%error, "the directory of snapshots cannot be kept in order");
+        }
+    }
+
+    async fn arrived(&mut self, result: Result<(), BlockFileError>) {
+        self.count(&result);
+        let Some(held) = &mut self.held else { return };
+        let Content::Arriving(download) = &held.content else { return };
+        match result {
+            Ok(()) => {
+                held.content = Content::Here(download.reader());
+                self.trouble = None;
+                self.tidy().await;
+            }
+            Err(error) => {
+                held.content = Content::Remote;
+                let snapshot = held.snapshot.clone();
+                self.lost(&snapshot, error).await;
+            }
+        }
+    }
+
+    async fn newer_arrived(&mut self, result: Result<(), BlockFileError>) {
+        self.count(&result);
+        let Some((snapshot, download)) = self.newer.take() else { return };
+        match result {
+            Ok(()) => {
+                self.held = Some(Held { snapshot, content: Content::Here(download.reader()) });
+                self.tidy().await;
+            }
+            Err(error) => self.lost(&snapshot, error).await,
+        }
+    }
+
+    /// A download has failed for good. Where the object is to blame, nobody is to try it again.
+    async fn lost(&mut self, snapshot: &Arc<Snapshot>, error: BlockFileError) {
+        let blame = error.blame();
+        let error = SnapshotError::from(error);
+        tracing::warn!(%error, commit = snapshot.commit, "the download of a snapshot failed");
+        self.trouble = Some(Trouble::new(error.reason(), &error));
+        self.failures += 1;
+        self.retry_after(retry_delay(self.failures, rand::random()));
+        if blame != Blame::Object {
+            return;
+        }
+        if let Some(shelf) = &self.work.shelf
+            && let Err(error) = shelf.mark_bad(snapshot.generation, &error.to_string()).await
+        {
+            tracing::warn!(%error, "the damaged snapshot cannot be marked");
+        }
+        self.held = self.held.take().filter(|held| held.snapshot.digest != snapshot.digest);
+        // There may be an older one.
+        (self.asked, self.retry_at) = (None, None);
+        self.tidy().await;
+    }
+
+    fn count(&self, result: &Result<(), BlockFileError>) {
+        let outcome = Outcome::of(result, |error| SnapshotError::from(error.clone()).reason());
+        self.work.metrics.snapshot_downloads.get_or_create(&outcome).inc();
+    }
+}
+
+impl Work {
+    async fn find(&self) -> Result<Done, SnapshotError> {
+        let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
+        let _turn = self.limits.finds.acquire().await;
+        Ok(Done::Found(shelf.newest().await?))
+    }
+
+    async fn build(&self, build: Build) -> Result<Done, SnapshotError> {
+        let _turn = self.limits.snapshots.acquire().await;
+        calm(&self.metrics).await;
+        let (began, work) = (time::Instant::now(), build.work.clone());
+        let built = build.run().await;
+        let placed = match &built {
+            Ok(Some((archive, snapshot))) => self.place(archive.clone(), snapshot.clone()).await.map(Some),
+            _ => Ok(None),
+        };
+        let disk = self.disk.clone();
+        let removed = tokio::task::spawn_blocking(move || disk.discard(&work)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(%error, "what building a snapshot left in staging is removed at the next start");
+        }
+        let result = built.and(placed);
+        self.metrics.snapshot_builds.get_or_create(&Outcome::of(&result, SnapshotError::reason)).inc();
+        self.metrics.snapshot_build_seconds.observe(began.elapsed().as_secs_f64());
+        if let Ok(Some((snapshot, _))) = &result {
+            let (millis, bytes) = (began.elapsed().as_millis(), snapshot.bytes);
+            tracing::info!(commit = snapshot.commit, bytes, millis, "snapshot built");
+        }
+        Ok(Done::Built(result?))
+    }
+
+    async fn place(&self, archive: PathBuf, snapshot: Snapshot) -> Result<(Snapshot, Reader), SnapshotError> {
+        let (local, to) = (self.local.clone(), self.local.archive(snapshot.digest));
+        let path = to.clone();
+        let rename = move || local.prepare().and_then(|()| std::fs::rename(archive, to));
+        tokio::task::spawn_blocking(rename).await.map_err(std::io::Error::other)??;
+        let reader = BlockFile::whole(&path, snapshot.bytes, snapshot.blocks.clone()).await?;
+        Ok((snapshot, reader))
+    }
+
+    async fn publish(&self, snapshot: &Snapshot) -> Result<Done, SnapshotError> {
+        let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
+        let published = shelf.publish(snapshot, &self.local.archive(snapshot.digest)).await?;
+        match shelf.collect().await {
+            Ok(removed) => tracing::debug!(removed, "old snapshots collected"),
+            Err(error) => tracing::warn!(%error, "old snapshots in the store could not be removed"),
+        }
+        Ok(Done::Published(published))
+    }
+
+    fn source(&self, snapshot: &Snapshot) -> Option<Source> {
+        let shelf = self.shelf.as_ref()?;
+        Some(Source { store: shelf.store.clone(), key: snapshot.key(&shelf.keys), version: None })
+    }
+
+    async fn download(&self, snapshot: &Snapshot) -> Result<Download, SnapshotError> {
+        let Some(source) = self.source(snapshot) else { return Err(SnapshotError::GivenUp) };
+        self.local.prepare()?;
+        let path = self.local.archive(snapshot.digest);
+        let blocks = snapshot.blocks.clone();
+        // What a failed download has left is not fetched again.
+        let made = if path.exists() {
+            BlockFile::resume(&path, snapshot.bytes, blocks).await?
+        } else {
+            BlockFile::create(&path, snapshot.bytes, blocks).await?
+        };
+        Ok(made.start(source, Options::default()))
+    }
+}

@@ -1,0 +1,72 @@
+//! A mirror's snapshots on this disk: whole ones have their manifest beside them.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{blockfile::Digest, git::refs::STAGED_SUFFIX, snapshot::manifest::Snapshot};
+
+/// The directory with one mirror's snapshots.
+#[derive(Clone, Debug)]
+pub(super) struct Local {
+    dir: PathBuf,
+}
+
+impl Local {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Where the archive called `digest` is, or will be.
+    pub(super) fn archive(&self, digest: Digest) -> PathBuf {
+        self.dir.join(format!("{digest}.tar.zst"))
+    }
+
+    fn manifest(&self, digest: Digest) -> PathBuf {
+        self.dir.join(format!("{digest}.json"))
+    }
+
+    /// Makes the directory.
+    pub(super) fn prepare(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)
+    }
+
+    /// The newest whole snapshot that an earlier process left.
+    pub(super) fn find(&self) -> Option<Snapshot> {
+        let entries = fs::read_dir(&self.dir).ok()?;
+        let manifests = entries.flatten().map(|entry| entry.path());
+        let manifests = manifests.filter(|path| path.extension().is_some_and(|end| end == "json"));
+        let found = manifests.filter_map(|path| Snapshot::parse(&fs::read(path).ok()?).ok());
+        let whole = found.filter(|snapshot| {
+            fs::metadata(self.archive(snapshot.digest)).is_ok_and(|meta| meta.len() == snapshot.bytes)
+        });
+        whole.max_by_key(|snapshot| snapshot.time)
+    }
+
+    /// Says that the archive of `snapshot` is whole: it is found after a restart.
+    pub(super) fn keep(&self, snapshot: &Snapshot) -> io::Result<()> {
+        let path = self.manifest(snapshot.digest);
+        let mut staged = path.clone().into_os_string();
+        staged.push(STAGED_SUFFIX);
+        fs::write(&staged, snapshot.to_json())?;
+        fs::File::open(&staged)?.sync_data()?;
+        fs::rename(&staged, path)
+    }
+
+    /// Removes all but `kept`; who reads the others goes on.
+    pub(super) fn remove_others(&self, kept: &[Digest]) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        let stays = |path: &Path| kept.iter().any(|d| path == self.archive(*d) || path == self.manifest(*d));
+        for entry in entries {
+            let path = entry?.path();
+            if !stays(&path) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}

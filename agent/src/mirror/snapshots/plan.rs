@@ -1,0 +1,159 @@
+//! What is to be done about a mirror's snapshot, and when: a pure function.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+/// What the decision rests on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    /// The snapshot that is served.
+    pub(super) held: Option<Held>,
+    /// The commit that the mirror's `HEAD` leads to.
+    pub(super) head: Option<String>,
+    /// The mirror is up to date, and nothing is wrong with it.
+    pub(super) sound: bool,
+    /// There is a store.
+    pub(super) shared: bool,
+    /// When the store was last asked, and answered.
+    pub(super) asked: Option<Timestamp>,
+    /// Nothing is tried before this: something failed.
+    pub(super) retry_at: Option<Timestamp>,
+    /// The shortest time between two snapshots.
+    pub(super) interval: Duration,
+    /// A snapshot as old as this is replaced though `HEAD` did not move.
+    pub(super) max_age: Duration,
+    /// How long this agent leaves building to others once it is due.
+    pub(super) patience: Duration,
+}
+
+/// A snapshot, as far as it matters here.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) commit: String,
+    pub(super) time: Timestamp,
+    /// It is in the store, or there is none.
+    pub(super) published: bool,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Ask the store for a newer snapshot.
+    Find,
+    /// Build one.
+    Build,
+    /// Publish the one that is held.
+    Publish,
+    /// Nothing until then, or until something happens.
+    Wait(Option<Timestamp>),
+}
+
+/// How often an agent that leaves building to another asks whether that has been done, at most.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What to do at `now`.
+pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
+    if let Some(at) = facts.retry_at.filter(|at| *at > now) {
+        return Step::Wait(Some(at));
+    }
+    if facts.shared && facts.asked.is_none() {
+        return Step::Find;
+    }
+    if facts.shared && facts.held.as_ref().is_some_and(|held| !held.published) {
+        return Step::Publish;
+    }
+    let Some(head) = facts.head.as_ref().filter(|_| facts.sound) else { return Step::Wait(None) };
+    let due = match &facts.held {
+        None => now,
+        Some(held) => after(held.time, if held.commit == *head { facts.max_age } else { facts.interval }),
+    };
+    if due > now {
+        return Step::Wait(Some(due));
+    }
+    // Another agent may have built it meanwhile.
+    let ask_at = match facts.asked {
+        Some(asked) if asked >= due => after(asked, facts.interval.max(ASK_AGAIN)),
+        _ => due,
+    };
+    if facts.shared && ask_at <= now {
+        return Step::Find;
+    }
+    let ours = if facts.held.is_none() && !facts.shared { due } else { after(due, facts.patience) };
+    if ours <= now { Step::Build } else { Step::Wait(Some(ours.min(ask_at))) }
+}
+
+fn after(time: Timestamp, wait: Duration) -> Timestamp {
+    let wait = SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX);
+    time.saturating_add(wait).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(minutes: i64) -> Timestamp {
+        Timestamp::from_second(minutes * 60).unwrap()
+    }
+
+    fn minutes(count: u64) -> Duration {
+        Duration::from_secs(count * 60)
+    }
+
+    /// A sound mirror whose HEAD has moved on from a published snapshot of minute 0, and whose store has been
+    /// asked at minute 60, when that became due.
+    fn moved() -> Facts {
+        let held = Held { commit: "old".into(), time: at(0), published: true };
+        Facts {
+            held: Some(held),
+            head: Some("new".into()),
+            sound: true,
+            shared: true,
+            asked: Some(at(60)),
+            interval: minutes(60),
+            max_age: minutes(24 * 60),
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn the_store_is_asked_before_anything_is_built() {
+        assert_eq!(plan(&Facts { held: None, asked: None, ..moved() }, at(0)), Step::Find);
+        assert_eq!(plan(&Facts { asked: Some(at(59)), ..moved() }, at(60)), Step::Find);
+        assert_eq!(plan(&moved(), at(60)), Step::Build);
+        assert_eq!(plan(&Facts { shared: false, asked: None, ..moved() }, at(60)), Step::Build);
+    }
+
+    #[test]
+    fn one_is_built_when_head_moved_and_the_interval_passed_or_max_age_has() {
+        assert_eq!(plan(&moved(), at(59)), Step::Wait(Some(at(60))));
+        let still = Facts { head: Some("old".into()), asked: Some(at(24 * 60)), ..moved() };
+        assert_eq!(plan(&still, at(60)), Step::Wait(Some(at(24 * 60))));
+        assert_eq!(plan(&still, at(24 * 60)), Step::Build);
+        assert_eq!(plan(&Facts { held: None, asked: Some(at(5)), ..moved() }, at(5)), Step::Build);
+    }
+
+    #[test]
+    fn nothing_is_built_from_a_mirror_that_is_not_sound_or_has_no_commit() {
+        assert_eq!(plan(&Facts { sound: false, ..moved() }, at(99)), Step::Wait(None));
+        assert_eq!(plan(&Facts { head: None, ..moved() }, at(99)), Step::Wait(None));
+    }
+
+    #[test]
+    fn what_is_not_published_is_published_first() {
+        let held = Held { commit: "old".into(), time: at(0), published: false };
+        let unpublished = Facts { held: Some(held), sound: false, ..moved() };
+        assert_eq!(plan(&unpublished, at(1)), Step::Publish);
+        assert_eq!(plan(&Facts { retry_at: Some(at(2)), ..unpublished }, at(1)), Step::Wait(Some(at(2))));
+    }
+
+    #[test]
+    fn an_agent_that_leaves_building_to_another_asks_for_it_and_builds_at_last() {
+        let patient = Facts { patience: minutes(150), ..moved() };
+        assert_eq!(plan(&patient, at(61)), Step::Wait(Some(at(120))));
+        assert_eq!(plan(&patient, at(120)), Step::Find);
+        let asked = Facts { asked: Some(at(200)), ..patient };
+        assert_eq!(plan(&asked, at(209)), Step::Wait(Some(at(210))));
+        assert_eq!(plan(&asked, at(210)), Step::Build);
+    }
+}

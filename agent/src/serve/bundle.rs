@@ -1,0 +1,127 @@
+//! `GET snapshot.bundle?base=SHA`: what the default branch has gained since a snapshot, as a git bundle.
+
+use std::{fs::File, time::Duration};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bstr::BString;
+use futures_util::StreamExt;
+use http::{HeaderValue, StatusCode, header, request::Parts};
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+
+use super::{FRESHNESS, Serving, error::Failure, info_refs::fresh_refs};
+use crate::{
+    git::{
+        Git, Head, Oid,
+        bundle::{self, Base},
+    },
+    mirror::{BringError, Mirror},
+    packs::{Keep, Spool},
+    tail::Blame,
+};
+
+/// How long a request waits for a mirror that is being made: as long as a restore of some gigabytes takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Answers the request.
+///
+/// # Errors
+/// The base is no commit that is known here, the mirror is not there yet, or the upstream fails.
+pub async fn handle(serving: &Serving, mirror: &Mirror, request: &Parts) -> Result<Response, Failure> {
+    let base = base(request.uri.query().unwrap_or_default())?;
+    if !mirror.wait_for_data(PATIENCE).await {
+        return Err(Failure::warming(mirror.progress().as_deref()));
+    }
+    let head = match mirror.view().stored.map(|stored| stored.refs.head().clone()) {
+        Some(Head::Symbolic(name)) => vec![name],
+        _ => Vec::new(),
+    };
+    let shown = fresh_refs(serving, mirror, &head).await?;
+    let branch = match shown.refs.head() {
+        Head::Symbolic(name) => shown.refs.get(name.as_ref()),
+        Head::Detached(_) | Head::Missing => None,
+    };
+    let branch = branch.ok_or_else(Failure::no_branch)?;
+    let mut response = match since(serving, mirror, base, branch.oid, &branch.name).await? {
+        Some(body) => body,
+        None => StatusCode::NO_CONTENT.into_response(),
+    };
+    if let Ok(value) = HeaderValue::from_str(&shown.freshness.to_string()) {
+        response.headers_mut().insert(FRESHNESS, value);
+    }
+    Ok(response)
+}
+
+fn base(query: &str) -> Result<Oid, Failure> {
+    let text = query.split('&').find_map(|pair| pair.strip_prefix("base="));
+    text.and_then(|text| Oid::from_hex(text.as_bytes())).ok_or_else(|| {
+        Failure::bad_request("BadRequest", "base is a commit's full, lower-case hash: ?base=SHA")
+    })
+}
+
+/// The bundle that leads from `base` to `tip`; `None` where there is nothing to bring.
+async fn since(
+    serving: &Serving,
+    mirror: &Mirror,
+    base: Oid,
+    tip: Oid,
+    branch: &BString,
+) -> Result<Option<Response>, Failure> {
+    if base == tip {
+        return Ok(None);
+    }
+    let brought = timeout(mirror.settings().timeout, mirror.bring(&[tip])).await;
+    brought.map_err(|_| Failure::busy())??;
+    let (git, dir) = (serving.git.clone(), mirror.dir().to_owned());
+    match bundle::relation(&git, &dir, base, tip).await.map_err(|error| Failure::child(&error))? {
+        Base::Unknown => return Err(BringError::Missing(base).into()),
+        Base::UpToDate => return Ok(None),
+        Base::Behind => {}
+    }
+    let mut key = Sha256::new();
+    key.update(format!("bundle {} {base} {tip} {branch}", mirror.id()));
+    let branch = branch.clone();
+    let make = move |spool: Spool| async move {
+        let Spool { file, writer, unwanted } = spool;
+        let made = tokio::select! {
+            made = make(&git, &dir, &branch, base, file) => made,
+            () = unwanted.cancelled() => Err("nobody wants it any more".into()),
+        };
+        match made {
+            Ok(length) => writer.finish(length),
+            Err(reason) => writer.fail(&reason, Blame::File),
+        }
+    };
+    let failed = |error: &dyn std::fmt::Display| {
+        tracing::warn!(%error, "a bundle cannot be made");
+        Failure::busy()
+    };
+    let shelf = serving
+        .packs
+        .get_or_make(key.finalize().into(), Keep::Whole, make)
+        .map_err(|error| failed(&error))?;
+    let mut chunks = Box::pin(shelf.read());
+    let first = match chunks.next().await {
+        Some(Ok(first)) => first,
+        Some(Err(error)) => return Err(failed(&error)),
+        None => bytes::Bytes::new(),
+    };
+    let rest = futures_util::stream::once(async { Ok(first) }).chain(chunks);
+    let kind = [(header::CONTENT_TYPE, "application/x-git-bundle")];
+    Ok(Some((StatusCode::OK, kind, Body::from_stream(rest)).into_response()))
+}
+
+async fn make(
+    git: &Git,
+    dir: &std::path::Path,
+    branch: &BString,
+    base: Oid,
+    file: File,
+) -> Result<u64, String> {
+    let length = file.try_clone().map_err(|error| error.to_string())?;
+    bundle::create(git, dir, branch.as_ref(), base, file).await.map_err(|error| error.to_string())?;
+    length.metadata().map(|meta| meta.len()).map_err(|error| error.to_string())
+}

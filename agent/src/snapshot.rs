@@ -1,0 +1,92 @@
+//! Snapshots: a clone with its worktree as one `tar.zst`, which clients download instead of cloning.
+//!
+//! A snapshot is built in the background from a mirror that is sound, published to the store like a checkpoint
+//! (the archive first, then one small manifest created by one agent alone) and served from the local disk; an
+//! agent that has not got it serves it while it downloads it, once for all who ask.
+//!
+//! ```text
+//! <repository>/snapshots/<commit>-<digest>.tar.zst
+//! <repository>/snapshots/<generation, 20 digits>.json
+//! <repository>/snapshots/<generation, 20 digits>.bad     this one failed its verification
+//! ```
+
+pub mod manifest;
+pub mod archive;
+pub mod build;
+pub mod shelf;
+
+use tarn_crds::v1alpha1::conditions::Reason;
+
+use crate::{
+    blockfile::{Blame, BlockFileError},
+    checkpoint::{CheckpointError, manifest::Generation},
+    git::GitError,
+    store::StoreError,
+};
+
+/// Why a snapshot cannot be built, published or had.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A snapshot in the store that is incomplete or damaged.
+    #[error("snapshot {generation} is damaged: {reason}")]
+    Damaged {
+        /// Which.
+        generation: Generation,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Git, on this side.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// This disk.
+    #[error("cannot write a snapshot to the data directory: {0}")]
+    Disk(#[from] std::io::Error),
+    /// The download.
+    #[error(transparent)]
+    Download(#[from] BlockFileError),
+    /// The build was given up.
+    #[error("the snapshot is no longer wanted")]
+    GivenUp,
+}
+
+impl SnapshotError {
+    /// The reason in status and metrics.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Store(StoreError::Unreachable(_)) => Reason::StoreUnreachable,
+            Self::Store(StoreError::Denied(_)) => Reason::StoreDenied,
+            Self::Store(StoreError::Local { .. }) | Self::Disk(_) => Reason::DiskFull,
+            Self::Store(_) => Reason::StoreError,
+            Self::Damaged { .. } => Reason::VerificationFailed,
+            Self::Git(error) => error.kind().reason(),
+            Self::Download(error) => match (error.blame(), error) {
+                (Blame::Object, _) => Reason::VerificationFailed,
+                (Blame::Disk, _) => Reason::DiskFull,
+                (_, BlockFileError::Store { source: StoreError::Denied(_), .. }) => Reason::StoreDenied,
+                (_, BlockFileError::Store { source: StoreError::Unreachable(_), .. }) => {
+                    Reason::StoreUnreachable
+                }
+                _ => Reason::StoreError,
+            },
+            Self::GivenUp => Reason::Retrying,
+        }
+    }
+}
+
+/// An error of reading a generation's objects, as what it means for a snapshot.
+impl From<CheckpointError> for SnapshotError {
+    fn from(error: CheckpointError) -> Self {
+        match error {
+            CheckpointError::Store(error) => error.into(),
+            CheckpointError::Damaged { generation, reason } => Self::Damaged { generation, reason },
+            CheckpointError::Git(error) => error.into(),
+            CheckpointError::Disk(error) => error.into(),
+            error @ (CheckpointError::Outrun(_) | CheckpointError::NoRefs) => {
+                StoreError::Failed(error.to_string()).into()
+            }
+        }
+    }
+}

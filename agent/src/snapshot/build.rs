@@ -1,0 +1,259 @@
+//! Building a snapshot: packs by hard links, the worktree by git, times such that `git status` reads no file.
+//!
+//! Git takes a file for unchanged when its length and time are those in the index, and the index is younger. So
+//! all files get one time, the index is made anew and gets a later one, and the archive keeps both. Of what differs
+//! from machine to machine (inode, owner, ctime) the clone's configuration takes no notice.
+
+use std::{
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bstr::ByteSlice;
+use jiff::Timestamp;
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+use tokio::sync::Mutex;
+
+use super::{SnapshotError, archive, manifest::Snapshot};
+use crate::{
+    blockfile::digest_file,
+    checkpoint::manifest::Writer,
+    git::{Git, Head, ObjectFormat, Oid, Ref, RefSet, command::Command, pack},
+};
+
+/// A checkout of gigabytes on a slow disk takes minutes.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+/// How much older than now files are at least, and how much younger than they the index is: more than the two
+/// seconds within which git mistrusts equal times, on file systems with coarse clocks too.
+const APART: i64 = 60;
+
+/// What to build a snapshot of, and with what.
+pub struct Build {
+    /// The installed git.
+    pub git: Git,
+    /// The mirror.
+    pub dir: PathBuf,
+    /// A directory to work in, on the mirror's file system; nothing is there yet, and the caller removes it.
+    pub work: PathBuf,
+    /// The state to show; all its objects are in the mirror.
+    pub refs: Arc<RefSet>,
+    /// Held while the mirror's packs are linked, and by whoever repacks.
+    pub packs: Arc<Mutex<()>>,
+    /// What `origin` is to be: the upstream.
+    pub url: String,
+    /// This agent's name.
+    pub agent: String,
+    /// Now.
+    pub time: Timestamp,
+}
+
+impl Build {
+    /// Builds the archive, in `work`; returns where it is and what it is. `None` where `HEAD` leads to no commit.
+    /// A dropped future leaves files in `work`, and a thread that ends soon.
+    ///
+    /// # Errors
+    /// Git fails, or the disk.
+    pub async fn run(self) -> Result<Option<(PathBuf, Snapshot)>, SnapshotError> {
+        let Some(commit) = self.refs.head_oid() else { return Ok(None) };
+        let (tree, archive) = (self.work.join("tree"), self.work.join("archive"));
+        let dot_git = tree.join(".git");
+        self.link(&dot_git).await?;
+        let command =
+            |verb: &'static str| self.git.command(verb).git_dir(&dot_git).env("GIT_WORK_TREE", &tree);
+        command("read-tree").args(["--reset", "-u", "HEAD"]).run(LIMIT).await?;
+        let time = commit_time(command("show"), commit).await?;
+        let time = time.min(Timestamp::now().as_second() - APART).max(0);
+        let (worktree, index) = (tree.clone(), dot_git.join("index"));
+        blocking(move || {
+            fs::remove_file(index)?;
+            touch(&worktree, time)
+        })
+        .await?;
+        command("read-tree").args(["HEAD"]).run(LIMIT).await?;
+        command("update-index").args(["-q", "--refresh"]).run(LIMIT).await?;
+        let unwanted = Arc::new(AtomicBool::new(false));
+        let _given_up = SetOnDrop(unwanted.clone());
+        let (written, source) = (archive.clone(), tree);
+        let blocks = blocking(move || {
+            let index = Path::new("./.git/index");
+            let times = |name: &Path| if name == index { time + APART } else { time };
+            let mut out = fs::File::create_new(&written)?;
+            archive::write(&source, &times, &mut out, &unwanted)?;
+            digest_file(&written)
+        })
+        .await
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => SnapshotError::GivenUp,
+            _ => error.into(),
+        })?;
+        let branch = match self.refs.head() {
+            Head::Symbolic(name) => Some(name.to_string()),
+            Head::Detached(_) | Head::Missing => None,
+        };
+        let writer = Writer { agent: self.agent.clone(), nonce: format!("{:032x}", rand::random::<u128>()) };
+        Ok(Some((archive, Snapshot::new(commit, branch, self.time, writer, blocks))))
+    }
+
+    /// Makes the repository: configuration, refs as `git clone` leaves them, packs.
+    async fn link(&self, dot_git: &Path) -> Result<(), SnapshotError> {
+        let config = config(&self.url, &self.refs);
+        let (dir, to, refs) = (self.dir.clone(), dot_git.to_owned(), cloned(&self.refs));
+        let origin_head = match self.refs.head() {
+            Head::Symbolic(name) => name.strip_prefix(b"refs/heads/").map(<[u8]>::to_vec),
+            Head::Detached(_) | Head::Missing => None,
+        };
+        let _packs = self.packs.lock().await;
+        blocking(move || {
+            for part in ["objects/info", "objects/pack", "refs/heads", "refs/tags", "refs/remotes/origin"] {
+                fs::create_dir_all(to.join(part))?;
+            }
+            fs::write(to.join("config"), config)?;
+            if let Some(branch) = origin_head {
+                let text = [b"ref: refs/remotes/origin/".as_slice(), &branch, b"\n"].concat();
+                fs::write(to.join("refs/remotes/origin/HEAD"), text)?;
+            }
+            refs.write(&to).map_err(io::Error::other)?;
+            pack::link(&dir, &to)
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+/// The refs that `git clone` makes of the upstream's: its branches below `refs/remotes/origin/`, its tags, and the
+/// branch that is checked out.
+fn cloned(refs: &RefSet) -> RefSet {
+    let current = match refs.head() {
+        Head::Symbolic(name) => Some(name),
+        Head::Detached(_) | Head::Missing => None,
+    };
+    let mut own = Vec::new();
+    for r in refs.refs() {
+        if let Some(branch) = r.name.strip_prefix(b"refs/heads/") {
+            let name = [b"refs/remotes/origin/".as_slice(), branch].concat().into();
+            own.push(Ref { name, ..r.clone() });
+        }
+        if r.name.starts_with(b"refs/tags/") || Some(&r.name) == current {
+            own.push(r.clone());
+        }
+    }
+    RefSet::new(refs.format(), refs.head().clone(), own)
+}
+
+/// The clone's `config`: what `git clone` writes, and what makes the index good on every machine.
+fn config(url: &str, refs: &RefSet) -> Vec<u8> {
+    let (version, extensions) = match refs.format() {
+        ObjectFormat::Sha1 => (0, ""),
+        ObjectFormat::Sha256 => (1, "[extensions]\n\tobjectformat = sha256\n"),
+    };
+    let mut text = format!(
+        "[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = false\n\
+         \tlogallrefupdates = true\n\tcheckStat = minimal\n\ttrustctime = false\n{extensions}\
+         [remote \"origin\"]\n\turl = {}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n",
+        quoted(url.as_bytes()).to_str_lossy()
+    )
+    .into_bytes();
+    if let Head::Symbolic(name) = refs.head()
+        && let Some(branch) = name.strip_prefix(b"refs/heads/")
+    {
+        let (branch, name) = (quoted(branch), quoted(name));
+        let parts: [&[u8]; 5] = [b"[branch ", &branch, b"]\n\tremote = origin\n\tmerge = ", &name, b"\n"];
+        text.extend(parts.concat());
+    }
+    text
+}
+
+/// A value or a subsection in git's configuration (git-config(1), Syntax). Neither URLs nor names of refs hold
+/// control characters.
+fn quoted(text: &[u8]) -> Vec<u8> {
+    let mut out = vec![b'"'];
+    for byte in text {
+        if matches!(byte, b'"' | b'\\') {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
+    out.push(b'"');
+    out
+}
+
+async fn commit_time(command: Command, commit: Oid) -> Result<i64, SnapshotError> {
+    let shown = command.args(["-s", "--format=%ct"]).arg(commit.to_hex()).run(LIMIT).await?;
+    // A commit may claim any time; one that makes no sense counts as the oldest.
+    Ok(shown.stdout.to_str_lossy().trim().parse().unwrap_or(0))
+}
+
+/// Gives all files below `dir` this time, but for the repository's: links themselves, not what they name.
+fn touch(dir: &Path, time: i64) -> io::Result<()> {
+    let time_spec = Timespec { tv_sec: time, tv_nsec: 0 };
+    let times = Timestamps { last_access: time_spec, last_modification: time_spec };
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            utimensat(CWD, entry.path(), &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        } else if entry.file_name().as_bytes() != b".git" {
+            touch(&entry.path(), time)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the thread that archives to stop when nobody waits for it any more.
+struct SetOnDrop(Arc<AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn oid(digit: u8) -> Oid {
+        Oid::from_hex(&[digit; 40]).unwrap()
+    }
+
+    fn upstream() -> RefSet {
+        let named = |name: &str, digit| Ref { name: name.into(), oid: oid(digit), peeled: None };
+        let refs = vec![
+            named("refs/heads/main", b'1'),
+            named("refs/heads/topic/x", b'2'),
+            named("refs/tags/v1", b'3'),
+            named("refs/notes/commits", b'4'),
+        ];
+        RefSet::new(ObjectFormat::Sha1, Head::Symbolic("refs/heads/main".into()), refs)
+    }
+
+    #[test]
+    fn refs_are_those_of_a_clone() {
+        let own = cloned(&upstream());
+        let names: Vec<_> = own.refs().iter().map(|r| r.name.to_string()).collect();
+        let expected =
+            ["refs/heads/main", "refs/remotes/origin/main", "refs/remotes/origin/topic/x", "refs/tags/v1"];
+        assert_eq!(names, expected);
+        assert_eq!(own.head(), upstream().head());
+    }
+
+    #[test]
+    fn the_configuration_names_the_upstream_and_nothing_of_ours() {
+        let text = String::from_utf8(config("https://h/o/a\"b.git", &upstream())).unwrap();
+        assert!(text.contains("\turl = \"https://h/o/a\\\"b.git\"\n"), "{text}");
+        assert!(text.ends_with("[branch \"main\"]\n\tremote = origin\n\tmerge = \"refs/heads/main\"\n"));
+        assert!(text.contains("checkStat = minimal") && !text.contains("extensions"));
+        let sha256 = RefSet::empty(ObjectFormat::Sha256);
+        assert!(String::from_utf8(config("x", &sha256)).unwrap().contains("objectformat = sha256"));
+    }
+}

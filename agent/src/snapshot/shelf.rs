@@ -1,0 +1,150 @@
+//! A repository's snapshots in the store: the newest, a new one, and what may go.
+
+use std::{path::Path, time::Duration};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{
+    SnapshotError,
+    manifest::{MAX_MANIFEST, Snapshot, SnapshotKeys},
+};
+use crate::{
+    checkpoint::{
+        lineage::{Generations, generations_below},
+        manifest::Generation,
+        retain,
+    },
+    store::{Meta, PutMode, SharedStore, StoreError, list_all},
+};
+
+/// How many snapshots are kept: the newest, and one to fall back to.
+const KEEP: usize = 2;
+
+/// How long one that newer ones have pushed out is kept: whoever streams it is done by then. Shorter than for
+/// checkpoints, for each snapshot is a whole repository.
+const GRACE: Duration = Duration::from_secs(3600);
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Shelf {
+    /// Where.
+    pub store: SharedStore,
+    /// The repository's keys.
+    pub keys: SnapshotKeys,
+    /// This agent's name.
+    pub agent: String,
+}
+
+/// What came of publishing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// It is the newest in the store.
+    Ours(Snapshot),
+    /// Another agent was faster: this is the newest.
+    Theirs(Snapshot),
+}
+
+impl Shelf {
+    /// The newest snapshot that is not marked bad. One whose manifest makes no sense is marked and passed over.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn newest(&self) -> Result<Option<Snapshot>, SnapshotError> {
+        for generation in self.generations().await?.good() {
+            match self.snapshot(generation).await {
+                Ok(found) => return Ok(Some(found)),
+                Err(SnapshotError::Damaged { generation, reason }) => {
+                    tracing::warn!(%generation, reason, "a snapshot is damaged; it is passed over");
+                    self.mark_bad(generation, &reason).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Uploads the archive and makes the manifest the next generation's.
+    ///
+    /// # Errors
+    /// The store is as it was, but for an archive that no manifest names.
+    pub async fn publish(&self, snapshot: &Snapshot, archive: &Path) -> Result<Published, SnapshotError> {
+        let generations = self.generations().await?;
+        self.store.put_file(&snapshot.key(&self.keys), archive).await?;
+        let generation = generations.next();
+        let ours = Snapshot { generation, ..snapshot.clone() };
+        let (key, text) = (self.keys.manifest(generation), Bytes::from(ours.to_json()));
+        match self.store.put(&key, text, PutMode::Create).await {
+            Ok(()) => Ok(Published::Ours(ours)),
+            // Perhaps this very one: created, but the answer got lost.
+            Err(StoreError::Exists(_)) => match self.snapshot(generation).await? {
+                winner if winner.writer == ours.writer => Ok(Published::Ours(ours)),
+                winner => Ok(Published::Theirs(winner)),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Marks `generation` bad: nobody downloads it from now on.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn mark_bad(&self, generation: Generation, reason: &str) -> Result<(), StoreError> {
+        let mark = json!({ "agent": self.agent, "time": Timestamp::now(), "reason": reason });
+        match self.store.put(&self.keys.bad(generation), mark.to_string().into(), PutMode::Create).await {
+            Err(StoreError::Exists(_)) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Removes what newer snapshots have pushed out, and archives without a manifest; what cannot be removed now
+    /// goes the next time. Returns how many objects went.
+    ///
+    /// # Errors
+    /// The store's, or a manifest that is to stay cannot be read: then nothing goes.
+    pub async fn collect(&self) -> Result<usize, SnapshotError> {
+        let generations = self.generations().await?;
+        let now = retain::store_clock(&*self.store).await?;
+        let outdated = retain::outdated(&generations, KEEP, GRACE, now);
+        let mut kept = Vec::new();
+        for generation in generations.written.keys().filter(|g| !outdated.contains(g)) {
+            match self.snapshot(*generation).await {
+                Ok(snapshot) => kept.push(snapshot.key(&self.keys)),
+                Err(SnapshotError::Damaged { .. }) if generations.bad.contains(generation) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let there = list_all(&*self.store, self.keys.all()).await?;
+        let archives = there.iter().filter(|meta| meta.key.ends_with(".tar.zst"));
+        let gone = |meta: &&Meta| !kept.contains(&meta.key) && retain::is_older(meta, GRACE, now);
+        let archives = archives.filter(gone).map(|meta| meta.key.clone());
+        let manifests = outdated.iter().flat_map(|g| [self.keys.manifest(*g), self.keys.bad(*g)]);
+        // Manifests first, so that none names what is gone.
+        let garbage: Vec<String> = manifests.chain(archives).collect();
+        for key in &garbage {
+            self.store.delete(key).await?;
+        }
+        Ok(garbage.len())
+    }
+
+    async fn generations(&self) -> Result<Generations, StoreError> {
+        generations_below(&*self.store, self.keys.all()).await
+    }
+
+    async fn snapshot(&self, generation: Generation) -> Result<Snapshot, SnapshotError> {
+        let damaged = |reason: String| SnapshotError::Damaged { generation, reason };
+        let text = match self.store.get(&self.keys.manifest(generation), MAX_MANIFEST).await {
+            Ok(text) => text,
+            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. } | StoreError::Corrupt(_))) => {
+                return Err(damaged(error.to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let found = Snapshot::parse(&text).map_err(|error| damaged(error.to_string()))?;
+        if found.generation != generation {
+            return Err(damaged("its manifest belongs to another generation".into()));
+        }
+        Ok(found)
+    }
+}
