@@ -41,30 +41,30 @@ macro_rules! on_both_stores {
         }
     };
 }
-use on_both_stores;
+pub(crate) use on_both_stores;
 
 /// Which store a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Directory,
     Bucket,
 }
 
 /// An upstream, a store, and agents that come and go with empty disks.
-struct Stage {
-    upstream: Upstream,
-    origin: Repo,
-    git: Git,
-    dir: tempfile::TempDir,
-    s3: Option<S3Server>,
-    spec: Vec<&'static str>,
+pub(crate) struct Stage {
+    pub(crate) upstream: Upstream,
+    pub(crate) origin: Repo,
+    pub(crate) git: Git,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) s3: Option<S3Server>,
+    pub(crate) spec: Vec<&'static str>,
 }
 
 /// A checkpoint as soon as the refs move; the shortest interval there may be.
 const SPEC: &[&str] = &["interval: 10s", "checkpoint: {interval: 5s, keep: 3}"];
 
 impl Stage {
-    async fn new(kind: Kind) -> Result<Self> {
+    pub(crate) async fn new(kind: Kind) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let root = dir.path().join("upstream");
         std::fs::create_dir(&root)?;
@@ -78,7 +78,7 @@ impl Stage {
     }
 
     /// Two generations, the second an increment; the agent that made them has gone.
-    async fn two_generations(kind: Kind) -> Result<Self> {
+    pub(crate) async fn two_generations(kind: Kind) -> Result<Self> {
         let stage = Self::new(kind).await?;
         stage.origin.grow("main", 30, 20_000, 7).await?;
         let mut agent = stage.ready().await?;
@@ -90,7 +90,7 @@ impl Stage {
     }
 
     /// One generation; the agent that made it has gone.
-    async fn one_generation(&self) -> Result<()> {
+    pub(crate) async fn one_generation(&self) -> Result<()> {
         let mut agent = self.ready().await?;
         self.published(&agent).await?;
         agent.stop().await?;
@@ -98,26 +98,26 @@ impl Stage {
     }
 
     /// An agent with an empty disk that has restored its mirror, whatever the upstream does.
-    async fn restored(&self) -> Result<Agent> {
+    pub(crate) async fn restored(&self) -> Result<Agent> {
         let agent = self.agent().await?;
         self.wait_restored(&agent).await?;
         Ok(agent)
     }
 
-    async fn wait_restored(&self, agent: &Agent) -> Result<()> {
+    pub(crate) async fn wait_restored(&self, agent: &Agent) -> Result<()> {
         agent.wait_status(&self.repo(), "restored", |status| status["refCount"] != 0).await?;
         Ok(())
     }
 
     /// A line to the bucket that can be cut, and is.
-    async fn cut_line(&self) -> Result<FaultProxy> {
+    pub(crate) async fn cut_line(&self) -> Result<FaultProxy> {
         let line = FaultProxy::start(self.s3.as_ref().context("a bucket")?.address())?;
         line.refuse().await;
         Ok(line)
     }
 
     /// Where the store's objects lie as files.
-    fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         match &self.s3 {
             None => self.dir.path().join("store"),
             Some(s3) => s3.bucket_dir().join("prefix"),
@@ -125,45 +125,45 @@ impl Stage {
     }
 
     /// The mirror's objects as files.
-    fn objects(&self) -> PathBuf {
+    pub(crate) fn objects(&self) -> PathBuf {
         let id = RepoId::from_route(&self.repo()).expect("the kit names repositories as routes do");
         self.store().join("v1").join(id.store_prefix())
     }
 
     /// Flags and credentials for the store, at `endpoint` instead of the server's own where there is one.
-    fn with_store(&self, builder: Builder, endpoint: Option<&str>) -> Builder {
+    pub(crate) fn with_store(&self, builder: Builder, endpoint: Option<&str>) -> Builder {
         match &self.s3 {
             None => builder.arg("--store").arg(self.store()),
             Some(s3) => builder.bucket("prefix", &endpoint.map_or_else(|| s3.endpoint(), str::to_owned)),
         }
     }
 
-    fn yaml(&self) -> String {
+    pub(crate) fn yaml(&self) -> String {
         manifest("a", &self.upstream.url("a.git"), &self.spec)
     }
 
     /// An agent with an empty disk.
-    async fn agent(&self) -> Result<Agent> {
+    pub(crate) async fn agent(&self) -> Result<Agent> {
         self.start(self.with_store(agent(), None)).await
     }
 
-    async fn start(&self, builder: Builder) -> Result<Agent> {
+    pub(crate) async fn start(&self, builder: Builder) -> Result<Agent> {
         builder.start_with(&[("a.yaml", &self.yaml())]).await
     }
 
     /// An agent with an empty disk whose mirror is ready.
-    async fn ready(&self) -> Result<Agent> {
+    pub(crate) async fn ready(&self) -> Result<Agent> {
         let agent = self.agent().await?;
         agent.wait_phase(&self.repo(), "Ready").await?;
         Ok(agent)
     }
 
-    fn repo(&self) -> String {
+    pub(crate) fn repo(&self) -> String {
         repo_id(&self.upstream.url("a.git"))
     }
 
     /// Waits until the newest checkpoint that `agent` knows of has the upstream's refs, and returns its number.
-    async fn published(&self, agent: &Agent) -> Result<u64> {
+    pub(crate) async fn published(&self, agent: &Agent) -> Result<u64> {
         agent.fetch_now(&self.repo()).await?;
         let refs = self.origin.refs().await?;
         eventually(Duration::from_secs(20), "a checkpoint of the upstream's refs", async || {
@@ -187,24 +187,24 @@ impl Stage {
     }
 
     /// All readable manifests in the store, oldest first.
-    fn manifests(&self) -> Result<Vec<Value>> {
+    pub(crate) fn manifests(&self) -> Result<Vec<Value>> {
         let mut files = files(&self.objects().join("checkpoints"), "json")?;
         files.sort();
         let read = |path: &PathBuf| serde_json::from_slice(&std::fs::read(path).ok()?).ok();
         Ok(files.iter().filter_map(read).collect())
     }
 
-    fn newest(&self) -> Result<Option<Value>> {
+    pub(crate) fn newest(&self) -> Result<Option<Value>> {
         Ok(self.manifests()?.pop())
     }
 
     /// The generations marked bad.
-    fn bad(&self) -> Result<usize> {
+    pub(crate) fn bad(&self) -> Result<usize> {
         Ok(files(&self.objects().join("checkpoints"), "bad")?.len())
     }
 
     /// A clone through `agent` is whole and has the upstream's branch.
-    async fn expect_clone(&self, agent: &Agent, name: &str) -> Result<()> {
+    pub(crate) async fn expect_clone(&self, agent: &Agent, name: &str) -> Result<()> {
         let clone =
             self.git.clone_repo(&agent.git_url(&self.repo())?, &self.dir.path().join(name), &[]).await?;
         clone.fsck().await?;
@@ -215,7 +215,7 @@ impl Stage {
 }
 
 /// The files of `dir` with this ending; none where there is no such directory.
-fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for entry in entries {

@@ -19,6 +19,7 @@ mod p8_nobody_in;
 mod p9_status_tells_the_truth;
 mod scene;
 mod serving;
+mod snapshots;
 mod store;
 
 use std::collections::BTreeSet;

@@ -34,6 +34,13 @@ impl Answer {
     }
 }
 
+/// Whether an answer has a body: one to HEAD has none, whatever its headers say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Body {
+    AsTold,
+    None,
+}
+
 /// One connection to a server.
 #[derive(Debug)]
 pub struct Connection {
@@ -73,7 +80,7 @@ impl Connection {
         let mut bytes = head.into_bytes();
         bytes.extend_from_slice(body);
         self.send(&bytes).await?;
-        self.answer().await
+        self.expect(if method == "HEAD" { Body::None } else { Body::AsTold }).await
     }
 
     /// As [`Connection::ask`] with a body in chunks.
@@ -101,10 +108,14 @@ impl Connection {
 
     /// Reads one answer to its end.
     pub async fn answer(&mut self) -> Result<Answer> {
-        tokio::time::timeout(TIMEOUT, self.read()).await.context("the server did not answer")?
+        self.expect(Body::AsTold).await
     }
 
-    async fn read(&mut self) -> Result<Answer> {
+    async fn expect(&mut self, body: Body) -> Result<Answer> {
+        tokio::time::timeout(TIMEOUT, self.read(body)).await.context("the server did not answer")?
+    }
+
+    async fn read(&mut self, body: Body) -> Result<Answer> {
         let status = loop {
             let line = self.line().await?;
             let code = line.split(' ').nth(1).with_context(|| format!("not a status line: {line:?}"))?;
@@ -124,6 +135,9 @@ impl Connection {
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
         let mut answer = Answer { status, headers, body: Vec::new() };
+        if body == Body::None {
+            return Ok(answer);
+        }
         if answer.header("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
             loop {
                 let line = self.line().await?;

@@ -40,18 +40,19 @@ pub fn write(dir: &Path, times: Times<'_>, out: &mut fs::File, unwanted: &Atomic
             Frames { scope, out, unwanted, threads, filling: Vec::new(), under_way: VecDeque::new() };
         let mut tar = Builder::new(frames);
         tar.follow_symlinks(false);
-        add(&mut tar, times, dir, Path::new("."))?;
+        add(&mut tar, times, dir, Path::new(""))?;
         tar.into_inner()?.finish()
     })
 }
 
-/// Adds `path`, which is `name` in the archive, and what is below it.
+/// Adds `path`, which is `name` in the archive (the root is `.`), and what is below it.
 fn add(tar: &mut Builder<Frames<'_, '_>>, times: Times<'_>, path: &Path, name: &Path) -> io::Result<()> {
     let meta = fs::symlink_metadata(path)?;
     let mut header = Header::new_gnu();
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(u64::try_from(times(name)).unwrap_or(0));
+    let entry = if name.as_os_str().is_empty() { Path::new(".") } else { name };
     // What another user's umask would make of them; git records only whether a file is executable.
     let executable = meta.mode() & 0o100 != 0;
     let kind = meta.file_type();
@@ -59,14 +60,14 @@ fn add(tar: &mut Builder<Frames<'_, '_>>, times: Times<'_>, path: &Path, name: &
         header.set_entry_type(EntryType::Symlink);
         header.set_mode(0o777);
         header.set_size(0);
-        return tar.append_link(&mut header, name, fs::read_link(path)?);
+        return tar.append_link(&mut header, entry, fs::read_link(path)?);
     }
     if kind.is_file() {
         header.set_entry_type(EntryType::Regular);
         let writable = meta.mode() & 0o200 != 0;
         header.set_mode(if executable { 0o755 } else { 0o444 | if writable { 0o200 } else { 0 } });
         header.set_size(meta.len());
-        return tar.append_data(&mut header, name, fs::File::open(path)?);
+        return tar.append_data(&mut header, entry, fs::File::open(path)?);
     }
     if !kind.is_dir() {
         return Err(io::Error::other(format!("{} is no file", path.display())));
@@ -74,7 +75,7 @@ fn add(tar: &mut Builder<Frames<'_, '_>>, times: Times<'_>, path: &Path, name: &
     header.set_entry_type(EntryType::Directory);
     header.set_mode(0o755);
     header.set_size(0);
-    tar.append_data(&mut header, name, io::empty())?;
+    tar.append_data(&mut header, entry, io::empty())?;
     let mut names = Vec::new();
     for entry in fs::read_dir(path)? {
         names.push(entry?.file_name());
@@ -184,7 +185,7 @@ mod tests {
         }
         let names: Vec<_> = seen.iter().map(|(name, mode, _)| (name.to_str().unwrap(), *mode)).collect();
         let long = format!("b/{long}");
-        let expected = [("./", 0o755), ("a", 0o755), ("b", 0o755), (long.as_str(), 0o644), ("c", 0o777)];
+        let expected = [(".", 0o755), ("a", 0o755), ("b", 0o755), (long.as_str(), 0o644), ("c", 0o777)];
         assert_eq!(names, expected);
         assert_eq!(seen[3].2, big);
     }

@@ -82,7 +82,7 @@ impl Build {
         let _given_up = SetOnDrop(unwanted.clone());
         let (written, source) = (archive.clone(), tree);
         let blocks = blocking(move || {
-            let index = Path::new("./.git/index");
+            let index = Path::new(".git/index");
             let times = |name: &Path| if name == index { time + APART } else { time };
             let mut out = fs::File::create_new(&written)?;
             archive::write(&source, &times, &mut out, &unwanted)?;

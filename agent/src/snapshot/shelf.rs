@@ -65,11 +65,20 @@ impl Shelf {
         Ok(None)
     }
 
-    /// Uploads the archive and makes the manifest the next generation's.
+    /// Uploads the archive and makes the manifest the next generation's, unless there is a newer one than `known`:
+    /// then that one serves as well as ours, and all agents are to serve the same.
     ///
     /// # Errors
     /// The store is as it was, but for an archive that no manifest names.
-    pub async fn publish(&self, snapshot: &Snapshot, archive: &Path) -> Result<Published, SnapshotError> {
+    pub async fn publish(
+        &self,
+        snapshot: &Snapshot,
+        archive: &Path,
+        known: Generation,
+    ) -> Result<Published, SnapshotError> {
+        if let Some(newer) = self.newest().await?.filter(|newest| newest.generation > known) {
+            return Ok(Published::Theirs(newer));
+        }
         let generations = self.generations().await?;
         self.store.put_file(&snapshot.key(&self.keys), archive).await?;
         let generation = generations.next();

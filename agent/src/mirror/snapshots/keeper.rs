@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     blockfile::{Blame, BlockFile, BlockFileError, Download, Options, Reader, Source},
+    checkpoint::manifest::Generation,
     git::Git,
     metrics::{Metrics, Outcome},
     snapshot::{
@@ -42,6 +43,9 @@ pub(in crate::mirror) struct Keeper {
     /// A newer one, on its way to replace the one held.
     newer: Option<(Arc<Snapshot>, Download)>,
     job: Option<(Step, Job)>,
+    since: Timestamp,
+    /// The newest that the store was seen to have.
+    newest: Generation,
     asked: Option<Timestamp>,
     failures: u32,
     retry_at: Option<Timestamp>,
@@ -126,6 +130,8 @@ impl Keeper {
             held: None,
             newer: None,
             job: None,
+            since: Timestamp::now(),
+            newest: Generation::default(),
             asked: None,
             failures: 0,
             retry_at: None,
@@ -187,6 +193,7 @@ impl Keeper {
         let (view, settings) = (self.view.borrow(), self.settings.borrow());
         let stored = view.stored.as_ref();
         Facts {
+            since: self.since,
             held: self.held.as_ref().map(|held| plan::Held {
                 commit: held.snapshot.commit.clone(),
                 time: held.snapshot.time,
@@ -213,8 +220,8 @@ impl Keeper {
             }
             Step::Publish => {
                 let Some(held) = &self.held else { return };
-                let snapshot = held.snapshot.clone();
-                Box::pin(async move { work.publish(&snapshot).await })
+                let (snapshot, known) = (held.snapshot.clone(), self.newest);
+                Box::pin(async move { work.publish(&snapshot, known).await })
             }
             Step::Wait(_) => return,
         };
@@ -342,6 +349,7 @@ impl Keeper {
                     Done::Found(found) => {
                         self.asked = Some(Timestamp::now());
                         if let Some(found) = found {
+                            self.newest = found.generation;
                             self.found(found).await;
                         }
                     }
@@ -351,6 +359,7 @@ impl Keeper {
                     Done::Published(Published::Ours(snapshot)) => self.published(snapshot).await,
                     Done::Published(Published::Theirs(snapshot)) => {
                         tracing::info!(generation = %snapshot.generation, "another agent was faster");
+                        self.newest = snapshot.generation;
                         self.hold(snapshot, Content::Remote).await;
                     }
                 }
@@ -405,6 +414,7 @@ impl Keeper {
             return;
         };
         tracing::info!(generation = %snapshot.generation, commit = snapshot.commit, bytes = snapshot.bytes, "snapshot");
+        self.newest = snapshot.generation;
         held.snapshot = Arc::new(snapshot);
         self.tidy().await;
     }
@@ -527,9 +537,9 @@ impl Work {
         Ok((snapshot, reader))
     }
 
-    async fn publish(&self, snapshot: &Snapshot) -> Result<Done, SnapshotError> {
+    async fn publish(&self, snapshot: &Snapshot, known: Generation) -> Result<Done, SnapshotError> {
         let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
-        let published = shelf.publish(snapshot, &self.local.archive(snapshot.digest)).await?;
+        let published = shelf.publish(snapshot, &self.local.archive(snapshot.digest), known).await?;
         match shelf.collect().await {
             Ok(removed) => tracing::debug!(removed, "old snapshots collected"),
             Err(error) => tracing::warn!(%error, "old snapshots in the store could not be removed"),

@@ -5,8 +5,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 /// What the decision rests on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Facts {
+    /// When the mirror was declared here: since then it has needed a snapshot.
+    pub(super) since: Timestamp,
     /// The snapshot that is served.
     pub(super) held: Option<Held>,
     /// The commit that the mirror's `HEAD` leads to.
@@ -65,7 +67,7 @@ pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
     }
     let Some(head) = facts.head.as_ref().filter(|_| facts.sound) else { return Step::Wait(None) };
     let due = match &facts.held {
-        None => now,
+        None => facts.since,
         Some(held) => after(held.time, if held.commit == *head { facts.max_age } else { facts.interval }),
     };
     if due > now {
@@ -79,7 +81,7 @@ pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
     if facts.shared && ask_at <= now {
         return Step::Find;
     }
-    let ours = if facts.held.is_none() && !facts.shared { due } else { after(due, facts.patience) };
+    let ours = after(due, facts.patience);
     if ours <= now { Step::Build } else { Step::Wait(Some(ours.min(ask_at))) }
 }
 
@@ -105,6 +107,7 @@ mod tests {
     fn moved() -> Facts {
         let held = Held { commit: "old".into(), time: at(0), published: true };
         Facts {
+            since: at(0),
             held: Some(held),
             head: Some("new".into()),
             sound: true,
@@ -112,7 +115,8 @@ mod tests {
             asked: Some(at(60)),
             interval: minutes(60),
             max_age: minutes(24 * 60),
-            ..Facts::default()
+            retry_at: None,
+            patience: Duration::ZERO,
         }
     }
 
@@ -130,7 +134,7 @@ mod tests {
         let still = Facts { head: Some("old".into()), asked: Some(at(24 * 60)), ..moved() };
         assert_eq!(plan(&still, at(60)), Step::Wait(Some(at(24 * 60))));
         assert_eq!(plan(&still, at(24 * 60)), Step::Build);
-        assert_eq!(plan(&Facts { held: None, asked: Some(at(5)), ..moved() }, at(5)), Step::Build);
+        assert_eq!(plan(&Facts { held: None, asked: Some(at(5)), ..moved() }, at(6)), Step::Build);
     }
 
     #[test]

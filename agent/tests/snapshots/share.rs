@@ -1,0 +1,64 @@
+//! Several agents on one store: one snapshot for all; and what a killed one leaves.
+
+use anyhow::{Context, Result, ensure};
+
+use super::{current, download, objects, path, stage};
+use crate::checkpoints::{Kind, files, on_both_stores};
+
+on_both_stores!(two_agents_serve_the_same_snapshot);
+
+async fn two_agents_serve_the_same_snapshot(kind: Kind) -> Result<()> {
+    let stage = stage(kind).await?;
+    let (one, two) = tokio::try_join!(stage.ready(), stage.ready())?;
+    for number in 0..2 {
+        stage.origin.commit("main", &[("next.txt", &number.to_string())]).await?;
+        let (first, second) = tokio::try_join!(current(&stage, &one), current(&stage, &two))?;
+        ensure!(first["snapshot"]["digest"] == second["snapshot"]["digest"], "{first}\n{second}");
+        let (first, second) = tokio::try_join!(download(&stage, &one), download(&stage, &two))?;
+        ensure!(first.body == second.body, "the archives differ");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_while_it_builds_leaves_nothing_behind() -> Result<()> {
+    let stage = stage(Kind::Directory).await?;
+    stage.origin.grow("main", 30, 500_000, 3).await?;
+    let mut agent = stage.agent().await?;
+    let staging = agent.data().join("staging");
+    tarn_testkit::eventually::eventually(std::time::Duration::from_secs(60), "a worktree", async || {
+        let entries = std::fs::read_dir(&staging)?;
+        let found = entries.flatten().any(|entry| entry.path().join("tree/.git/index").exists());
+        ensure!(found, "not yet");
+        Ok(())
+    })
+    .await?;
+    agent.kill9().await?;
+    ensure!(files(&objects(&stage), "json")?.is_empty(), "it was published");
+    agent.start_again().await?;
+    let answer = agent.get(&format!("{}?wait=60s", path(&stage))).await?;
+    ensure!(answer.status == 200, "{}", answer.text());
+    agent.wait_idle().await?;
+    let id = tarn_crds::repo::RepoId::from_route(&stage.repo())?;
+    let kept = std::fs::read_dir(agent.data().join("snapshots").join(id.dir()))?.count();
+    ensure!(kept == 2, "{kept} files beside the archive and its manifest");
+    let left = std::fs::read_dir(&staging).context("staging")?.count();
+    ensure!(left <= 1, "{left} directories in staging");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_mirror_takes_its_snapshots_along() -> Result<()> {
+    let stage = stage(Kind::Directory).await?;
+    let agent = stage.ready().await?;
+    current(&stage, &agent).await?;
+    let id = tarn_crds::repo::RepoId::from_route(&stage.repo())?;
+    let dir = agent.data().join("snapshots").join(id.dir());
+    ensure!(dir.exists(), "there is none");
+    agent.remove_manifest("a.yaml")?;
+    tarn_testkit::eventually::eventually(std::time::Duration::from_secs(20), "it to go", async || {
+        ensure!(!dir.exists(), "still there");
+        Ok(())
+    })
+    .await
+}
