@@ -5,6 +5,7 @@
 
 mod checkpoints;
 mod fetches;
+mod gather;
 mod looks;
 mod upkeep;
 
@@ -27,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use checkpoints::Checkpoints;
+use gather::Gather;
 
 use super::{
     BringError, Limits, LookAnswer, Message, Settings, Shared, Stored, Trouble, View,
@@ -81,6 +83,8 @@ pub(super) struct Task {
     /// Wait for the next look: the running one began too early for them.
     next_look: Vec<Waiter>,
     look_due: bool,
+    /// Holds the next look back for those who come at once.
+    gather: Gather,
     job: Option<Job>,
     fetch_due: bool,
     /// Wait for the running fetch.
@@ -205,6 +209,7 @@ impl Task {
             look: None,
             next_look: Vec::new(),
             look_due: false,
+            gather: Gather::default(),
             job: None,
             fetch_due: false,
             after_fetch: Vec::new(),
@@ -244,6 +249,7 @@ impl Task {
             self.publish();
             let upkeep_at = self.start_upkeep();
             let publish_at = self.start_publish();
+            let gathered = self.gather.until(Instant::now()).filter(|_| self.look.is_none());
             let finished =
                 next_finished(&mut self.look, &mut self.job, &mut self.upkeep, &mut self.checkpoints);
             let timer = self.timer;
@@ -263,6 +269,7 @@ impl Task {
                     Finished::Publish(result) => self.publish_finished(result),
                     Finished::Upkeep(result) => self.upkeep_finished(result),
                 },
+                () = sleep_until(gathered.map(Into::into)) => {}
                 () = sleep_until(upkeep_at) => {}
                 () = sleep_until(publish_at) => {}
                 () = sleep_until(timer) => {
@@ -326,7 +333,10 @@ impl Task {
 
     fn receive(&mut self, message: Message) {
         match message {
-            Message::Look(prefixes, reply) => self.next_look.push(Waiter::Look(prefixes, reply)),
+            Message::Look(prefixes, reply) => {
+                self.next_look.push(Waiter::Look(prefixes, reply));
+                self.gather.joined(Instant::now());
+            }
             Message::Settle(wants, reply) => self.settle(Wanted { wants, reply }),
             Message::Extra(wants, reply) => self.queue_extra(Wanted { wants, reply }),
             Message::Shallow => self.facts.shallow_asked = true,
@@ -401,7 +411,10 @@ impl Task {
 
     fn start_what_is_due(&mut self) {
         if self.look.is_none() && (self.look_due || !self.next_look.is_empty()) {
-            self.start_look();
+            let gathering = self.gather.until(Instant::now()).is_some();
+            if self.look_due || !gathering {
+                self.start_look();
+            }
         }
         if self.job.is_none() {
             let restore = mem::take(&mut self.checkpoints.restore_due) && self.stored.is_none();

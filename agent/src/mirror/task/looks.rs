@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::{Job, RunningLook, Task, Waiter};
+use super::{Job, RunningLook, Task, Waiter, gather::Gather};
 use crate::{
     git::RefSet,
     metrics::Outcome,
@@ -66,6 +66,9 @@ impl Task {
 
     pub(super) fn look_finished(&mut self, result: Result<Arc<RefSet>, LookError>) {
         let Some(look) = self.look.take() else { return };
+        let now = Instant::now();
+        self.gather = Gather::after(look.waiters.len(), now.duration_since(look.began), now);
+        (0..self.next_look.len()).for_each(|_| self.gather.joined(now));
         let outcome = Outcome::of(&result, |error| error.kind().reason());
         self.metrics.looks.get_or_create(&outcome).inc();
         self.metrics.look_seconds.observe(look.began.elapsed().as_secs_f64());
