@@ -5,9 +5,11 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use axum::Router;
+use futures_util::future::OptionFuture;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -28,6 +30,7 @@ use crate::{
         state::retry_delay,
     },
     packs::Packs,
+    peers::Peers,
     serve::{self, ServeError, Serving},
     shutdown,
     store::{self, Capabilities, StoreError},
@@ -91,12 +94,18 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let git = Git::detect(&disk.home(), &disk.mark(), config.allow_file_upstreams).await?;
     let metrics = Metrics::new();
     let archive = archive(&config.store, &disk)?;
+    let every = Duration::from_secs(config.heartbeat.into());
+    let peers = archive
+        .as_ref()
+        .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
+    let (peers, heart) = peers.unzip();
     let shared = Shared {
         git: git.clone(),
         disk: disk.clone(),
         metrics: metrics.clone(),
         limits: Arc::default(),
         archive: archive.clone(),
+        peers: peers.clone(),
     };
     let fleet = Arc::new(Fleet::new(shared));
     metrics.collect_from(Box::new(Gauges(fleet.clone())));
@@ -110,6 +119,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let probing = archive.clone().map(|archive| probe(archive, capable.clone(), metrics.clone()));
     let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));
     let stopping = shutdown::on_signal()?;
+    let beating = heart.map(|heart| AbortOnDropHandle::new(tokio::spawn(heart.run(stopping.clone()))));
     let git_port = listen(config.listen).await?;
     let admin_port = listen(config.admin_listen).await?;
     // Watching begins before the first reading, so that no change falls in between.
@@ -123,7 +133,8 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
 
     // The admin port outlives the git port: probes and metrics tell of the draining.
     let stopped = CancellationToken::new();
-    let store = archive.map(|archive| Probed { location: archive.store.location(), capable });
+    let store = archive.zip(peers);
+    let store = store.map(|(archive, peers)| Probed { location: archive.store.location(), capable, peers });
     let admin = Admin { fleet, metrics, store, stopping: stopping.clone() };
     let admin = spawn(admin_port, admin::router(admin), stopped.clone());
     let mut serving = spawn(git_port, serve::router(Arc::new(serving)), stopping.clone());
@@ -131,6 +142,9 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     drop(watching);
     if timeout(shutdown::DRAIN, &mut serving).await.is_err() {
         tracing::warn!("streams still under way are cut");
+    }
+    if let Some(Err(error)) = OptionFuture::from(beating).await {
+        tracing::warn!(%error, "the others will notice by themselves that this agent has gone");
     }
     stopped.cancel();
     drop(admin);

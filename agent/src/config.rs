@@ -53,6 +53,17 @@ pub struct Serve {
     #[command(flatten)]
     pub store: StoreFlags,
 
+    /// Seconds between two signs of life to the other agents that share the store; the same for all of them
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "TARN_AGENT_HEARTBEAT",
+        hide_env_values = true,
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub heartbeat: u16,
+
     /// Where git clients connect
     #[arg(
         long,

@@ -17,6 +17,7 @@ pub mod tail;
 pub mod packs;
 pub mod blockfile;
 pub mod checkpoint;
+pub mod peers;
 pub mod snapshot;
 pub mod mirror;
 pub mod fleet;

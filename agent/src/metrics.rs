@@ -115,6 +115,8 @@ pub struct Metrics {
     pub snapshot_sent: Counter,
     /// `tarn_store_unconditional`: 1 where the store ignores conditions, so that two agents may both create.
     pub unconditional: Gauge,
+    /// `tarn_store_agents`: living agents that share the store, this one included.
+    pub agents: Gauge,
 }
 
 impl Metrics {
@@ -143,6 +145,7 @@ impl Metrics {
             snapshot_downloads: Family::default(),
             snapshot_sent: Counter::default(),
             unconditional: Gauge::default(),
+            agents: Gauge::default(),
         };
         let serve = registry.sub_registry_with_prefix("serve");
         serve.register("requests", "Requests to the git port", metrics.requests.clone());
@@ -199,11 +202,13 @@ impl Metrics {
         snapshot.register("downloads", "Downloads of snapshots from the store", downloads);
         let sent = metrics.snapshot_sent.clone();
         snapshot.register_with_unit("sent", "Bytes of snapshots sent to clients", Unit::Bytes, sent);
-        registry.sub_registry_with_prefix("store").register(
+        let store = registry.sub_registry_with_prefix("store");
+        store.register(
             "unconditional",
             "1 where the store ignores conditions",
             metrics.unconditional.clone(),
         );
+        store.register("agents", "Living agents that share the store", metrics.agents.clone());
         metrics.lock(|slot| *slot = registry);
         metrics
     }

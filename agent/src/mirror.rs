@@ -39,6 +39,7 @@ use crate::{
     checkpoint::{Archive, publish::Checkpoint},
     git::{Git, Oid, RefSet, remote},
     metrics::Metrics,
+    peers::Peers,
     upstream::{Credentials, LookError, Looker},
 };
 use cold::Cold;
@@ -140,6 +141,8 @@ pub struct Shared {
     pub limits: Arc<Limits>,
     /// Where checkpoints go and come from, if anywhere.
     pub archive: Option<Arc<Archive>>,
+    /// The other agents that share the store, if there is one.
+    pub peers: Option<Peers>,
 }
 
 /// What a mirror's task last published.

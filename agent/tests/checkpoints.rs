@@ -4,6 +4,7 @@
 mod cli;
 mod damage;
 mod outage;
+mod peers;
 mod publish;
 mod race;
 mod restore;

@@ -14,6 +14,7 @@ use crate::{
     fleet::{Fleet, desired::Stalled},
     git::Head,
     mirror::{Mirror, Trouble, View},
+    peers::Peers,
     store::Capabilities,
 };
 
@@ -34,6 +35,8 @@ pub struct Probed {
     pub location: String,
     /// Empty until it has answered.
     pub capable: Arc<OnceLock<Capabilities>>,
+    /// The other agents that share it.
+    pub peers: Peers,
 }
 
 #[derive(Debug, Serialize)]
@@ -42,6 +45,10 @@ struct StoreStatus {
     location: String,
     /// Null until the store has answered; where it is false, two agents may publish at once.
     conditional_create: Option<bool>,
+    /// What the others know this agent by.
+    agent: String,
+    /// The living agents that share it, this one included; empty until they are known.
+    agents: Vec<String>,
 }
 
 /// One declared mirror.
@@ -60,6 +67,8 @@ pub struct MirrorStatus {
     bytes: u64,
     checkpoint: Option<CheckpointStatus>,
     snapshot: Option<SnapshotStatus>,
+    /// The agent whose turn it is to publish checkpoints; null until the others are known.
+    publisher: Option<String>,
     /// Why it waits or fails; empty while all is well.
     message: String,
     progress: Option<String>,
@@ -115,7 +124,7 @@ struct Rejected {
 /// The status of all mirrors now.
 pub fn of(fleet: &Fleet, store: Option<&Probed>) -> Status {
     let refused = fleet.refused();
-    let mut mirrors: Vec<_> = fleet.mirrors().iter().map(mirror).collect();
+    let mut mirrors: Vec<_> = fleet.mirrors().iter().map(|found| mirror(found, store)).collect();
     mirrors.extend(refused.stalled.into_iter().map(stalled));
     let rejected = refused.rejected.into_iter().map(|refused| Rejected {
         file: refused.file,
@@ -126,11 +135,13 @@ pub fn of(fleet: &Fleet, store: Option<&Probed>) -> Status {
     let store = store.map(|store| StoreStatus {
         location: store.location.clone(),
         conditional_create: store.capable.get().map(|found| found.conditional_create),
+        agent: store.peers.name().to_owned(),
+        agents: store.peers.living().to_vec(),
     });
     Status { version: env!("CARGO_PKG_VERSION"), store, mirrors, rejected: rejected.collect() }
 }
 
-fn mirror(mirror: &Mirror) -> MirrorStatus {
+fn mirror(mirror: &Mirror, store: Option<&Probed>) -> MirrorStatus {
     let (view, settings) = (mirror.view(), mirror.settings());
     let stored = view.stored.as_ref();
     let snapshots = mirror.snapshots().view();
@@ -165,6 +176,7 @@ fn mirror(mirror: &Mirror) -> MirrorStatus {
             digest: known.digest.to_string(),
             local: snapshots.progress().map_or(0, |progress| progress.verified),
         }),
+        publisher: store.and_then(|store| store.peers.owner(mirror.id())),
         message: message.unwrap_or_default(),
         progress: mirror.progress(),
         conditions: conditions(&facts(&view, snapshots.trouble.as_ref(), settings.suspend)),
@@ -187,6 +199,7 @@ fn stalled(stalled: Stalled) -> MirrorStatus {
         bytes: 0,
         checkpoint: None,
         snapshot: None,
+        publisher: None,
         message: stalled.message,
         progress: None,
         conditions: conditions(&facts),

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{
     CheckpointError,
     manifest::{Generation, Keys, MAX_MANIFEST, Manifest, unpack_refs},
+    publish::Checkpoint,
 };
 use crate::{
     blockfile::Digest,
@@ -60,6 +61,20 @@ impl Lineage {
     /// The store's.
     pub async fn generations(&self) -> Result<Generations, StoreError> {
         generations_below(&*self.store, &self.keys.checkpoints()).await
+    }
+
+    /// The newest good generation, if there is one that can be read.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn newest(&self) -> Result<Option<Checkpoint>, CheckpointError> {
+        let Some(newest) = self.generations().await?.good().next() else { return Ok(None) };
+        match self.manifest(newest).await {
+            Ok(manifest) => Ok(Some(Checkpoint::of(&manifest, 0))),
+            // Whoever publishes next marks it.
+            Err(CheckpointError::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The manifest of `generation`.

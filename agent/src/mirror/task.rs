@@ -44,6 +44,7 @@ use crate::{
         remote::{self, Remote},
     },
     metrics::Metrics,
+    peers::Peers,
     upstream::{LookError, Looker, credentials::Installed},
 };
 
@@ -91,6 +92,7 @@ pub(super) struct Task {
     after_fetch: Vec<Wanted>,
     extras: VecDeque<Wanted>,
     archive: Option<Arc<Archive>>,
+    peers: Option<Peers>,
     checkpoints: Checkpoints,
     /// Held by whoever must not see packs disappear.
     packs: Arc<Mutex<()>>,
@@ -161,13 +163,13 @@ enum Finished {
     Look(Result<Arc<RefSet>, LookError>),
     Job(Result<u64, FetchError>),
     Restore(Result<Outcome, CheckpointError>),
-    Publish(Result<Checkpoint, CheckpointError>),
+    Publish(Result<Option<Checkpoint>, CheckpointError>),
     Upkeep(Result<Option<PathBuf>, GitError>),
 }
 
 impl Task {
     pub(super) fn new(shared: Shared, settings: Arc<Settings>, packs: Arc<Mutex<()>>) -> (Self, Ports) {
-        let Shared { git, disk, metrics, limits, archive } = shared;
+        let Shared { git, disk, metrics, limits, archive, peers } = shared;
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
         let view = View {
@@ -215,6 +217,7 @@ impl Task {
             after_fetch: Vec::new(),
             extras: VecDeque::new(),
             archive,
+            peers,
             checkpoints: Checkpoints::default(),
             packs,
             facts: Facts::default(),
@@ -248,6 +251,8 @@ impl Task {
             self.start_what_is_due();
             self.publish();
             let upkeep_at = self.start_upkeep();
+            // Before the look at the others: what changes after it must be noticed.
+            let others_changed = self.others_changed();
             let publish_at = self.start_publish();
             let gathered = self.gather.until(Instant::now()).filter(|_| self.look.is_none());
             let finished =
@@ -272,6 +277,7 @@ impl Task {
                 () = sleep_until(gathered.map(Into::into)) => {}
                 () = sleep_until(upkeep_at) => {}
                 () = sleep_until(publish_at) => {}
+                () = others_changed => {}
                 () = sleep_until(timer) => {
                     self.timer = None;
                     // The store may be back before the upstream is.
@@ -340,7 +346,7 @@ impl Task {
             Message::Settle(wants, reply) => self.settle(Wanted { wants, reply }),
             Message::Extra(wants, reply) => self.queue_extra(Wanted { wants, reply }),
             Message::Shallow => self.facts.shallow_asked = true,
-            Message::Checkpoint => self.checkpoints.publish_now(),
+            Message::Checkpoint => self.checkpoints.ordered = true,
             Message::Configure(settings) => self.configure(&settings),
         }
     }

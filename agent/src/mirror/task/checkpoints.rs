@@ -24,6 +24,7 @@ use crate::{
         Stored, Trouble,
         state::{Event, interval_delay, retry_delay},
     },
+    peers::{self, Peers, Turn},
 };
 
 /// How often a publisher looks for garbage; what it removes is a day old, so that an hour matters little.
@@ -36,9 +37,14 @@ pub(super) struct Checkpoints {
     pub(super) restore_due: bool,
     /// The newest one known.
     pub(super) newest: Option<Arc<Checkpoint>>,
-    publishing: Option<AbortOnDropHandle<Result<Checkpoint, CheckpointError>>>,
+    /// Ends without one where no agent has published anything new, and it is not this one's turn.
+    publishing: Option<AbortOnDropHandle<Result<Option<Checkpoint>, CheckpointError>>>,
     /// Not before this.
     publish_at: Option<Instant>,
+    /// Someone wants a checkpoint now, whoever's turn it is.
+    pub(super) ordered: bool,
+    /// Since when the refs have been others than those of the newest one known.
+    moved: Option<Instant>,
     failures: u32,
     collected: Option<Instant>,
     /// Why the last publishing failed, if it did.
@@ -48,13 +54,8 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Whatever is due is due now.
-    pub(super) fn publish_now(&mut self) {
-        self.publish_at = None;
-    }
-
     /// Waits for the publishing under way; for ever where there is none.
-    pub(super) async fn published(&mut self) -> Result<Checkpoint, CheckpointError> {
+    pub(super) async fn published(&mut self) -> Result<Option<Checkpoint>, CheckpointError> {
         match &mut self.publishing {
             Some(result) => {
                 result.await.unwrap_or_else(|error| Err(CheckpointError::Disk(std::io::Error::other(error))))
@@ -135,9 +136,10 @@ impl Task {
     pub(super) fn start_publish(&mut self) -> Option<time::Instant> {
         let archive = self.archive.clone()?;
         let refs = self.publishable()?;
-        if let Some(at) = self.checkpoints.publish_at.filter(|at| *at > Instant::now()) {
-            return Some(at.into());
-        }
+        let turn = match self.turn()? {
+            Turn::Wait(wait) => return Some(time::Instant::now() + wait),
+            turn => turn,
+        };
         let publish = Publish {
             git: self.git.clone(),
             lineage: archive.lineage(&self.id),
@@ -147,14 +149,24 @@ impl Task {
             refs,
             packs: self.packs.clone(),
         };
-        let collect = self.checkpoints.collected.is_none_or(|at| at.elapsed() >= COLLECT_EVERY);
+        self.checkpoints.ordered = false;
+        let collect =
+            turn != Turn::Ask && self.checkpoints.collected.is_none_or(|at| at.elapsed() >= COLLECT_EVERY);
         if collect {
             self.checkpoints.collected = Some(Instant::now());
         }
+        let known = self.checkpoints.newest.as_ref().map(|newest| newest.generation);
         let (disk, work, keep) = (self.disk.clone(), publish.work.clone(), self.settings.checkpoint.keep);
         let run = async move {
-            let _turn = archive.publishes.acquire().await;
             let lineage = publish.lineage.clone();
+            if turn != Turn::Publish {
+                let newest = lineage.newest().await?.filter(|newest| Some(newest.generation) > known);
+                if newest.is_some() || turn == Turn::Ask {
+                    return Ok(newest);
+                }
+                tracing::info!("no checkpoint comes from the agents whose turn it is; taking over");
+            }
+            let _turn = archive.publishes.acquire().await;
             let made = publish.run().await;
             let removed = tokio::task::spawn_blocking(move || disk.discard(&work)).await;
             if let Ok(Err(error)) = removed {
@@ -163,7 +175,7 @@ impl Task {
             if collect && made.is_ok() {
                 collect_garbage(&lineage, keep).await;
             }
-            made
+            made.map(Some)
         };
         self.checkpoints.publishing = Some(AbortOnDropHandle::new(tokio::spawn(run.in_current_span())));
         None
@@ -171,16 +183,51 @@ impl Task {
 
     /// The refs to publish: those on the disk, if they have moved since the newest checkpoint, and nothing is
     /// wrong with the mirror (P3).
-    fn publishable(&self) -> Option<Arc<RefSet>> {
+    fn publishable(&mut self) -> Option<Arc<RefSet>> {
         let stored = self.stored.as_ref()?;
         let sound = self.state.caught_up && self.look_trouble.is_none() && self.fetch_trouble.is_none();
         let idle = self.checkpoints.publishing.is_none() && !self.settings.suspend;
         let moved = self.checkpoints.newest.as_ref().is_none_or(|newest| newest.digest != stored.digest);
+        if !moved {
+            self.checkpoints.moved = None;
+            // What a running fetch brings was meant as well.
+            self.checkpoints.ordered &= self.job.is_some();
+        }
         (sound && idle && moved).then(|| stored.refs.clone())
     }
 
-    pub(super) fn publish_finished(&mut self, result: Result<Checkpoint, CheckpointError>) {
+    /// What to do about refs that have moved; nothing before the other agents are known.
+    fn turn(&mut self) -> Option<Turn> {
+        let (now, checkpoints) = (Instant::now(), &mut self.checkpoints);
+        let moved = *checkpoints.moved.get_or_insert(now);
+        if checkpoints.ordered {
+            return Some(Turn::Publish);
+        }
+        if let Some(at) = checkpoints.publish_at.filter(|at| *at > now) {
+            return Some(Turn::Wait(at - now));
+        }
+        let rank = self.peers.as_ref().map_or(Some(0), |peers| peers.rank(&self.id))?;
+        Some(peers::turn(rank, now - moved, self.settings.checkpoint.interval))
+    }
+
+    /// Waits until the agents that share the store are others.
+    pub(super) fn others_changed(&self) -> impl Future<Output = ()> + use<> {
+        let changed = self.peers.as_ref().map(Peers::changed);
+        async move {
+            match changed {
+                Some(changed) => changed.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    pub(super) fn publish_finished(&mut self, result: Result<Option<Checkpoint>, CheckpointError>) {
         self.checkpoints.publishing = None;
+        let Some(result) = result.transpose() else {
+            let wait = interval_delay(self.settings.checkpoint.interval, rand::random());
+            self.checkpoints.publish_at = Some(Instant::now() + wait);
+            return;
+        };
         let label = match &result {
             Ok(made) if made.uploaded == 0 => "unchanged",
             Ok(_) => "ok",
@@ -193,7 +240,7 @@ impl Task {
                 tracing::info!(%generation, bytes, uploaded, "checkpoint");
                 self.metrics.uploaded.inc_by(*uploaded);
                 (self.checkpoints.failures, self.checkpoints.store_trouble) = (0, None);
-                self.checkpoints.newest = Some(Arc::new(made));
+                (self.checkpoints.newest, self.checkpoints.moved) = (Some(Arc::new(made)), None);
                 interval_delay(self.settings.checkpoint.interval, rand::random())
             }
             Err(error) => {
