@@ -234,6 +234,7 @@ async fn publishes() -> Result<()> {
             work: path("work"),
             refs,
             packs: Arc::default(),
+            lease: None,
         };
         let made = publish.run().await?;
         std::fs::remove_dir_all(path("work"))?;

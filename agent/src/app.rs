@@ -4,7 +4,7 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -33,7 +33,7 @@ use crate::{
     peers::Peers,
     serve::{self, ServeError, Serving},
     shutdown,
-    store::{self, Capabilities, StoreError},
+    store::{self, StoreError},
 };
 
 /// The most that cached answers take on the disk.
@@ -115,8 +115,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let packs = Packs::new(&disk.packs(), PACK_BUDGET, metrics.clone())?;
     let serving = Serving::new(fleet.clone(), git.clone(), &disk, packs, metrics.clone()).await?;
 
-    let capable = Arc::new(OnceLock::new());
-    let probing = archive.clone().map(|archive| probe(archive, capable.clone(), metrics.clone()));
+    let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
     let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));
     let stopping = shutdown::on_signal()?;
     let beating = heart.map(|heart| AbortOnDropHandle::new(tokio::spawn(heart.run(stopping.clone()))));
@@ -134,7 +133,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     // The admin port outlives the git port: probes and metrics tell of the draining.
     let stopped = CancellationToken::new();
     let store = archive.zip(peers);
-    let store = store.map(|(archive, peers)| Probed { location: archive.store.location(), capable, peers });
+    let store = store.map(|(archive, peers)| Probed { archive, peers });
     let admin = Admin { fleet, metrics, store, stopping: stopping.clone() };
     let admin = spawn(admin_port, admin::router(admin), stopped.clone());
     let mut serving = spawn(git_port, serve::router(Arc::new(serving)), stopping.clone());
@@ -164,20 +163,19 @@ fn archive(flags: &config::StoreFlags, disk: &Disk) -> Result<Option<Arc<Archive
 }
 
 /// Finds out what the store can do, as soon as it answers.
-async fn probe(archive: Arc<Archive>, capable: Arc<OnceLock<Capabilities>>, metrics: Metrics) {
+async fn probe(archive: Arc<Archive>, metrics: Metrics) {
     for attempt in 1.. {
-        match store::probe::probe(&*archive.store).await {
+        match archive.capabilities().await {
             Ok(found) => {
                 let honoured = found.conditional_create;
                 if !honoured {
                     tracing::warn!(
                         store = archive.store.location(),
-                        "the store ignores conditions: of two agents that publish at once both may win; use one that honours If-None-Match"
+                        "the store ignores conditions: agents take turns by a lease, which is best effort; use a store that honours If-None-Match"
                     );
                     metrics.unconditional.set(1);
                 }
                 tracing::info!(store = archive.store.location(), conditional_create = honoured, "store");
-                let _ = capable.set(found);
                 return;
             }
             Err(error) => {

@@ -10,12 +10,14 @@
 //! <repository>/refs/<digest>.zst
 //! <repository>/checkpoints/<generation, 20 digits>.json
 //! <repository>/checkpoints/<generation, 20 digits>.bad    this generation failed its verification
+//! <repository>/lease.json      only where the store ignores conditions: see [`lease`]
 //! ```
 
 pub mod failpoint;
 pub mod manifest;
 pub mod plan;
 pub mod lineage;
+pub mod lease;
 pub mod publish;
 pub mod restore;
 pub mod retain;
@@ -23,14 +25,16 @@ pub mod retain;
 use std::sync::Arc;
 
 use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
     git::GitError,
-    store::{SharedStore, StoreError},
+    store::{Capabilities, SharedStore, StoreError, probe::probe},
 };
+use lease::Lease;
 use lineage::Lineage;
 use manifest::Keys;
+use publish::{Checkpoint, Publish};
 
 /// Blocks of all restores in flight: enough to fill a link to a distant bucket.
 const FLIGHTS: usize = 16;
@@ -54,6 +58,7 @@ pub struct Archive {
     pub restores: Semaphore,
     /// Publishings at once.
     pub publishes: Semaphore,
+    capable: OnceCell<Capabilities>,
 }
 
 impl Archive {
@@ -65,7 +70,40 @@ impl Archive {
             flights: Arc::new(Semaphore::new(FLIGHTS)),
             restores: Semaphore::new(RESTORES),
             publishes: Semaphore::new(PUBLISHES),
+            capable: OnceCell::new(),
         }
+    }
+
+    /// What the store can do. Tried at the first call, and again at the next one where it did not answer.
+    ///
+    /// # Errors
+    /// The store cannot be written to.
+    pub async fn capabilities(&self) -> Result<Capabilities, StoreError> {
+        self.capable.get_or_try_init(|| probe(&*self.store)).await.copied()
+    }
+
+    /// What the store can do, if that is known.
+    pub fn capable(&self) -> Option<Capabilities> {
+        self.capable.get().copied()
+    }
+
+    /// Publishes, alone where the store cannot tell who was first.
+    ///
+    /// # Errors
+    /// As [`Publish::run`]; [`CheckpointError::Leased`] where another agent publishes.
+    pub async fn publish(&self, mut publish: Publish) -> Result<Checkpoint, CheckpointError> {
+        if self.capabilities().await?.conditional_create {
+            return publish.run().await;
+        }
+        let key = publish.lineage.keys.lease();
+        let lease = Lease::take(self.store.clone(), key, &self.agent).await?;
+        publish.lease = Some(lease.clone());
+        let made = tokio::select! {
+            made = publish.run() => made,
+            lost = lease.keep() => Err(lost),
+        };
+        lease.release().await;
+        made
     }
 
     /// The checkpoints of `id`.
@@ -97,6 +135,9 @@ pub enum CheckpointError {
     /// Other agents publish faster than this one.
     #[error("other agents were faster {0} times in a row")]
     Outrun(u32),
+    /// Another agent publishes, on a store where only one can at a time.
+    #[error("{} holds the lease: it publishes, or was killed within the last minute", if .0.is_empty() { "another agent" } else { .0 })]
+    Leased(String),
     /// Publishing would replace a good checkpoint by one without refs.
     #[error("the mirror has lost all its refs: not published, the last checkpoint stays")]
     NoRefs,
@@ -109,7 +150,7 @@ impl CheckpointError {
             Self::Store(StoreError::Unreachable(_)) => Reason::StoreUnreachable,
             Self::Store(StoreError::Denied(_)) => Reason::StoreDenied,
             Self::Store(StoreError::Local { .. }) | Self::Disk(_) => Reason::DiskFull,
-            Self::Store(_) | Self::Outrun(_) => Reason::StoreError,
+            Self::Store(_) | Self::Outrun(_) | Self::Leased(_) => Reason::StoreError,
             Self::Damaged { .. } => Reason::CheckpointDamaged,
             Self::Git(error) => error.kind().reason(),
             Self::NoRefs => Reason::VerificationFailed,

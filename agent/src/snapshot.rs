@@ -84,7 +84,7 @@ impl From<CheckpointError> for SnapshotError {
             CheckpointError::Damaged { generation, reason } => Self::Damaged { generation, reason },
             CheckpointError::Git(error) => error.into(),
             CheckpointError::Disk(error) => error.into(),
-            error @ (CheckpointError::Outrun(_) | CheckpointError::NoRefs) => {
+            error @ (CheckpointError::Outrun(_) | CheckpointError::Leased(_) | CheckpointError::NoRefs) => {
                 StoreError::Failed(error.to_string()).into()
             }
         }

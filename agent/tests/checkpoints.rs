@@ -3,6 +3,7 @@
 
 mod cli;
 mod damage;
+mod lease;
 mod outage;
 mod peers;
 mod publish;

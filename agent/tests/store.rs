@@ -4,6 +4,8 @@
 mod conformance;
 mod faults;
 
+pub(crate) use faults::Careless;
+
 use anyhow::Result;
 use bytes::Bytes;
 use futures_util::TryStreamExt;

@@ -1,6 +1,6 @@
 //! `/status`: everything the agent knows of its mirrors, for people and scripts.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self as k8s, Time};
@@ -11,11 +11,11 @@ use tarn_crds::{
 };
 
 use crate::{
+    checkpoint::Archive,
     fleet::{Fleet, desired::Stalled},
     git::Head,
     mirror::{Mirror, Trouble, View},
     peers::Peers,
-    store::Capabilities,
 };
 
 /// The whole answer.
@@ -31,10 +31,8 @@ pub struct Status {
 /// The store, and what it turned out to be able to do.
 #[derive(Clone)]
 pub struct Probed {
-    /// Where it is.
-    pub location: String,
-    /// Empty until it has answered.
-    pub capable: Arc<OnceLock<Capabilities>>,
+    /// The store.
+    pub archive: Arc<Archive>,
     /// The other agents that share it.
     pub peers: Peers,
 }
@@ -43,8 +41,10 @@ pub struct Probed {
 #[serde(rename_all = "camelCase")]
 struct StoreStatus {
     location: String,
-    /// Null until the store has answered; where it is false, two agents may publish at once.
+    /// Null until the store has answered; where it is false, agents take turns by a lease.
     conditional_create: Option<bool>,
+    /// What keeps publishers apart: `ConditionalCreate`, or `Lease`, which is best effort.
+    publishing_by: Option<&'static str>,
     /// What the others know this agent by.
     agent: String,
     /// The living agents that share it, this one included; empty until they are known.
@@ -133,8 +133,12 @@ pub fn of(fleet: &Fleet, store: Option<&Probed>) -> Status {
         reason: refused.reason,
     });
     let store = store.map(|store| StoreStatus {
-        location: store.location.clone(),
-        conditional_create: store.capable.get().map(|found| found.conditional_create),
+        location: store.archive.store.location(),
+        conditional_create: store.archive.capable().map(|found| found.conditional_create),
+        publishing_by: store.archive.capable().map(|found| match found.conditional_create {
+            true => "ConditionalCreate",
+            false => "Lease",
+        }),
         agent: store.peers.name().to_owned(),
         agents: store.peers.living().to_vec(),
     });

@@ -285,6 +285,11 @@ impl Keys {
         format!("{}/refs/", self.prefix)
     }
 
+    /// Who may publish, where the store ignores conditions.
+    pub fn lease(&self) -> String {
+        format!("{}/lease.json", self.prefix)
+    }
+
     /// A manifest.
     pub fn manifest(&self, generation: Generation) -> String {
         format!("{}{generation:020}.json", self.checkpoints(), generation = generation.0)

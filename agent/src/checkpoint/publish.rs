@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use super::{
     CheckpointError,
     failpoint::FailPoint,
+    lease::Lease,
     lineage::Lineage,
     manifest::{self, File, FileKind, Generation, Manifest, Pack, Refs, Writer},
     plan::{Plan, plan},
@@ -45,6 +46,8 @@ pub struct Publish {
     pub refs: Arc<RefSet>,
     /// Held while the mirror's packs are linked, and by whoever repacks.
     pub packs: Arc<Mutex<()>>,
+    /// Held by this agent for as long as this runs, where the store ignores conditions.
+    pub lease: Option<Lease>,
 }
 
 /// A checkpoint in the store.
@@ -101,6 +104,9 @@ impl Publish {
             FailPoint::PublishPinned.reached();
             let made = self.make(&parent, view, &mut uploaded).await?;
             FailPoint::PublishUploaded.reached();
+            if let Some(lease) = &self.lease {
+                lease.confirm().await?;
+            }
             let (key, text) = (self.lineage.keys.manifest(made.generation), made.to_json());
             let length = text.len() as u64;
             match self.lineage.store.put(&key, Bytes::from(text), PutMode::Create).await {

@@ -211,7 +211,7 @@ async fn what_is_wrong_with_the_set_up_is_told_with_a_remedy() -> Result<()> {
 
 /// A store that takes conditions and ignores them, as some do; all else is the inner one's.
 #[derive(Debug)]
-struct Careless(DirStore);
+pub(crate) struct Careless(pub(crate) DirStore);
 
 impl Store for Careless {
     fn location(&self) -> String {

@@ -148,6 +148,7 @@ impl Task {
             work: self.disk.staging(),
             refs,
             packs: self.packs.clone(),
+            lease: None,
         };
         self.checkpoints.ordered = false;
         let collect =
@@ -167,7 +168,7 @@ impl Task {
                 tracing::info!("no checkpoint comes from the agents whose turn it is; taking over");
             }
             let _turn = archive.publishes.acquire().await;
-            let made = publish.run().await;
+            let made = archive.publish(publish).await;
             let removed = tokio::task::spawn_blocking(move || disk.discard(&work)).await;
             if let Ok(Err(error)) = removed {
                 tracing::warn!(%error, "what publishing left in staging is removed at the next start");
