@@ -21,6 +21,7 @@ pub mod lease;
 pub mod publish;
 pub mod restore;
 pub mod retain;
+pub mod turns;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ use lease::Lease;
 use lineage::Lineage;
 use manifest::Keys;
 use publish::{Checkpoint, Publish};
+use turns::Turns;
 
 /// Blocks of all restores in flight: enough to fill a link to a distant bucket.
 const FLIGHTS: usize = 16;
@@ -54,8 +56,8 @@ pub struct Archive {
     pub agent: String,
     /// Blocks in flight.
     pub flights: Arc<Semaphore>,
-    /// Restores at once.
-    pub restores: Semaphore,
+    /// Whose restore is next.
+    pub restores: Turns,
     /// Publishings at once.
     pub publishes: Semaphore,
     capable: OnceCell<Capabilities>,
@@ -68,7 +70,7 @@ impl Archive {
             store,
             agent,
             flights: Arc::new(Semaphore::new(FLIGHTS)),
-            restores: Semaphore::new(RESTORES),
+            restores: Turns::new(RESTORES),
             publishes: Semaphore::new(PUBLISHES),
             capable: OnceCell::new(),
         }

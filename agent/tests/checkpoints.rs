@@ -10,6 +10,7 @@ mod publish;
 mod race;
 mod restore;
 mod sigkill;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -38,7 +38,7 @@ use super::{
     upkeep::{Facts, Upkeep},
 };
 use crate::{
-    checkpoint::{Archive, CheckpointError, publish::Checkpoint, restore::Outcome},
+    checkpoint::{Archive, CheckpointError, publish::Checkpoint, restore::Outcome, turns::Lift},
     git::{
         Git, GitError, ObjectFormat, Oid, RefSet, pack,
         remote::{self, Remote},
@@ -155,6 +155,7 @@ enum Job {
     },
     Restore {
         began: Instant,
+        lift: Lift,
         result: AbortOnDropHandle<Result<Outcome, CheckpointError>>,
     },
 }
@@ -338,6 +339,9 @@ impl Task {
     }
 
     fn receive(&mut self, message: Message) {
+        if matches!(message, Message::Look(..) | Message::Settle(..) | Message::Extra(..)) {
+            self.awaited();
+        }
         match message {
             Message::Look(prefixes, reply) => {
                 self.next_look.push(Waiter::Look(prefixes, reply));

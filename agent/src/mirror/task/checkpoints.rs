@@ -17,6 +17,7 @@ use crate::{
         publish::{Checkpoint, Publish},
         restore::{Outcome, Restore, Restored},
         retain,
+        turns::Urgency,
     },
     git::RefSet,
     metrics::Outcome as Label,
@@ -35,6 +36,8 @@ const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 pub(super) struct Checkpoints {
     /// A restore is to be tried before anything is cloned; heeded while nothing is on the disk.
     pub(super) restore_due: bool,
+    /// Whether anyone has asked for the mirror since this process started.
+    awaited: bool,
     /// The newest one known.
     pub(super) newest: Option<Arc<Checkpoint>>,
     /// Ends without one where no agent has published anything new, and it is not this one's turn.
@@ -66,6 +69,14 @@ impl Checkpoints {
 }
 
 impl Task {
+    /// Somebody asks for the mirror: if it is to be restored, then before those that nobody has asked for.
+    pub(super) fn awaited(&mut self) {
+        self.checkpoints.awaited = true;
+        if let Some(Job::Restore { lift, .. }) = &self.job {
+            lift.lift();
+        }
+    }
+
     pub(super) fn start_restore(&mut self, archive: &Arc<Archive>) {
         self.happened(Event::RestoreStarted);
         let restore = Restore {
@@ -76,11 +87,13 @@ impl Task {
             flights: archive.flights.clone(),
             progress: self.progress_out.clone(),
         };
-        let (disk, dir, archive) = (self.disk.clone(), self.dir.clone(), archive.clone());
+        let (disk, dir) = (self.disk.clone(), self.dir.clone());
         let limits = self.limits.clone();
+        let urgency = if self.checkpoints.awaited { Urgency::Awaited } else { Urgency::Idle };
+        let (mut turn, lift) = archive.restores.enter(urgency);
         let run = async move {
             limits.cold.over().await;
-            let _turn = archive.restores.acquire().await;
+            turn.called().await;
             let staged = restore.staged.clone();
             let outcome = restore.run().await;
             let found = matches!(&outcome, Ok(Outcome { restored: Some(_), .. }));
@@ -91,10 +104,11 @@ impl Task {
             if found {
                 FailPoint::RestorePlaced.reached();
             }
+            drop(turn);
             outcome
         };
         let result = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
-        self.job = Some(Job::Restore { began: Instant::now(), result });
+        self.job = Some(Job::Restore { began: Instant::now(), lift, result });
     }
 
     pub(super) fn restore_finished(&mut self, began: Instant, result: Result<Outcome, CheckpointError>) {
