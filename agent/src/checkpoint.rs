@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod plan;
 pub mod lineage;
 pub mod lease;
+pub mod parts;
 pub mod publish;
 pub mod restore;
 pub mod retain;

@@ -132,10 +132,9 @@ impl Fleet {
             return;
         }
         let disk = self.shared.disk.clone();
-        let snapshots = disk.snapshots(&id);
-        let removed =
-            tokio::task::spawn_blocking(move || disk.discard(&dir).and_then(|()| disk.discard(&snapshots)));
-        let removed = removed.await;
+        let all = [dir, disk.snapshots(&id), disk.parts(&id)];
+        let discard = move || all.iter().try_for_each(|dir| disk.discard(dir));
+        let removed = tokio::task::spawn_blocking(discard).await;
         match removed {
             Ok(Ok(())) => tracing::info!(repo = %id, "mirror removed"),
             Ok(Err(error)) => {

@@ -18,6 +18,7 @@ use crate::{
         CheckpointError,
         lineage::Lineage,
         manifest::{Generation, Keys},
+        parts::Parts,
         restore::Restore,
         retain,
     },
@@ -195,17 +196,19 @@ async fn verify(args: &VerifyArgs) -> Result<(), InspectError> {
         let generations = lineage.generations().await?;
         for generation in generations.good().take(if args.all { usize::MAX } else { 1 }) {
             let started = std::time::Instant::now();
-            let staged = work.0.join("staged");
+            let (staged, parts) = (work.0.join("staged"), work.0.join("parts"));
             let restore = Restore {
                 git: git.clone(),
                 lineage: lineage.clone(),
                 agent: String::new(),
                 staged: staged.clone(),
+                parts: Parts(parts.clone()),
                 flights: Arc::new(Semaphore::new(8)),
                 progress: progress.clone(),
             };
             let result = verified(&git, &restore, generation).await;
             remove_tree(&staged)?;
+            remove_tree(&parts)?;
             let (result, refs) = match result {
                 Ok(refs) => ("ok".to_owned(), Some(refs)),
                 Err(InspectError::Checkpoint(error @ CheckpointError::Damaged { .. })) => {

@@ -9,6 +9,7 @@ mod peers;
 mod publish;
 mod race;
 mod restore;
+mod resume;
 mod sigkill;
 mod turns;
 

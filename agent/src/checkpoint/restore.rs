@@ -20,11 +20,12 @@ use super::{
     CheckpointError,
     failpoint::FailPoint,
     lineage::Lineage,
-    manifest::{Generation, Manifest, Pack},
+    manifest::{File, Generation, Manifest, Pack},
+    parts::Parts,
     publish::Checkpoint,
 };
 use crate::{
-    blockfile::{Blame, BlockFile, BlockFileError, Options, Source},
+    blockfile::{Blame, BlockFileError, Digest, Download, Options, Source},
     files::remove_tree,
     git::{Git, GitError, Oid, RefSet, pack, remote},
 };
@@ -42,6 +43,9 @@ pub struct Restore {
     pub agent: String,
     /// Where the mirror is made; nothing is there yet, and the caller removes what a failure leaves.
     pub staged: PathBuf,
+    /// What is downloaded; an earlier restore may have left some of it. On the file system of `staged`; the caller
+    /// removes it in the end.
+    pub parts: Parts,
     /// Blocks in flight, of all restores.
     pub flights: Arc<Semaphore>,
     /// Where progress goes.
@@ -120,18 +124,23 @@ impl Restore {
     /// Brings all files of all packs, in parallel, each block checked as it arrives.
     async fn download(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let (generation, started) = (manifest.generation, Instant::now());
-        let mut downloads = Vec::new();
-        for (pack, file) in manifest.files() {
-            let name = format!("objects/pack/pack-{pack}.{}", file.kind.extension());
-            let (path, blocks) = (self.staged.join(name), file.blocks.clone());
-            let made = BlockFile::create(&path, file.bytes, blocks).await;
-            let made = made.map_err(|error| blamed(generation, &error))?;
+        self.parts.prepare(manifest)?;
+        let start = async |(pack, file): (Digest, &File)| {
+            let made = self.parts.open(pack, file).await?;
+            let there = made.progress().verified;
             let key = self.lineage.keys.file(pack, file.kind);
             let source = Source { store: self.lineage.store.clone(), key, version: None };
             let options = Options { flights: self.flights.clone(), ..Options::default() };
-            downloads.push(made.start(source, options));
-        }
+            Ok((made.start(source, options), there))
+        };
+        let downloads = try_join_all(manifest.files().map(start)).await;
+        let downloads = downloads.map_err(|error| blamed(generation, &error))?;
         let total = manifest.packs.iter().map(Pack::bytes).sum::<u64>();
+        let there = downloads.iter().map(|(_, there)| there).sum::<u64>();
+        if there > 0 {
+            tracing::info!(%generation, bytes = there, of = total, "going on with a restore that was cut short");
+        }
+        let downloads: Vec<Download> = downloads.into_iter().map(|(download, _)| download).collect();
         let all = try_join_all(downloads.iter().map(|download| async {
             let done = download.wait().await;
             FailPoint::RestoreFirstFile.reached();
@@ -141,7 +150,7 @@ impl Restore {
             loop {
                 time::sleep(TELL_EVERY).await;
                 let verified = downloads.iter().map(|download| download.progress().verified).sum();
-                self.progress.send_replace(Some(line(verified, total, started.elapsed())));
+                self.progress.send_replace(Some(line(verified, there, total, started.elapsed())));
             }
         };
         let result = tokio::select! {
@@ -149,7 +158,10 @@ impl Restore {
             () = tell => Ok(()),
         };
         self.progress.send_replace(None);
-        result.map_err(|error| blamed(generation, &error))
+        result.map_err(|error| blamed(generation, &error))?;
+        // Nothing writes to them any more.
+        drop(downloads);
+        Ok(self.parts.link(manifest, self.staged.clone()).await?)
     }
 
     /// Whether the packs hold all that the refs reach. The digests have proved the bytes; a missing increment
@@ -186,11 +198,11 @@ fn blamed(generation: Generation, error: &BlockFileError) -> CheckpointError {
     }
 }
 
-/// Bytes, rate and the time that is left, for people.
-fn line(done: u64, total: u64, elapsed: Duration) -> String {
+/// Bytes, rate and the time that is left, for people; `there` was on the disk already.
+fn line(done: u64, there: u64, total: u64, elapsed: Duration) -> String {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
-    let left = if done == 0 {
+    let rate = done.saturating_sub(there) as f64 / elapsed.as_secs_f64().max(0.001);
+    let left = if done <= there {
         "unknown".to_owned()
     } else {
         format!("{:.0} s", total.saturating_sub(done) as f64 / rate)
@@ -209,8 +221,10 @@ mod tests {
 
     #[test]
     fn progress_tells_bytes_rate_and_time_left() {
-        let told = line(50 << 20, 200 << 20, Duration::from_secs(5));
+        let told = line(50 << 20, 0, 200 << 20, Duration::from_secs(5));
         assert_eq!(told, "restoring: 25 % of 200 MiB at 10 MiB/s, 15 s left");
-        assert!(line(0, 0, Duration::ZERO).contains("unknown left"));
+        let resumed = line(150 << 20, 100 << 20, 200 << 20, Duration::from_secs(5));
+        assert_eq!(resumed, "restoring: 75 % of 200 MiB at 10 MiB/s, 5 s left");
+        assert!(line(0, 0, 0, Duration::ZERO).contains("unknown left"));
     }
 }

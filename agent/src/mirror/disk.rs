@@ -5,6 +5,7 @@
 //! DATA/mirrors/<host>/<path>.git  whole mirrors: they appear here by rename only
 //! DATA/snapshots/<host>/<path>.git  archives that clients download, and those being downloaded
 //! DATA/staging/                   what is being made; emptied at start
+//! DATA/parts/<host>/<path>.git    what a restore under way has downloaded
 //! DATA/packs/                     cached answers; emptied at start
 //! DATA/private/                   files with credentials for git; mode 0700, emptied at start
 //! DATA/home/                      git's HOME, with the only configuration it reads
@@ -29,6 +30,10 @@ use crate::{
 /// How long an agent that is just ending may keep the lock: a killed one's last child holds it until that
 /// has become git.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+/// How long the parts of a restore are kept for a process that goes on with it: a pod comes back within minutes, and
+/// what is restored a day later is another checkpoint.
+const PARTS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// Why a data directory cannot be used. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +107,8 @@ impl Disk {
         fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).map_err(at(&private))?;
         let mirrors = disk.root.join("mirrors");
         fs::create_dir_all(&mirrors).map_err(at(&mirrors))?;
+        let parts = disk.root.join("parts");
+        fs::create_dir_all(&parts).and_then(|()| clean_parts(&parts, &mirrors)).map_err(at(&parts))?;
         let removed = clean(&mirrors).map_err(at(&mirrors))?;
         if removed > 0 {
             tracing::warn!(files = removed, "removed leftovers of unfinished work");
@@ -122,6 +129,11 @@ impl Disk {
     /// Where a mirror's snapshots are.
     pub fn snapshots(&self, id: &RepoId) -> PathBuf {
         self.root.join("snapshots").join(id.dir())
+    }
+
+    /// Where the restore of a mirror keeps what it has downloaded; a killed one's is found there again.
+    pub fn parts(&self, id: &RepoId) -> PathBuf {
+        self.root.join("parts").join(id.dir())
     }
 
     /// Where cached answers go.
@@ -173,6 +185,33 @@ impl Disk {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Removes the parts of restores that nobody will go on with: those of mirrors that are whole, and those that are
+/// [`PARTS_KEPT`] old.
+fn clean_parts(parts: &Path, mirrors: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(parts)? {
+        let (name, path) = entry.map(|entry| (entry.file_name(), entry.path()))?;
+        let mirror = mirrors.join(&name);
+        if !name.as_encoded_bytes().ends_with(b".git") {
+            clean_parts(&path, &mirror)?;
+        } else if mirror.exists() || !is_young(&path)? {
+            remove_tree(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether anything in the directory has been written to lately.
+fn is_young(dir: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        // A clock that was set back makes nothing old.
+        let age = entry?.metadata()?.modified()?.elapsed().unwrap_or_default();
+        if age < PARTS_KEPT {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Bytes that the files below `dir` take, by their length. Files that vanish meanwhile count nothing.

@@ -14,6 +14,7 @@ use crate::{
     checkpoint::{
         Archive, CheckpointError,
         failpoint::FailPoint,
+        parts::Parts,
         publish::{Checkpoint, Publish},
         restore::{Outcome, Restore, Restored},
         retain,
@@ -84,6 +85,7 @@ impl Task {
             lineage: archive.lineage(&self.id),
             agent: archive.agent.clone(),
             staged: self.disk.staging(),
+            parts: Parts(self.disk.parts(&self.id)),
             flights: archive.flights.clone(),
             progress: self.progress_out.clone(),
         };
@@ -94,11 +96,13 @@ impl Task {
         let run = async move {
             limits.cold.over().await;
             turn.called().await;
-            let staged = restore.staged.clone();
+            let (staged, Parts(parts)) = (restore.staged.clone(), restore.parts.clone());
             let outcome = restore.run().await;
             let found = matches!(&outcome, Ok(Outcome { restored: Some(_), .. }));
             let place = move || {
-                if found { disk.publish(&staged, &dir) } else { disk.discard(&staged) }
+                if found { disk.publish(&staged, &dir) } else { disk.discard(&staged) }?;
+                // Only a process that ends leaves them: what failed here clones next, and needs the room.
+                disk.discard(&parts)
             };
             tokio::task::spawn_blocking(place).await.map_err(std::io::Error::other)??;
             if found {
