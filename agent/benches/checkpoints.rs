@@ -20,6 +20,7 @@ use tarn_agent::git::{Git as AgentGit, ObjectFormat, RefSet};
 use tarn_agent::store::{S3Options, SharedStore, StoreLocation, list_all, open};
 use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::{Agent, Builder, repo_id};
+use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::measure::peak_rss;
 use tarn_testkit::proxy::{FaultProxy, Trouble};
@@ -39,14 +40,37 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         // cargo bench adds a flag of its own.
         let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-        if only.as_deref() != Some("publish") {
-            restores().await?;
-        }
-        if only.as_deref() != Some("restore") {
-            publishes().await?;
+        let all = [Part::Restore, Part::Publish, Part::Fetch, Part::Large];
+        for part in all.into_iter().filter(|part| only.as_deref().is_none_or(|only| only == part.name())) {
+            match part {
+                Part::Restore => restores().await?,
+                Part::Publish => publishes().await?,
+                Part::Fetch => fetches_beside_a_publish().await?,
+                Part::Large => large().await?,
+            }
         }
         Ok(())
     })
+}
+
+/// What can be measured alone: `make bench-checkpoints BENCH=large`.
+#[derive(Clone, Copy)]
+enum Part {
+    Restore,
+    Publish,
+    Fetch,
+    Large,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Restore => "restore",
+            Self::Publish => "publish",
+            Self::Fetch => "fetch",
+            Self::Large => "large",
+        }
+    }
 }
 
 /// The repository that `make large` and `make bench` generate and keep.
@@ -72,37 +96,105 @@ fn builder(endpoint: &str) -> Builder {
         .env("NO_PROXY", "127.0.0.1")
 }
 
+/// A repository that one agent has published, and a line to the store that can be narrowed.
+struct Published {
+    url: String,
+    id: RepoId,
+    s3: S3Server,
+    line: FaultProxy,
+}
+
+impl Published {
+    async fn new(repository: &Path) -> Result<Self> {
+        let url = tarn_testkit::git::file_url(repository);
+        let (s3, id) = (S3Server::start().await?, RepoId::from_route(&repo_id(&url))?);
+        let line = FaultProxy::start(s3.address())?;
+        let mut publisher = builder(&s3.endpoint()).mirror(&url).start().await?;
+        wait_checkpoint(&publisher, &id.to_string()).await?;
+        publisher.stop().await?;
+        Ok(Self { url, id, s3, line })
+    }
+}
+
+/// Waits for the first checkpoint, for as long as gigabytes take.
+async fn wait_checkpoint(agent: &Agent, repo: &str) -> Result<()> {
+    eventually(Duration::from_secs(600), "a checkpoint", async || {
+        let status = agent.mirror_status(repo).await?;
+        ensure!(status["checkpoint"]["generation"] == 1, "{status}");
+        Ok(())
+    })
+    .await
+}
+
+/// A mirror of more than 2 GB, over the shaped line.
+async fn large() -> Result<()> {
+    // Not in /tmp, which is memory on some machines.
+    let work = tempfile::tempdir_in("/var/tmp")?;
+    let origin = Repo::init_bare(work.path().join("large.git")).await?;
+    for key in ["core.compression", "pack.compression"] {
+        origin.git(&["config", key, "0"]).await?;
+    }
+    for part in 0..21 {
+        // 2,100 files of 1 MiB of noise in all.
+        origin.grow("main", 100, 1 << 20, part).await?;
+    }
+    let published = Published::new(origin.path()).await?;
+    drop(origin);
+    side_by_side(&published, &[("2 Gbit/s", Some(SHAPED))], 3).await
+}
+
 async fn restores() -> Result<()> {
     let (repository, git) = (repository()?, Git::new()?.with_config("safe.directory", "*"));
-    let url = tarn_testkit::git::file_url(&repository);
-    let (s3, work) = (S3Server::start().await?, tempfile::tempdir()?);
-    let line = FaultProxy::start(s3.address())?;
+    let work = tempfile::tempdir()?;
+    let published = Published::new(&repository).await?;
+    side_by_side(&published, &[("unshaped", None), ("2 Gbit/s", Some(SHAPED))], ROUNDS).await?;
+    let Published { url, id, s3, line } = &published;
+    let mut clones = Vec::new();
+    for round in 0..ROUNDS.min(3) {
+        let place = work.path().join(format!("clone-{round}"));
+        let began = Instant::now();
+        git.run(["clone", "--quiet", "--mirror", "--no-local", url, &place.display().to_string()]).await?;
+        clones.push(began.elapsed());
+        std::fs::remove_dir_all(&place)?;
+    }
+    line.set(Trouble::default());
+    let mut restored = Vec::new();
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        let agent = builder(&s3.endpoint()).mirror(url).start().await?;
+        wait_ready(&agent, &id.to_string()).await?;
+        restored.push(began.elapsed());
+    }
+    println!(
+        "git clone --mirror of the local upstream {}  cold start to Ready {}",
+        shown(&clones),
+        shown(&restored)
+    );
+    println!("ratio {:.1} (bound 15)", median(&clones) / median(&restored));
+    Ok(())
+}
+
+/// Raw downloads and restores in turns, over each of these lines.
+async fn side_by_side(published: &Published, lines: &[(&str, Option<u64>)], rounds: usize) -> Result<()> {
+    let Published { url, id, s3, line } = published;
+    let work = tempfile::tempdir_in("/var/tmp")?;
     let endpoint = format!("http://{}", line.address());
-    let id = RepoId::from_route(&repo_id(&url))?;
-
-    let mut publisher = builder(&s3.endpoint()).mirror(&url).start().await?;
-    publisher
-        .wait_status(&id.to_string(), "a checkpoint", |status| status["checkpoint"]["generation"] == 1)
-        .await?;
-    publisher.stop().await?;
-    drop(publisher);
-
     let objects = s3.bucket_dir().join("bench/v1").join(id.store_prefix()).join("packs");
     let bytes: u64 = std::fs::read_dir(&objects)?.map(|e| Ok(e?.metadata()?.len())).sum::<Result<u64>>()?;
     println!(
-        "restore of {:.0} MiB, {ROUNDS} rounds, median (range); seconds",
+        "restore of {:.0} MiB, {rounds} rounds, median (range); seconds",
         bytes as f64 / f64::from(1 << 20)
     );
     let store = client(&endpoint)?;
-    for (name, bandwidth) in [("unshaped", None), ("2 Gbit/s", Some(SHAPED))] {
-        line.set(Trouble { bandwidth, ..Trouble::default() });
+    for (name, bandwidth) in lines {
+        line.set(Trouble { bandwidth: *bandwidth, ..Trouble::default() });
         let (mut raw, mut restored, mut rss) = (Vec::new(), Vec::new(), 0);
-        for round in 0..ROUNDS {
+        for round in 0..rounds {
             let place = work.path().join(format!("raw-{name}-{round}").replace(['/', ' '], "-"));
-            raw.push(download(&store, &Keys::of(&id).packs(), &place).await?);
+            raw.push(download(&store, &Keys::of(id).packs(), &place).await?);
             std::fs::remove_dir_all(&place)?;
             let began = Instant::now();
-            let agent = builder(&endpoint).mirror(&url).start().await?;
+            let agent = builder(&endpoint).mirror(url).start().await?;
             wait_ready(&agent, &id.to_string()).await?;
             restored.push(began.elapsed());
             let status = agent.mirror_status(&id.to_string()).await?;
@@ -118,29 +210,72 @@ async fn restores() -> Result<()> {
         );
         println!("{name}: within 1.05 raw + 0.5 s: {}", restored_s <= 1.05 * raw_s + 0.5);
     }
-    let mut clones = Vec::new();
-    for round in 0..ROUNDS.min(3) {
-        let place = work.path().join(format!("clone-{round}"));
-        let began = Instant::now();
-        git.run(["clone", "--quiet", "--mirror", "--no-local", &url, &place.display().to_string()]).await?;
-        clones.push(began.elapsed());
-        std::fs::remove_dir_all(&place)?;
-    }
-    line.set(Trouble::default());
-    let mut restored = Vec::new();
-    for _ in 0..ROUNDS {
-        let began = Instant::now();
-        let agent = builder(&s3.endpoint()).mirror(&url).start().await?;
-        wait_ready(&agent, &id.to_string()).await?;
-        restored.push(began.elapsed());
-    }
-    println!(
-        "git clone --mirror of the local upstream {}  cold start to Ready {}",
-        shown(&clones),
-        shown(&restored)
-    );
-    println!("ratio {:.1} (bound 15)", median(&clones) / median(&restored));
     Ok(())
+}
+
+/// By how much a running publication of a base delays a fetch: one commit each, pushed and waited for, in turns
+/// without and with one.
+async fn fetches_beside_a_publish() -> Result<()> {
+    const FETCHES: usize = 9;
+    let (work, git) = (tempfile::tempdir_in("/var/tmp")?, Git::new()?.with_config("safe.directory", "*"));
+    let path = work.path().join("origin.git");
+    git.run([
+        "clone",
+        "--quiet",
+        "--mirror",
+        &repository()?.display().to_string(),
+        &path.display().to_string(),
+    ])
+    .await?;
+    let origin = Repo::open(git, path);
+    let published = Published::new(origin.path()).await?;
+    let Published { url, id, s3, .. } = &published;
+    let (repo, store) = (id.to_string(), s3.bucket_dir().join("bench/v1").join(id.store_prefix()));
+    let agent = builder(&s3.endpoint()).mirror(url).start().await?;
+    wait_ready(&agent, &repo).await?;
+    let (mut alone, mut beside, mut round) = (Vec::new(), Vec::new(), 0);
+    while beside.len() < FETCHES {
+        round += 1;
+        ensure!(round < 5 * FETCHES, "publications end too soon to measure beside them");
+        let quiet = fetch(&origin, &agent, &repo).await?;
+        // Without any checkpoint the next one has a base.
+        std::fs::remove_dir_all(&store)?;
+        agent.post(&format!("/mirrors/{repo}/checkpoint")).await?;
+        eventually(Duration::from_secs(30), "an upload", async || {
+            Ok::<_, anyhow::Error>(std::fs::metadata(&store)?)
+        })
+        .await?;
+        let busy = fetch(&origin, &agent, &repo).await?;
+        if store.join("checkpoints").exists() {
+            // It was over before the fetch was.
+            continue;
+        }
+        alone.push(quiet);
+        beside.push(busy);
+        eventually(Duration::from_secs(60), "the end of the publication", async || {
+            Ok::<_, anyhow::Error>(std::fs::metadata(store.join("checkpoints"))?)
+        })
+        .await?;
+    }
+    println!("a push until it is served, {FETCHES} rounds, median (range); seconds");
+    println!("alone {}  beside the publication of a base {}", shown(&alone), shown(&beside));
+    println!("delay {:.0} ms (bound 100)", 1000.0 * (median(&beside) - median(&alone)));
+    Ok(())
+}
+
+/// The time from the order to fetch until what was pushed before is served.
+async fn fetch(origin: &Repo, agent: &Agent, repo: &str) -> Result<Duration> {
+    let head = origin.rev_parse("HEAD").await?;
+    let tip = origin.git(&["commit-tree", "-p", &head, "-m", "next", &format!("{head}^{{tree}}")]).await?;
+    let tip = tip.trim();
+    origin.git(&["update-ref", "HEAD", tip]).await?;
+    let began = Instant::now();
+    agent.fetch_now(repo).await?;
+    while agent.mirror_status(repo).await?["head"]["sha"] != tip {
+        ensure!(began.elapsed() < Duration::from_secs(60), "it never came");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(began.elapsed())
 }
 
 fn client(endpoint: &str) -> Result<SharedStore> {

@@ -292,14 +292,18 @@ pub struct S3Options {
 /// Opens a store. A directory is made and tried; a bucket is first asked when it is used.
 ///
 /// # Errors
-/// The directory cannot be made, or the endpoint is no URL.
+/// The directory cannot be made, the endpoint is no URL, or `AWS_CA_BUNDLE` names no certificates.
 pub fn open(location: &StoreLocation, options: S3Options) -> Result<SharedStore, StoreError> {
     match location {
         StoreLocation::Directory(path) => Ok(Arc::new(dir::DirStore::open(path)?)),
         StoreLocation::S3 { bucket, prefix } => {
             let S3Options { endpoint, region, path_style } = options;
             let (bucket, prefix) = (bucket.clone(), prefix.clone());
-            let config = s3::S3Config { bucket, prefix, endpoint, region, path_style, credentials: None };
+            // As the AWS tools have it. The SDK for Rust does not read it.
+            let ca_bundle = std::env::var_os("AWS_CA_BUNDLE").map(PathBuf::from);
+            let credentials = None;
+            let config =
+                s3::S3Config { bucket, prefix, endpoint, region, path_style, credentials, ca_bundle };
             Ok(Arc::new(s3::S3Store::new(config)?))
         }
     }

@@ -1,8 +1,10 @@
 //! Checkpoints in the store: published once, restored by the next agent, never torn, never poisoned. Every test
 //! runs on both stores: a directory, and a bucket of a real S3 server.
 
+mod access;
 mod cli;
 mod damage;
+mod disk;
 mod lease;
 mod outage;
 mod peers;

@@ -6,6 +6,8 @@ mod sigkill;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use disk::SmallDisk;
+
 use anyhow::{Context, Result};
 use tarn_testkit::agent::Agent;
 

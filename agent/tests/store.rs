@@ -24,6 +24,7 @@ pub(crate) fn config(endpoint: &str) -> S3Config {
         region: Some(S3Server::REGION.into()),
         path_style: true,
         credentials: Some(S3Credentials::new(S3Server::ACCESS_KEY, S3Server::SECRET_KEY, None)),
+        ca_bundle: None,
     }
 }
 

@@ -5,17 +5,29 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::eventually::eventually;
 use crate::process::{Group, command, run};
 use crate::wire;
+
+/// For 127.0.0.1, until 2126. Made by openssl (`req -x509`, `x509 -req`); the authority's key is gone.
+const CERTIFICATE: &str = include_str!("../tls/server.pem");
+const KEY: &str = include_str!("../tls/server.key");
+
+/// How the server is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
+}
 
 /// A running S3 server with one bucket. It stops when dropped, and its objects go with it.
 #[derive(Debug)]
 pub struct S3Server {
     dir: tempfile::TempDir,
     address: SocketAddr,
+    scheme: Scheme,
     // In this order: the group is killed while its leader has not been waited for.
     _group: Group,
     _child: tokio::process::Child,
@@ -30,11 +42,22 @@ impl S3Server {
     pub const ACCESS_KEY: &str = "test";
     /// Its secret.
     pub const SECRET_KEY: &str = "testtesttest";
+    /// The authority, in PEM, that vouches for servers of [`S3Server::start_https`].
+    pub const AUTHORITY: &str = include_str!("../tls/ca.pem");
 
     /// Starts versitygw on a free port and waits until it answers.
     ///
     /// The binary is the one that `TARN_VERSITYGW` names, or that of PATH, or that of Go's directory.
     pub async fn start() -> Result<Self> {
+        Self::start_with(Scheme::Http).await
+    }
+
+    /// The same over HTTPS, with a certificate of [`S3Server::AUTHORITY`].
+    pub async fn start_https() -> Result<Self> {
+        Self::start_with(Scheme::Https).await
+    }
+
+    async fn start_with(scheme: Scheme) -> Result<Self> {
         let binary = find().await?;
         let dir = tempfile::tempdir().context("create a directory for the store")?;
         let buckets = dir.path().join("buckets");
@@ -47,18 +70,32 @@ impl S3Server {
             let address = free_port()?;
             let mut gateway = command(&binary);
             gateway.env("ROOT_ACCESS_KEY", Self::ACCESS_KEY).env("ROOT_SECRET_KEY", Self::SECRET_KEY);
-            gateway.args(["--quiet", "--port", &address.to_string(), "posix"]).arg(&buckets);
+            gateway.args(["--quiet", "--port", &address.to_string()]);
+            if scheme == Scheme::Https {
+                for (flag, name, text) in
+                    [("--cert", "server.pem", CERTIFICATE), ("--key", "server.key", KEY)]
+                {
+                    let path = dir.path().join(name);
+                    std::fs::write(&path, text)?;
+                    gateway.arg(flag).arg(path);
+                }
+            }
+            // Who may ask besides the root user; empty at first.
+            gateway.arg("--iam-dir").arg(dir.path());
+            gateway.arg("posix").arg(&buckets);
             let output = std::fs::File::create(&log)?;
             gateway.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
             let child = tokio::process::Command::from(gateway).kill_on_drop(true).spawn();
             let mut child = child.with_context(|| format!("start {}", binary.display()))?;
             let group = Group::of(&child);
-            let ready = eventually(Duration::from_secs(20), "the S3 server to answer", async || {
-                wire::get(address, "/").await
-            });
+            let ready =
+                eventually(Duration::from_secs(20), "the S3 server to answer", async || match scheme {
+                    Scheme::Http => wire::get(address, "/").await.map(drop),
+                    Scheme::Https => Ok(tokio::net::TcpStream::connect(address).await.map(drop)?),
+                });
             let reason = tokio::select! {
                 ready = ready => match ready {
-                    Ok(_) => return Ok(Self { dir, address, _group: group, _child: child }),
+                    Ok(()) => return Ok(Self { dir, address, scheme, _group: group, _child: child }),
                     Err(error) => format!("{error:#}"),
                 },
                 status = child.wait() => {
@@ -81,7 +118,24 @@ impl S3Server {
 
     /// Its endpoint for S3 clients, which must use path-style URLs.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = match self.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// Lets another user in who may do everything, or ends that: `create-user` or `delete-user`.
+    pub async fn administer(&self, verb: &str, access_key: &str, secret: &str) -> Result<()> {
+        let mut admin = command(find().await?);
+        admin.args(["admin", "--allow-insecure", "--access", Self::ACCESS_KEY, "--secret", Self::SECRET_KEY]);
+        admin.args(["--endpoint-url", &self.endpoint(), verb, "--access", access_key]);
+        if verb == "create-user" {
+            admin.args(["--secret", secret, "--role", "admin"]);
+        }
+        let output = run(admin, b"", Duration::from_secs(20)).await?;
+        ensure!(output.status.success(), "{verb}: {} {}", output.text(), output.stderr);
+        Ok(())
     }
 
     /// The bucket as a directory: every object is a file below it, for a look or for damage on purpose.

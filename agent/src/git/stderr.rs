@@ -63,6 +63,7 @@ impl fmt::Display for FailureKind {
 
 const PHRASES: &[(&str, FailureKind)] = &[
     ("No space left on device", FailureKind::Disk), // strerror(ENOSPC)
+    ("Out of diskspace", FailureKind::Disk),        // csum-file.c: flush
     ("Disk quota exceeded", FailureKind::Disk),     // strerror(EDQUOT)
     ("Read-only file system", FailureKind::Disk),   // strerror(EROFS)
     ("not our ref", FailureKind::NotOurRef),        // upload-pack.c: check_non_tip, parse_want
@@ -177,6 +178,7 @@ mod tests {
                 "fatal: write error: No space left on device\nfatal: fetch-pack: invalid index-pack output",
                 FailureKind::Disk,
             ),
+            ("fatal: sha1 file 'x/tmp_pack_1' write error. Out of diskspace", FailureKind::Disk),
             ("what?", FailureKind::Other),
         ];
         for (text, kind) in cases {

@@ -8,7 +8,13 @@ mod client;
 mod errors;
 mod upload;
 
-use std::{fmt, ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use aws_sdk_s3::{Client, primitives::ByteStream, types::ChecksumAlgorithm};
 use bytes::{Bytes, BytesMut};
@@ -44,6 +50,8 @@ pub struct S3Config {
     pub path_style: bool,
     /// Who asks; `None` means the usual chain: environment, profile, web identity, container, instance.
     pub credentials: Option<S3Credentials>,
+    /// A PEM file with certificates of authorities that are trusted besides the system's.
+    pub ca_bundle: Option<PathBuf>,
 }
 
 /// An access key with its secret, which is never shown.
@@ -77,6 +85,8 @@ pub struct S3Store {
 #[derive(Debug)]
 struct Shared {
     config: S3Config,
+    /// The authorities of [`S3Config::ca_bundle`].
+    trusted: Vec<u8>,
     /// Made at the first call: finding out the region may take requests of its own.
     client: OnceCell<Client>,
 }
@@ -85,7 +95,7 @@ impl S3Store {
     /// A store that has not been asked anything yet.
     ///
     /// # Errors
-    /// The endpoint is no URL.
+    /// The endpoint is no URL, or the file with authorities holds none.
     pub fn new(config: S3Config) -> Result<Self, StoreError> {
         if let Some(endpoint) = &config.endpoint {
             let url = url::Url::parse(endpoint).ok();
@@ -100,11 +110,15 @@ impl S3Store {
                 return Err(StoreError::Failed(format!("the S3 endpoint is no http or https URL; {remedy}")));
             }
         }
-        Ok(Self { shared: Arc::new(Shared { config, client: OnceCell::new() }) })
+        let trusted = config.ca_bundle.as_deref().map(client::authorities).transpose()?.unwrap_or_default();
+        Ok(Self { shared: Arc::new(Shared { config, trusted, client: OnceCell::new() }) })
     }
 
     async fn client(&self) -> &Client {
-        self.shared.client.get_or_init(|| Box::pin(client::build(&self.shared.config))).await
+        self.shared
+            .client
+            .get_or_init(|| Box::pin(client::build(&self.shared.config, &self.shared.trusted)))
+            .await
     }
 
     fn bucket(&self) -> &str {

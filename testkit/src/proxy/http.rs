@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::{CONTENT_TYPE, DATE, HOST};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -22,6 +22,8 @@ type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, anyhow::Error>;
 pub enum HttpFault {
     /// The server never sees the request; this status comes back, with an S3 error of this code.
     Answer(u16, &'static str),
+    /// The server never sees the request, and says that the clocks differ: its own is so many seconds ahead.
+    Skewed(u32),
     /// The request passes without this header, as if the server ignored it.
     WithoutHeader(&'static str),
     /// The request is done, and the connection cut instead of the answer.
@@ -186,6 +188,14 @@ impl Shared {
         };
         for fault in &faults {
             match fault {
+                HttpFault::Skewed(ahead) => {
+                    let body = self.counted(body.map_err(Into::into).boxed_unsync(), number, Way::Up);
+                    body.collect().await?;
+                    let mut answer = self.refuse(number, 403, "RequestTimeTooSkewed")?;
+                    let date = SystemTime::now() + Duration::from_secs((*ahead).into());
+                    answer.headers_mut().insert(DATE, HeaderValue::from_str(&httpdate::fmt_http_date(date))?);
+                    return Ok(answer);
+                }
                 HttpFault::Answer(status, code) => {
                     // The request is read to its end, or the client would see a broken connection instead.
                     let body = self.counted(body.map_err(Into::into).boxed_unsync(), number, Way::Up);
@@ -208,7 +218,10 @@ impl Shared {
                 HttpFault::LoseAnswer => bail!("lost by the test"),
                 HttpFault::FlipBit(at) => body = flipped(body, at),
                 HttpFault::Truncate(at) => body = truncated(body, at),
-                HttpFault::Answer(..) | HttpFault::WithoutHeader(_) | HttpFault::Delay(_) => {}
+                HttpFault::Answer(..)
+                | HttpFault::Skewed(_)
+                | HttpFault::WithoutHeader(_)
+                | HttpFault::Delay(_) => {}
             }
         }
         self.change(number, |seen| seen.status = Some(head.status.as_u16()));

@@ -1,6 +1,6 @@
 //! The SDK's client: where it finds what the flags do not say, how long it waits, how often it tries.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use aws_config::{
     BehaviorVersion, environment::EnvironmentVariableRegionProvider, meta::region::RegionProviderChain,
@@ -17,10 +17,15 @@ use aws_sdk_s3::{
 use aws_smithy_http_client::{
     Connector,
     proxy::ProxyConfig,
-    tls::{Provider, rustls_provider::CryptoMode},
+    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
+};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
 };
 
 use super::{ATTEMPTS, S3Config};
+use crate::store::StoreError;
 
 /// A SYN is sent again after 1 s and after 3 s: this leaves room for both. It is the SDK's own value.
 const CONNECT: Duration = Duration::from_millis(3100);
@@ -40,7 +45,7 @@ pub(super) const FIRST_WAIT: Duration = Duration::from_millis(300);
 /// The most that any attempt waits.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-pub(super) async fn build(config: &S3Config) -> Client {
+pub(super) async fn build(config: &S3Config, trusted: &[u8]) -> Client {
     let own = config.region.clone().map(Region::new);
     // Only AWS's machines know a region by themselves; asking them elsewhere is seconds of waiting.
     let region = match (own, &config.endpoint) {
@@ -49,7 +54,7 @@ pub(super) async fn build(config: &S3Config) -> Client {
     };
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .region(region.or_else("us-east-1"))
-        .http_client(http_client())
+        .http_client(http_client(trusted))
         .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(SILENCE).build())
         .retry_config(
             RetryConfig::standard()
@@ -99,14 +104,40 @@ fn timeouts(attempt: Duration) -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(attempt).build()
 }
 
-/// TLS by ring, and the proxies that the environment names, as for upstreams.
-fn http_client() -> aws_sdk_s3::config::SharedHttpClient {
-    aws_smithy_http_client::Builder::new().build_with_connector_fn(|settings, components| {
+/// The certificates in the file at `path`, which holds nothing else that matters.
+///
+/// # Errors
+/// It cannot be read, or holds none: the SDK would end the process over it.
+pub(super) fn authorities(path: &Path) -> Result<Vec<u8>, StoreError> {
+    let text = std::fs::read(path).map_err(|error| StoreError::local(path, &error))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let sound = found.is_ok_and(|found| {
+        let mut roots = RootCertStore::empty();
+        !found.is_empty() && found.into_iter().all(|certificate| roots.add(certificate).is_ok())
+    });
+    if sound {
+        return Ok(text);
+    }
+    Err(StoreError::Failed(format!(
+        "AWS_CA_BUNDLE: {} holds something else than certificates; give a PEM file",
+        path.display()
+    )))
+}
+
+/// TLS by ring, trusting the system's authorities and `trusted`; the proxies that the environment names, as for
+/// upstreams.
+fn http_client(trusted: &[u8]) -> aws_sdk_s3::config::SharedHttpClient {
+    let mut store = TrustStore::default();
+    if !trusted.is_empty() {
+        store.add_pem_certificate(trusted);
+    }
+    let tls = TlsContext::builder().with_trust_store(store).build().expect("the certificates have been read");
+    aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = Connector::builder().proxy_config(ProxyConfig::from_env());
         connector.set_connector_settings(settings.cloned());
         if let Some(components) = components {
             connector.set_sleep_impl(components.sleep_impl());
         }
-        connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).build()
+        connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).tls_context(tls.clone()).build()
     })
 }
