@@ -34,6 +34,7 @@ use crate::{
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
 /// What to restore, and with what.
+#[derive(Clone)]
 pub struct Restore {
     /// The installed git.
     pub git: Git,

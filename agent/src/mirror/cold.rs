@@ -33,6 +33,13 @@ impl Cold {
         Arc::new(Stream { streams: self.streams.clone() })
     }
 
+    /// Waits until one is under way.
+    pub async fn begun(&self) {
+        let mut streams = self.streams.subscribe();
+        // The sender lives as long as this.
+        let _ = streams.wait_for(|count| *count > 0).await;
+    }
+
     /// Waits until none is under way, but no longer than a minute.
     pub async fn over(&self) {
         let mut streams = self.streams.subscribe();

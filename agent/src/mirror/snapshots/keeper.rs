@@ -21,6 +21,7 @@ use crate::{
     checkpoint::manifest::Generation,
     git::Git,
     metrics::{Metrics, Outcome},
+    peers::Peers,
     snapshot::{
         SnapshotError,
         build::Build,
@@ -63,6 +64,7 @@ struct Work {
     dir: PathBuf,
     local: Local,
     shelf: Option<Shelf>,
+    peers: Option<Peers>,
 }
 
 /// The snapshot that is served.
@@ -119,6 +121,7 @@ impl Keeper {
             dir: shared.disk.mirror(&id),
             local: Local::new(shared.disk.snapshots(&id)),
             shelf,
+            peers: shared.peers.clone(),
         };
         let (handle, inbox, out) = Snapshots::new();
         let keeper = Self {
@@ -192,6 +195,7 @@ impl Keeper {
     fn facts(&self) -> Facts {
         let (view, settings) = (self.view.borrow(), self.settings.borrow());
         let stored = view.stored.as_ref();
+        let rank = self.work.peers.as_ref().map_or(Some(0), |peers| peers.rank(settings.url.id()));
         Facts {
             since: self.since,
             held: self.held.as_ref().map(|held| plan::Held {
@@ -206,7 +210,7 @@ impl Keeper {
             retry_at: self.retry_at,
             interval: settings.snapshot.interval,
             max_age: settings.snapshot.max_age,
-            patience: Duration::ZERO,
+            patience: plan::patience(rank, self.held.is_some(), settings.snapshot.interval),
         }
     }
 
@@ -298,6 +302,13 @@ impl Keeper {
             }
             time::sleep(SETTLE).await;
         };
+        let others = self.work.peers.as_ref().map(Peers::changed);
+        let others = async {
+            match others {
+                Some(changed) => changed.await,
+                None => std::future::pending().await,
+            }
+        };
         let timer = async {
             match step {
                 Step::Wait(Some(at)) => {
@@ -314,6 +325,7 @@ impl Keeper {
             arrived = newer => arrived,
             () = changed => Happened::Changed,
             () = timer => Happened::Changed,
+            () = others => Happened::Changed,
         }
     }
 

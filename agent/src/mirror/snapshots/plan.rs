@@ -51,8 +51,25 @@ pub(super) enum Step {
     Wait(Option<Timestamp>),
 }
 
-/// How often an agent that leaves building to another asks whether that has been done, at most.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// How often an agent that leaves building to another asks whether that has been done: this part of the interval, …
+const ASKS: u32 = 12;
+/// … within these bounds.
+const SELDOM: Duration = Duration::from_secs(300);
+const OFTEN: Duration = Duration::from_secs(10);
+
+/// How long the first snapshot is left to those that come before, for each of them: the mirror may take them as long.
+const FIRST: Duration = Duration::from_secs(120);
+/// How long an agent waits to learn of the others.
+const UNKNOWN: Duration = Duration::from_secs(10);
+
+/// How long the agent of this rank (unknown in its first seconds) leaves building to those before it.
+pub(super) fn patience(rank: Option<usize>, held: bool, interval: Duration) -> Duration {
+    let each = if held { interval.saturating_mul(2) } else { FIRST };
+    match rank {
+        None => UNKNOWN,
+        Some(rank) => each.saturating_mul(u32::try_from(rank).unwrap_or(u32::MAX)),
+    }
+}
 
 /// What to do at `now`.
 pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
@@ -75,7 +92,7 @@ pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
     }
     // Another agent may have built it meanwhile.
     let ask_at = match facts.asked {
-        Some(asked) if asked >= due => after(asked, facts.interval.max(ASK_AGAIN)),
+        Some(asked) if asked >= due => after(asked, (facts.interval / ASKS).clamp(OFTEN, SELDOM)),
         _ => due,
     };
     if facts.shared && ask_at <= now {
@@ -152,11 +169,20 @@ mod tests {
     }
 
     #[test]
+    fn the_owner_builds_at_once_and_others_later() {
+        let after = |rank, held| patience(rank, held, minutes(60));
+        assert_eq!(after(Some(0), true), Duration::ZERO);
+        assert_eq!(after(Some(2), true), minutes(240));
+        assert_eq!(after(Some(2), false), minutes(4));
+        assert!(after(None, false) < minutes(1));
+    }
+
+    #[test]
     fn an_agent_that_leaves_building_to_another_asks_for_it_and_builds_at_last() {
-        let patient = Facts { patience: minutes(150), ..moved() };
-        assert_eq!(plan(&patient, at(61)), Step::Wait(Some(at(120))));
-        assert_eq!(plan(&patient, at(120)), Step::Find);
-        let asked = Facts { asked: Some(at(200)), ..patient };
+        let patient = Facts { patience: patience(Some(1), true, minutes(75)), ..moved() };
+        assert_eq!(plan(&patient, at(61)), Step::Wait(Some(at(65))));
+        assert_eq!(plan(&patient, at(65)), Step::Find);
+        let asked = Facts { asked: Some(at(207)), ..patient };
         assert_eq!(plan(&asked, at(209)), Step::Wait(Some(at(210))));
         assert_eq!(plan(&asked, at(210)), Step::Build);
     }

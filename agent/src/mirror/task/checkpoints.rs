@@ -94,10 +94,22 @@ impl Task {
         let urgency = if self.checkpoints.awaited { Urgency::Awaited } else { Urgency::Idle };
         let (mut turn, lift) = archive.restores.enter(urgency);
         let run = async move {
-            limits.cold.over().await;
             turn.called().await;
             let (staged, Parts(parts)) = (restore.staged.clone(), restore.parts.clone());
-            let outcome = restore.run().await;
+            let mut yields = true;
+            let outcome = loop {
+                limits.cold.over().await;
+                tokio::select! {
+                    outcome = restore.clone().run() => break outcome,
+                    // Someone is being served from the store: the link is theirs, once and for a while. What has
+                    // been downloaded stays.
+                    () = limits.cold.begun(), if yields => yields = false,
+                }
+                let (disk, staged) = (disk.clone(), staged.clone());
+                tokio::task::spawn_blocking(move || disk.discard(&staged))
+                    .await
+                    .map_err(std::io::Error::other)??;
+            };
             let found = matches!(&outcome, Ok(Outcome { restored: Some(_), .. }));
             let place = move || {
                 if found { disk.publish(&staged, &dir) } else { disk.discard(&staged) }?;
