@@ -5,7 +5,7 @@ CRATES := tarn-crds tarn-agent tarn-testkit
 # Flags of the benchmark: make bench BENCH="--quick"; docs/benchmarks.md explains them.
 BENCH  ?=
 
-.PHONY: help demo lint test gen verify fuzz large bench bench-checkpoints
+.PHONY: help demo lint test gen verify fuzz large bench bench-checkpoints bench-snapshots
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ large: ## clone the benchmark's repository (400 MB) through Tarn, compare every 
 bench-checkpoints: ## restore from an S3 server beside a raw download and a clone; publish a thousand commits
 	AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=testtesttest NO_PROXY=127.0.0.1 \
 	  $(CARGO) bench --locked -p tarn-agent --bench checkpoints -- $(BENCH)
+
+bench-snapshots: ## download and clone by snapshot, cold and warm, beside raw downloads, nginx and git clone
+	$(CARGO) build --release --locked -p tarn-client
+	AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=testtesttest NO_PROXY=127.0.0.1 \
+	  $(CARGO) bench --locked -p tarn-agent --bench snapshots -- $(BENCH)
 
 bench: ## compare git http-backend and Tarn, side by side; takes about half an hour
 	$(CARGO) build --release --locked --bin tarn-agent --bin bench

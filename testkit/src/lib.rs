@@ -8,6 +8,7 @@ pub mod git;
 pub mod listening;
 pub mod load;
 pub mod measure;
+pub mod nginx;
 pub mod process;
 pub mod proxy;
 pub mod s3;

@@ -151,6 +151,12 @@ impl Client {
         Ok(body.map_err(anyhow::Error::from_boxed).with_context(|| format!("read {route}"))?.to_bytes())
     }
 
+    /// Asks for the headers of what lies at a route.
+    pub async fn head(&mut self, route: &str) -> Result<()> {
+        let answer = self.send(Method::HEAD, route, Bytes::new()).await?;
+        answer.into_body().collect().await.with_context(|| format!("read {route}")).map(drop)
+    }
+
     /// Lists the refs that begin with one of these prefixes; all, if there are none.
     pub async fn ls_refs(&mut self, prefixes: &[&str]) -> Result<Listed> {
         let mut request = Vec::new();

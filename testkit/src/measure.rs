@@ -67,6 +67,11 @@ pub fn peak_rss(pid: u32) -> Result<u64> {
     proc::peak(pid)
 }
 
+/// CPU of all processes that this one has started and waited for, their children included.
+pub fn reaped_cpu() -> Result<Duration> {
+    Ok(proc::ticks(proc::stat(std::process::id())?.waited_for))
+}
+
 impl Server {
     /// Starts a server and waits for the line on its standard output that begins with `ready`; gives the line.
     /// Its standard error goes to a file.

@@ -66,7 +66,7 @@ impl Stage {
                 Self::FarLook(FarLook::set(agent, &shared.baseline, prefixes, scenario.name, &work).await?)
             }
             Work::Stream => {
-                let Some(nginx) = stream::nginx() else {
+                let Some(nginx) = tarn_testkit::nginx::find() else {
                     return Ok(Err("nginx is not installed (Debian package nginx-light)".to_owned()));
                 };
                 Self::Stream(Stream::set(&nginx, shared.side(SideName::Tarn)?, &work).await?)

@@ -2,12 +2,10 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use tarn_testkit::eventually::eventually;
+use anyhow::{Result, ensure};
 use tarn_testkit::load::{CLONE_PREFIXES, Client, Depth, Download};
 use tarn_testkit::measure::Server;
 
@@ -26,13 +24,6 @@ pub(crate) struct Stream {
     bytes: u64,
 }
 
-/// nginx's binary, if it is installed.
-pub(super) fn nginx() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-    dirs.map(|dir| dir.join("nginx")).find(|file| file.is_file())
-}
-
 impl Stream {
     /// Keeps the answer to a full clone and lets nginx serve it.
     pub(super) async fn set(nginx: &Path, tarn: &Side, work: &Path) -> Result<Self> {
@@ -43,22 +34,7 @@ impl Stream {
         let answer = client.download(pack, |piece| Ok(file.write_all(piece)?)).await?;
         drop(file);
 
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let config = work.join("nginx.conf");
-        std::fs::write(&config, configuration(work, port))?;
-        // It says nothing when it is ready, so this line does not mean that it listens.
-        let script = "echo starting; exec \"$@\"";
-        let args = ["-c".as_ref(), script.as_ref(), "sh".as_ref(), nginx.as_os_str()];
-        let args =
-            args.into_iter().chain(["-e".as_ref(), "stderr".as_ref(), "-c".as_ref(), config.as_os_str()]);
-        let log = work.join("nginx.log");
-        let (server, _) = Server::start("nginx", "/bin/sh", args, "starting", &log).await?;
-        let url = format!("http://127.0.0.1:{port}");
-        let served = eventually(Duration::from_secs(10), "nginx to serve", async || {
-            Client::new(&url)?.download(Download::File("/answer"), |_| Ok(())).await
-        });
-        let served = served.await.with_context(|| std::fs::read_to_string(&log).unwrap_or_default())?;
-        ensure!(served.bytes == answer.bytes, "nginx serves {} bytes, not {}", served.bytes, answer.bytes);
+        let (server, url) = tarn_testkit::nginx::serve(nginx, work, "/answer", answer.bytes).await?;
         Ok(Self { nginx: server, url, wants, bytes: answer.bytes })
     }
 
@@ -90,19 +66,4 @@ impl Stream {
         ];
         Ok(Sample { figures, objects: None })
     }
-}
-
-/// One worker on loopback that reads files itself (sendfile is what Tarn cannot use: it frames what it sends).
-fn configuration(work: &Path, port: u16) -> String {
-    let work = work.display();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|kind| format!("  {kind}_temp_path {work}/{kind};\n"))
-        .collect();
-    // The user matters only to root, whose worker could not read the working directory otherwise.
-    format!(
-        "daemon off;\nworker_processes 1;\nuser root;\npid {work}/nginx.pid;\nerror_log stderr;\n\
-         events {{}}\nhttp {{\n{temporary}  access_log off;\n  sendfile off;\n  keepalive_timeout 75s;\n  \
-         server {{ listen 127.0.0.1:{port}; root {work}; }}\n}}\n"
-    )
 }
