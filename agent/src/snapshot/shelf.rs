@@ -14,7 +14,7 @@ use crate::{
     checkpoint::{
         lineage::{Generations, generations_below},
         manifest::Generation,
-        retain,
+        retain::{self, Garbage},
     },
     store::{Meta, PutMode, SharedStore, StoreError, list_all},
 };
@@ -107,15 +107,24 @@ impl Shelf {
         }
     }
 
-    /// Removes what newer snapshots have pushed out, and archives without a manifest; what cannot be removed now
-    /// goes the next time. Returns how many objects went.
+    /// Removes what newer snapshots have pushed out, and archives without a manifest.
     ///
     /// # Errors
-    /// The store's, or a manifest that is to stay cannot be read: then nothing goes.
-    pub async fn collect(&self) -> Result<usize, SnapshotError> {
+    /// As [`Shelf::garbage`] and [`Shelf::remove`].
+    pub async fn collect(&self) -> Result<Garbage, SnapshotError> {
+        let garbage = self.garbage(GRACE).await?;
+        self.remove(&garbage).await?;
+        Ok(garbage)
+    }
+
+    /// What newer snapshots have pushed out, and archives without a manifest, for longer than `grace`.
+    ///
+    /// # Errors
+    /// The store's, or a manifest that is to stay cannot be read: then nothing may go.
+    pub async fn garbage(&self, grace: Duration) -> Result<Garbage, SnapshotError> {
         let generations = self.generations().await?;
         let now = retain::store_clock(&*self.store).await?;
-        let outdated = retain::outdated(&generations, KEEP, GRACE, now);
+        let outdated = retain::outdated(&generations, KEEP, grace, now);
         let mut kept = Vec::new();
         for generation in generations.written.keys().filter(|g| !outdated.contains(g)) {
             match self.snapshot(*generation).await {
@@ -126,22 +135,41 @@ impl Shelf {
         }
         let there = list_all(&*self.store, self.keys.all()).await?;
         let archives = there.iter().filter(|meta| meta.key.ends_with(".tar.zst"));
-        let gone = |meta: &&Meta| !kept.contains(&meta.key) && retain::is_older(meta, GRACE, now);
-        let archives = archives.filter(gone).map(|meta| meta.key.clone());
-        let manifests = outdated.iter().flat_map(|g| [self.keys.manifest(*g), self.keys.bad(*g)]);
-        // Manifests first, so that none names what is gone.
-        let garbage: Vec<String> = manifests.chain(archives).collect();
-        for key in &garbage {
-            self.store.delete(key).await?;
-        }
-        Ok(garbage.len())
+        let gone = |meta: &&Meta| !kept.contains(&meta.key) && retain::is_older(meta, grace, now);
+        let archives: Vec<&Meta> = archives.filter(gone).collect();
+        let marks = outdated.iter().filter(|g| generations.bad.contains(g)).map(|g| self.keys.bad(*g));
+        Ok(Garbage {
+            manifests: outdated.iter().map(|g| self.keys.manifest(*g)).chain(marks).collect(),
+            objects: archives.iter().map(|meta| meta.key.clone()).collect(),
+            bytes: archives.iter().map(|meta| meta.bytes).sum(),
+        })
     }
 
-    async fn generations(&self) -> Result<Generations, StoreError> {
+    /// Removes `garbage`: manifests first, so that none names what is gone.
+    ///
+    /// # Errors
+    /// The store's; what is left goes the next time.
+    pub async fn remove(&self, garbage: &Garbage) -> Result<(), StoreError> {
+        for key in garbage.manifests.iter().chain(&garbage.objects) {
+            self.store.delete(key).await?;
+        }
+        self.store.abort_uploads(self.keys.all(), retain::GRACE).await?;
+        Ok(())
+    }
+
+    /// Which there are.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn generations(&self) -> Result<Generations, StoreError> {
         generations_below(&*self.store, self.keys.all()).await
     }
 
-    async fn snapshot(&self, generation: Generation) -> Result<Snapshot, SnapshotError> {
+    /// The snapshot of this generation.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] where its manifest is not there or makes no sense.
+    pub async fn snapshot(&self, generation: Generation) -> Result<Snapshot, SnapshotError> {
         let damaged = |reason: String| SnapshotError::Damaged { generation, reason };
         let text = match self.store.get(&self.keys.manifest(generation), MAX_MANIFEST).await {
             Ok(text) => text,

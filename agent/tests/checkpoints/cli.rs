@@ -40,7 +40,8 @@ async fn ls_names_mirrors_and_generations(kind: Kind) -> Result<()> {
     let table = store(&stage, &["ls"]).await?;
     ensure!(table.starts_with("MIRROR") && table.contains(&stage.repo()), "{table}");
     let rows: Vec<Value> = serde_json::from_str(&store(&stage, &["ls", "--json"]).await?)?;
-    let generations: Vec<_> = rows.iter().map(|row| row["generation"].clone()).collect();
+    let checkpoints = rows.iter().filter(|row| row["kind"] == "checkpoint");
+    let generations: Vec<_> = checkpoints.map(|row| row["generation"].clone()).collect();
     ensure!(generations == [2, 1] && rows.iter().all(|row| row["state"] == "good"), "{rows:?}");
     let unknown = attempt(&stage, &["ls", "example.org/none"]).await?;
     ensure!(!unknown.status.success() && unknown.stderr.contains("has no mirror"), "{}", unknown.stderr);

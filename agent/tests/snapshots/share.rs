@@ -62,3 +62,29 @@ async fn a_removed_mirror_takes_its_snapshots_along() -> Result<()> {
     })
     .await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_command_lists_verifies_and_collects_snapshots() -> Result<()> {
+    let stage = super::published(Kind::Directory).await?;
+    let run = async |args: &[&str]| {
+        let builder = args.iter().fold(crate::scene::agent().arg("store"), |builder, arg| builder.arg(*arg));
+        stage.with_store(builder, None).run_alone().await
+    };
+    let listed: Vec<serde_json::Value> = serde_json::from_slice(&run(&["ls", "--json"]).await?.stdout)?;
+    let snapshots = listed.iter().filter(|row| row["kind"] == "snapshot" && row["state"] == "good");
+    ensure!(snapshots.count() == 1, "{listed:?}");
+    ensure!(run(&["verify"]).await?.status.success(), "it does not verify");
+    // A second one whose manifest was never written.
+    let archive = files(&objects(&stage), "zst")?.pop().context("an archive")?;
+    let orphan = archive.with_file_name(format!("{}-{}.tar.zst", "1".repeat(40), "2".repeat(64)));
+    std::fs::copy(&archive, &orphan)?;
+    ensure!(run(&["gc"]).await?.status.success() && orphan.exists(), "it went within the grace period");
+    ensure!(run(&["gc", "--grace-hours", "0"]).await?.status.success(), "gc");
+    ensure!(!orphan.exists() && archive.exists(), "the wrong one went");
+    let mut content = std::fs::read(&archive)?;
+    content[100] ^= 1;
+    std::fs::write(&archive, content)?;
+    let verified = run(&["verify"]).await?;
+    ensure!(!verified.status.success() && verified.text().contains("damaged"), "{}", verified.text());
+    Ok(())
+}

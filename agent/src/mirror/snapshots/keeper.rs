@@ -166,6 +166,8 @@ impl Keeper {
     /// Takes up what an earlier process left whole. Every block is hashed again; what the disk has spoilt is
     /// fetched again, where there is a store.
     async fn load(&mut self) {
+        let limits = self.work.limits.clone();
+        let _turn = limits.finds.acquire().await;
         let local = self.work.local.clone();
         let found = tokio::task::spawn_blocking(move || {
             let found = local.find();
@@ -553,7 +555,7 @@ impl Work {
         let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
         let published = shelf.publish(snapshot, &self.local.archive(snapshot.digest), known).await?;
         match shelf.collect().await {
-            Ok(removed) => tracing::debug!(removed, "old snapshots collected"),
+            Ok(removed) => tracing::debug!(bytes = removed.bytes, "old snapshots collected"),
             Err(error) => tracing::warn!(%error, "old snapshots in the store could not be removed"),
         }
         Ok(Done::Published(published))
