@@ -7,8 +7,11 @@ pub mod generate;
 #[cfg(feature = "manifest")]
 pub mod manifest;
 pub mod repo;
+#[cfg(feature = "api")]
 pub mod schema;
+#[cfg(feature = "api")]
 pub mod summarize;
+#[cfg(feature = "api")]
 pub mod v1alpha1;
 
 /// The API group of every kind.
