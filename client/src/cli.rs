@@ -1,0 +1,142 @@
+//! Flags, parsed into types.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+
+/// The command line of `git-tarn`, which git runs for `git tarn`.
+#[derive(Debug, Parser)]
+#[command(name = "git tarn", bin_name = "git tarn", version, about = "Clones git repositories through Tarn")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What there is to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Clone a repository, starting from Tarn's snapshot of it.
+    Clone(CloneArgs),
+}
+
+/// How to clone.
+#[derive(Clone, Debug, Args)]
+pub struct CloneArgs {
+    /// The upstream's URL, as for `git clone`.
+    pub url: GivenUrl,
+    /// The directory to make; by default the last part of the URL.
+    pub dir: Option<PathBuf>,
+    /// Check out this branch or tag instead of the upstream's HEAD.
+    #[arg(long = "ref", value_name = "REF", value_parser = parse_ref)]
+    pub reference: Option<String>,
+    /// Check out this commit, by its full hash, detached.
+    #[arg(long, value_name = "SHA")]
+    pub commit: Option<CommitId>,
+    /// Tarn's URL; else `git config tarn.url`.
+    #[arg(long, value_name = "URL", env = "TARN_URL")]
+    pub server: Option<GivenUrl>,
+    /// Connections to download with.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub jobs: u8,
+    /// Fail where the snapshot cannot be used, instead of cloning with git.
+    #[arg(long)]
+    pub no_fallback: bool,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Show neither progress nor the reasons of fallbacks.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// A URL as it was typed. It may hold a password, so it cannot be printed.
+#[derive(Clone)]
+pub struct GivenUrl(String);
+
+impl GivenUrl {
+    /// The text, for parsers that take the password out.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for GivenUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GivenUrl(…)")
+    }
+}
+
+impl From<String> for GivenUrl {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// The full hash of a commit, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitId(String);
+
+impl CommitId {
+    /// The hash in hexadecimal.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name git has for the format of such hashes.
+    pub fn object_format(&self) -> &'static str {
+        if self.0.len() == 64 { "sha256" } else { "sha1" }
+    }
+}
+
+impl FromStr for CommitId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !hex || !matches!(text.len(), 40 | 64) {
+            return Err("must be the full hash of a commit: 40 or 64 hexadecimal digits");
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
+}
+
+/// Refuses what git would take for an option, a pattern or a range; git itself judges the rest.
+fn parse_ref(text: &str) -> Result<String, &'static str> {
+    let odd = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
+    if text.is_empty() || text.starts_with('-') || text.contains("..") || text.contains(odd) {
+        return Err("must be the name of a branch or a tag");
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<CloneArgs, String> {
+        let all = ["git-tarn", "clone"].iter().chain(args);
+        let Command::Clone(parsed) = Cli::try_parse_from(all).map_err(|error| error.to_string())?.command;
+        Ok(parsed)
+    }
+
+    #[test]
+    fn a_commit_is_named_in_full_and_a_ref_is_a_name() {
+        let sha = "ABCDEF0123456789abcdef0123456789abcdef01";
+        let parsed = parse(&["https://h/a", "--commit", sha, "--ref", "main"]).unwrap();
+        assert_eq!(parsed.commit.unwrap().as_str(), sha.to_lowercase());
+        for wrong in
+            [&["--commit", "abc"][..], &["--ref=--upload-pack=x"], &["--ref", "a..b"], &["--jobs", "0"]]
+        {
+            let args: Vec<&str> = ["https://h/a"].iter().chain(wrong).copied().collect();
+            assert!(parse(&args).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_printed() {
+        let parsed = parse(&["https://u:canary@h/a", "--server", "http://u:canary@t"]).unwrap();
+        assert!(!format!("{parsed:?}").contains("canary"));
+    }
+}
