@@ -81,6 +81,12 @@ fn shown(name: &[u8]) -> String {
     String::from_utf8_lossy(name).chars().take(200).collect()
 }
 
+/// Whether a path is one of the worktree's, and leads nowhere else. Git removes the files that its index names
+/// when it checks out something else, and takes the names in an index on trust.
+pub fn is_in_worktree(path: &[u8]) -> bool {
+    matches!(judge(path), Ok(Place::Worktree(_)))
+}
+
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unpacked {

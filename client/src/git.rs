@@ -170,6 +170,32 @@ impl Command {
         self
     }
 
+    /// Runs to the end and gives back the first record of standard output, ended by a zero byte, that is not `fit`;
+    /// nothing more is read then.
+    ///
+    /// # Errors
+    /// Git cannot be run, or fails, or takes too long.
+    pub async fn find_unfit(mut self, fit: impl Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>, GitError> {
+        let verb = self.verb.take().unwrap_or_default();
+        let mut child = self.inner.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let stdout = child.stdout.take().ok_or(io::Error::from(io::ErrorKind::BrokenPipe))?;
+        let work = async {
+            match first_unfit(stdout, fit).await? {
+                Some(unfit) => Ok((Some(unfit), None)),
+                None => Ok::<_, io::Error>((None, Some(child.wait().await?))),
+            }
+        };
+        match tokio::time::timeout(LIMIT, work).await {
+            Err(_) => Err(GitError::TimedOut { verb }),
+            Ok(done) => match done? {
+                (None, Some(status)) if !status.success() => {
+                    Err(GitError::Failed { verb, message: status.to_string() })
+                }
+                (unfit, _) => Ok(unfit),
+            },
+        }
+    }
+
     /// Runs to the end and gives back standard output without its last line break.
     ///
     /// Dropped early, the child is killed.
@@ -196,6 +222,32 @@ impl Command {
             verb,
             message: telling_line(&complained).unwrap_or_else(|| status.to_string()),
         })
+    }
+}
+
+/// Reads records that end in a zero byte; gives back the first that is not `fit`.
+async fn first_unfit(
+    mut from: impl AsyncRead + Unpin,
+    fit: impl Fn(&[u8]) -> bool,
+) -> io::Result<Option<Vec<u8>>> {
+    let (mut pending, mut chunk) = (Vec::new(), vec![0; 64 * 1024]);
+    loop {
+        let count = from.read(&mut chunk).await?;
+        if count == 0 {
+            return Ok(Some(pending).filter(|rest| !rest.is_empty()));
+        }
+        pending.extend_from_slice(chunk.get(..count).unwrap_or_default());
+        let whole = pending.iter().rposition(|byte| *byte == 0).map_or(0, |last| last + 1);
+        let records = pending.get(..whole).unwrap_or_default().split_inclusive(|byte| *byte == 0);
+        for record in records.map(|record| record.strip_suffix(&[0]).unwrap_or(record)) {
+            if !fit(record) {
+                return Ok(Some(record.to_vec()));
+            }
+        }
+        pending.drain(..whole);
+        if pending.len() > KEPT {
+            return Ok(Some(pending));
+        }
     }
 }
 

@@ -51,6 +51,9 @@ pub enum SnapshotError {
     /// The archive holds another commit than the server said.
     #[error("the snapshot does not hold the commit that the server named")]
     OtherCommit,
+    /// The archive's index names files elsewhere.
+    #[error("the snapshot is refused: its index names {0:?}")]
+    Index(String),
     /// The upstream lacks what was asked for.
     #[error("through Tarn there is no {0}")]
     Missing(String),
@@ -181,7 +184,13 @@ impl Attempt<'_> {
         if held.is_none() || (said.is_some() && held.as_deref() != said) {
             return Err(SnapshotError::OtherCommit);
         }
-        Ok((total, download, extract))
+        let listed = self.git.within(dir).args(["ls-files", "-z", "--cached"]);
+        match listed.find_unfit(archive::is_in_worktree).await? {
+            None => Ok((total, download, extract)),
+            Some(path) => {
+                Err(SnapshotError::Index(String::from_utf8_lossy(&path).chars().take(200).collect()))
+            }
+        }
     }
 
     /// Makes the repository that the archive's files go into: configuration and templates are the user's own.

@@ -105,6 +105,27 @@ async fn configuration_and_hooks_of_a_snapshot_never_take_effect() -> Result<()>
 }
 
 #[tokio::test]
+async fn a_snapshot_whose_index_names_files_elsewhere_is_refused() -> Result<()> {
+    let scene = Scene::small().await?;
+    let built = scene.build_snapshot().await?;
+    let repo = Repo::open(scene.git.clone(), &built);
+    let blob = repo.rev_parse("HEAD:README").await?;
+    repo.git(&["update-index", "--add", "--cacheinfo", &format!("100644,{blob},zz/outside")]).await?;
+    // Git itself writes no such index, but reads it.
+    let index = built.join(".git/index");
+    let mut bytes = fs::read(&index)?;
+    let at = bytes.windows(10).position(|window| window == b"zz/outside").unwrap();
+    bytes[at..at + 2].copy_from_slice(b"..");
+    fs::write(&index, bytes)?;
+    scene.serve(&built, &scene.tip("main").await?).await?;
+    scene.origin.commit("main", &[("README", "newer\n")]).await?;
+    let (report, clone) = scene.clone_somehow("a", &[]).await?;
+    let reason = report["fallback_reasons"][0].as_str().unwrap();
+    assert!(reason.contains("its index names \"../outside\""), "{reason}");
+    scene.expect_clone(&clone).await
+}
+
+#[tokio::test]
 async fn a_snapshot_without_a_repository_leaves_the_one_around_it_alone() -> Result<()> {
     let scene = Scene::small().await?;
     let built = scene.build_snapshot().await?;

@@ -61,7 +61,7 @@ pub(super) fn judge(name: &[u8]) -> Result<Place<'_>, &'static str> {
 fn judge_git(parts: Vec<&[u8]>) -> Place<'_> {
     let taken = match parts.get(1..).unwrap_or_default() {
         [] | [b"HEAD" | b"index" | b"packed-refs" | b"shallow" | b"refs" | b"objects"] => true,
-        [b"objects", b"info", b"alternates" | b"http-alternates"] => {
+        [b"objects", b"info", name, ..] if is_alternates(name) => {
             return Place::Refused("names other repositories");
         }
         [b"commondir" | b"gitdir" | b"modules" | b"worktrees", ..] => {
@@ -71,6 +71,11 @@ fn judge_git(parts: Vec<&[u8]>) -> Place<'_> {
         _ => false,
     };
     if taken { Place::Git(parts) } else { Place::Ignored }
+}
+
+/// In any case: some file systems ignore it.
+fn is_alternates(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"alternates") || name.eq_ignore_ascii_case(b"http-alternates")
 }
 
 /// The mode of a file in `.git`: git makes objects read-only, and nothing there is executable.
@@ -103,6 +108,7 @@ mod tests {
             (".git/info/attributes", Place::Ignored),
             (".git/HEAD/x", Place::Ignored),
             (".git/objects/info/alternates", Place::Refused("names other repositories")),
+            (".git/objects/info/Http-Alternates", Place::Refused("names other repositories")),
             (".git/modules/a/config", Place::Refused("belongs to another repository")),
             (".git/commondir", Place::Refused("belongs to another repository")),
         ] {
