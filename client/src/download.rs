@@ -40,6 +40,9 @@ const PROGRESS: u64 = 1024 * 1024;
 /// The longest attempt at a range; with [`PROGRESS`] it bounds how slow a download may be.
 const ATTEMPT: Duration = Duration::from_secs(600);
 
+/// The longest silence within a body.
+const SILENCE: Duration = Duration::from_secs(20);
+
 /// The wait after a body that ended early.
 const BREATH: Duration = Duration::from_millis(200);
 
@@ -225,7 +228,11 @@ impl Asking<'_> {
         };
         let mut body = answer.bytes_stream();
         while *at < end {
-            let Some(chunk) = body.next().await else { return Ok(()) };
+            // Silence within a body is a connection that nobody closed: asking again is quicker than waiting.
+            let Ok(next) = tokio::time::timeout(SILENCE, body.next()).await else {
+                return Err(DownloadError::BrokeOff);
+            };
+            let Some(chunk) = next else { return Ok(()) };
             let chunk: Bytes = chunk.map_err(|source| transport(DOING, source))?;
             let size = chunk.len() as u64;
             if size > end - *at {

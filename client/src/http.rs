@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 /// Tarn is near; a host that has not answered by then is down.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The longest silence within a body, and before an answer: the server itself waits up to 60 s for a snapshot.
+/// The longest silence before an answer: the server itself waits up to 60 s for a snapshot.
 const SILENCE: Duration = Duration::from_secs(75);
 
 /// How much of an error's text is shown.

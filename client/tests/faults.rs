@@ -1,5 +1,7 @@
 //! Trouble on the way.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use http::Method;
 use tarn_testkit::proxy::{HttpFault, Select, When};
@@ -36,6 +38,14 @@ async fn the_first_range_may_break_off_too() -> Result<()> {
     let rest = |range: &String| range.ends_with("-8388607") && !range.starts_with("bytes=0-");
     assert!(ranges.iter().any(rest), "{ranges:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_range_that_comes_late_keeps_its_place() -> Result<()> {
+    let scene = Scene::large().await?;
+    scene.proxy.add(snapshots(), When::Nth(2), HttpFault::Delay(Duration::from_secs(2)));
+    let (_, clone) = scene.clone("a", &[]).await?;
+    scene.expect_clone(&clone).await
 }
 
 #[tokio::test]

@@ -150,3 +150,31 @@ fn a_size_beyond_the_archive_is_damage_and_a_bomb_is_refused() {
     let error = unpack_into(root.path(), &bomb.finish().unwrap()).unwrap_err();
     assert!(error.to_string().contains("more than"), "{error}");
 }
+
+#[test]
+fn no_header_however_odd_leads_out_or_ends_in_a_panic() {
+    let (file, link) = (EntryType::Regular, EntryType::Symlink);
+    let tar = tar_of(&[("./ok", file, b"content"), ("./up", link, b"../outside")]);
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("outside"), "old").unwrap();
+    let mut unpacked = 0;
+    // The start of the name, the numbers but for the sum, the kind, the start of a link's target, the magic.
+    let fields = || (0..8).chain(100..148).chain(156..164).chain(257..265).chain([345]);
+    for at in fields().chain(fields().map(|at| at + 1024)) {
+        for byte in [0, b'/', b'.', b'7', 0x80, 0xff] {
+            let mut odd = tar.clone();
+            odd[at] = byte;
+            let start = at / 512 * 512;
+            let mut header = Header::from_byte_slice(&odd[start..start + 512]).clone();
+            header.set_cksum();
+            odd[start..start + 512].copy_from_slice(header.as_bytes());
+            let root = home.path().join("root");
+            fs::create_dir(&root).unwrap();
+            unpacked += u32::from(unpack_into(&root, &pack(&odd)).is_ok());
+            fs::remove_dir_all(&root).unwrap();
+        }
+    }
+    assert!(unpacked > 0, "some of them are harmless");
+    assert_eq!(fs::read(home.path().join("outside")).unwrap(), b"old");
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+}
