@@ -29,8 +29,12 @@ async fn company(stage: &Stage, count: usize) -> Result<Vec<Agent>> {
         agent.wait_phase(&stage.repo(), "Ready").await?;
         wait_company(agent, count).await?;
     }
-    // What was published before they knew each other is not what these tests are about.
-    stage.published(&agents[0]).await?;
+    // What they publish before they know each other is not what these tests are about: all of it is over.
+    for agent in &agents {
+        stage.published(agent).await?;
+        let known = |status: &Value| !status["checkpoint"]["generation"].is_null();
+        agent.wait_status(&stage.repo(), "the checkpoint", known).await?;
+    }
     let owner = publisher(stage, &agents[0]).await?;
     for at in 0..count {
         ensure!(publisher(stage, &agents[at]).await? == owner, "they disagree");
