@@ -233,6 +233,9 @@ async fn fetches_beside_a_publish() -> Result<()> {
     let (repo, store) = (id.to_string(), s3.bucket_dir().join("bench/v1").join(id.store_prefix()));
     let agent = builder(&s3.endpoint()).mirror(url).start().await?;
     wait_ready(&agent, &repo).await?;
+    // The first move after a start is published at once, the next ones after an interval or on demand.
+    fetch(&origin, &agent, &repo).await?;
+    agent.wait_status(&repo, "an increment", |status| status["checkpoint"]["generation"] == 2).await?;
     let (mut alone, mut beside, mut round) = (Vec::new(), Vec::new(), 0);
     while beside.len() < FETCHES {
         round += 1;
@@ -241,17 +244,19 @@ async fn fetches_beside_a_publish() -> Result<()> {
         // Without any checkpoint the next one has a base.
         std::fs::remove_dir_all(&store)?;
         agent.post(&format!("/mirrors/{repo}/checkpoint")).await?;
-        eventually(Duration::from_secs(30), "an upload", async || {
-            Ok::<_, anyhow::Error>(std::fs::metadata(&store)?)
+        eventually(Duration::from_secs(30), "the publication", async || {
+            let staging = std::fs::read_dir(agent.data().join("staging"))?.flatten();
+            let begun = staging.into_iter().any(|entry| entry.path().join("view.git").exists());
+            ensure!(begun, "it has not begun");
+            Ok(())
         })
         .await?;
         let busy = fetch(&origin, &agent, &repo).await?;
-        if store.join("checkpoints").exists() {
-            // It was over before the fetch was.
-            continue;
+        // Else the publication was over before the fetch was.
+        if !store.join("checkpoints").exists() {
+            alone.push(quiet);
+            beside.push(busy);
         }
-        alone.push(quiet);
-        beside.push(busy);
         eventually(Duration::from_secs(60), "the end of the publication", async || {
             Ok::<_, anyhow::Error>(std::fs::metadata(store.join("checkpoints"))?)
         })
