@@ -47,6 +47,17 @@ pub enum SnapshotError {
     /// The download.
     #[error(transparent)]
     Download(#[from] BlockFileError),
+    /// Building one would fill the disk.
+    #[error(
+        "a snapshot needs about {} MiB on the disk while it is built, and {} MiB are free",
+        needed >> 20, free >> 20
+    )]
+    NoRoom {
+        /// Bytes it may take: the archive, and the worktree.
+        needed: u64,
+        /// Bytes there are.
+        free: u64,
+    },
     /// The build was given up.
     #[error("the snapshot is no longer wanted")]
     GivenUp,
@@ -58,7 +69,7 @@ impl SnapshotError {
         match self {
             Self::Store(StoreError::Unreachable(_)) => Reason::StoreUnreachable,
             Self::Store(StoreError::Denied(_)) => Reason::StoreDenied,
-            Self::Store(StoreError::Local { .. }) | Self::Disk(_) => Reason::DiskFull,
+            Self::Store(StoreError::Local { .. }) | Self::Disk(_) | Self::NoRoom { .. } => Reason::DiskFull,
             Self::Store(_) => Reason::StoreError,
             Self::Damaged { .. } => Reason::VerificationFailed,
             Self::Git(error) => error.kind().reason(),

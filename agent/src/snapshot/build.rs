@@ -46,6 +46,8 @@ pub struct Build {
     pub refs: Arc<RefSet>,
     /// Held while the mirror's packs are linked, and by whoever repacks.
     pub packs: Arc<Mutex<()>>,
+    /// What the mirror takes on the disk.
+    pub bytes: u64,
     /// What `origin` is to be: the upstream.
     pub url: String,
     /// This agent's name.
@@ -62,6 +64,7 @@ impl Build {
     /// Git fails, or the disk.
     pub async fn run(self) -> Result<Option<(PathBuf, Snapshot)>, SnapshotError> {
         let Some(commit) = self.refs.head_oid() else { return Ok(None) };
+        self.check_room().await?;
         let (tree, archive) = (self.work.join("tree"), self.work.join("archive"));
         let dot_git = tree.join(".git");
         self.link(&dot_git).await?;
@@ -99,6 +102,16 @@ impl Build {
         };
         let writer = Writer { agent: self.agent.clone(), nonce: format!("{:032x}", rand::random::<u128>()) };
         Ok(Some((archive, Snapshot::new(commit, branch, self.time, writer, blocks))))
+    }
+
+    /// Whether the disk has room for the archive, which is about as large as the packs, and as much again for the
+    /// worktree: a mirror that cannot fetch because its snapshot fills the disk would be worse off than without.
+    async fn check_room(&self) -> Result<(), SnapshotError> {
+        let dir = self.dir.clone();
+        let stat = move || rustix::fs::statvfs(&dir).map_err(io::Error::from);
+        let stat = blocking(stat).await?;
+        let (needed, free) = (self.bytes.saturating_mul(2), stat.f_bavail.saturating_mul(stat.f_frsize));
+        if free < needed { Err(SnapshotError::NoRoom { needed, free }) } else { Ok(()) }
     }
 
     /// Makes the repository: configuration, refs as `git clone` leaves them, packs.

@@ -10,6 +10,8 @@ use tarn_testkit::git::Repo;
 
 use super::{current, download, expect_clean, of_commit, path, stage};
 use crate::checkpoints::{Kind, files};
+use crate::p4_never_stuck::SmallDisk;
+use crate::scene::agent as builder;
 
 /// Commits a worktree with what makes checkouts hard, and pushes it upstream.
 async fn push_hard_worktree(stage: &crate::checkpoints::Stage) -> Result<()> {
@@ -208,5 +210,29 @@ async fn a_detached_head_is_checked_out_detached() -> Result<()> {
     let clone = expect_clean(&stage, &download(&stage, &agent).await?.body, "clone").await?;
     ensure!(clone.rev_parse("HEAD").await? == head, "another commit");
     ensure!(clone.attempt(&["symbolic-ref", "HEAD"]).await?.status.code() != Some(0), "HEAD is a branch");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_none_is_built_and_the_mirror_goes_on() -> Result<()> {
+    let Some(disk) = SmallDisk::mount("40m").await? else {
+        return Ok(());
+    };
+    let stage = stage(Kind::Directory).await?;
+    stage.origin.grow("main", 4, 4_000_000, 1).await?;
+    let agent = stage.start(stage.with_store(builder().data(disk.path().join("data")), None)).await?;
+    agent.wait_phase(&stage.repo(), "Ready").await?;
+    let full = |status: &serde_json::Value| {
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|c| c["type"] == "StoreFailed" && c["reason"] == "DiskFull")
+    };
+    agent.wait_status(&stage.repo(), "the lack of room", full).await?;
+    let answer = agent.get(&path(&stage)).await?;
+    ensure!(answer.status == 503 && answer.text().contains("MiB are free"), "{}", answer.text());
+    // Nothing of an attempt takes the room that fetches need.
+    stage.origin.commit("main", &[("small.txt", "small")]).await?;
+    stage.expect_clone(&agent, "clone").await?;
+    disk.grow("400m").await?;
+    current(&stage, &agent).await?;
     Ok(())
 }

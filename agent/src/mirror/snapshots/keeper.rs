@@ -243,6 +243,7 @@ impl Keeper {
             work: self.work.disk.staging(),
             refs: view.stored.as_ref()?.refs.clone(),
             packs: self.work.packs.clone(),
+            bytes: view.bytes,
             url: settings.url.as_str().to_owned(),
             agent,
             time: Timestamp::now(),
