@@ -6,6 +6,7 @@
 pub mod body;
 pub mod error;
 pub mod conditional;
+mod content;
 pub mod ensure_refs;
 pub mod info_refs;
 pub mod snapshot;

@@ -2,19 +2,16 @@
 
 use std::{ops::Range, time::Duration};
 
-use axum::{
-    body::Body,
-    response::{IntoResponse, Response},
-};
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use http::{HeaderName, Method, request::Parts};
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 
 use super::{
     Serving,
-    conditional::{Selection, Validators, date, select},
+    content::{self, Chunks, Content, header_value},
     error::Failure,
 };
 use crate::{
@@ -24,13 +21,13 @@ use crate::{
 };
 
 /// The commit that is checked out; the name is cachew's, so that its clients work here too.
-const COMMIT: HeaderName = HeaderName::from_static("x-cachew-snapshot-commit");
+pub(super) const COMMIT: HeaderName = HeaderName::from_static("x-cachew-snapshot-commit");
 /// Where what was pushed since is to be had.
 const BUNDLE: HeaderName = HeaderName::from_static("x-cachew-bundle-url");
 /// Seconds since the snapshot was made.
-const AGE: HeaderName = HeaderName::from_static("tarn-snapshot-age");
+pub(super) const AGE: HeaderName = HeaderName::from_static("tarn-snapshot-age");
 
-const KIND: HeaderValue = HeaderValue::from_static("application/zstd");
+pub(super) const KIND: &str = "application/zstd";
 
 /// The longest that `?wait=` may ask for: longer than proxies keep silent connections.
 const MAX_WAIT: Duration = Duration::from_secs(300);
@@ -52,11 +49,9 @@ pub async fn handle(serving: &Serving, mirror: &Mirror, request: &Parts) -> Resu
     Ok(respond(request, mirror, &offer.snapshot, |part| read(&offer, part, sent.clone())))
 }
 
-type Chunks = stream::BoxStream<'static, Result<Bytes, BlockFileError>>;
-
 /// The bytes of one part. Whoever reads them keeps the download going; an error cuts the connection, so that nobody
 /// takes what came before for the whole.
-fn read(offer: &Offer, part: Range<u64>, sent: Counter) -> Chunks {
+fn read(offer: &Offer, part: Range<u64>, sent: Counter) -> Chunks<BlockFileError> {
     let held = offer.cold.clone();
     let chunks = match offer.reader.read(part) {
         Ok(chunks) => chunks.boxed(),
@@ -74,18 +69,19 @@ fn read(offer: &Offer, part: Range<u64>, sent: Counter) -> Chunks {
 
 /// Whoever gets a stale snapshot has the mirror look for something newer; who asks for it next may get it.
 fn refresh(mirror: &Mirror, snapshot: &Snapshot) {
-    if age(snapshot) >= mirror.settings().snapshot.interval {
+    if age(snapshot.time) >= mirror.settings().snapshot.interval {
         let mirror = mirror.clone();
         tokio::spawn(async move { mirror.look(&[]).await.map(drop) });
     }
 }
 
-fn age(snapshot: &Snapshot) -> Duration {
-    Duration::try_from(Timestamp::now().duration_since(snapshot.time)).unwrap_or_default()
+/// How long ago that was.
+pub(super) fn age(time: Timestamp) -> Duration {
+    Duration::try_from(Timestamp::now().duration_since(time)).unwrap_or_default()
 }
 
 /// The value of `wait` in a query: `60s`, `60` or nothing.
-fn wait(query: &str) -> Result<Duration, Failure> {
+pub(super) fn wait(query: &str) -> Result<Duration, Failure> {
     let Some(text) = query.split('&').find_map(|pair| pair.strip_prefix("wait=")) else {
         return Ok(Duration::ZERO);
     };
@@ -99,76 +95,17 @@ fn respond(
     request: &Parts,
     mirror: &Mirror,
     snapshot: &Snapshot,
-    read: impl Fn(Range<u64>) -> Chunks,
+    read: impl Fn(Range<u64>) -> Chunks<BlockFileError>,
 ) -> Response {
-    let length = snapshot.bytes;
-    let etag = format!("\"{}\"", snapshot.digest);
-    let validators = Validators { etag: &etag, modified: snapshot.time };
-    let mut response = match select(&request.method, &request.headers, validators, length) {
-        Selection::NotModified => StatusCode::NOT_MODIFIED.into_response(),
-        Selection::PreconditionFailed => {
-            let text = format!("PreconditionFailed: the snapshot is now {etag}\n");
-            (StatusCode::PRECONDITION_FAILED, text).into_response()
-        }
-        Selection::Unsatisfiable => {
-            let text = format!("RangeNotSatisfiable: the snapshot has {length} bytes\n");
-            let range = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
-            (StatusCode::RANGE_NOT_SATISFIABLE, range, text).into_response()
-        }
-        Selection::Whole => {
-            let headers = [(header::CONTENT_TYPE, KIND), (header::CONTENT_LENGTH, length.into())];
-            (StatusCode::OK, headers, Body::from_stream(read(0..length))).into_response()
-        }
-        Selection::Parts(parts) => partial(&parts, length, read),
-    };
-    let route = mirror.id().route();
+    let tag = snapshot.digest.to_string();
+    let (what, kind, modified) = ("snapshot", KIND, snapshot.time);
+    let content = Content { what, kind, tag: &tag, modified, bytes: snapshot.bytes };
+    let mut response = content::respond(request, content, read);
+    let (route, commit) = (mirror.id().route(), &snapshot.commit);
+    let bundle = format!("/git/{route}/snapshot.bundle?base={commit}");
     let headers = response.headers_mut();
-    let mut set = |name: HeaderName, value: String| {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(name, value);
-        }
-    };
-    set(header::ETAG, etag);
-    set(header::LAST_MODIFIED, date(snapshot.time));
-    set(COMMIT, snapshot.commit.clone());
-    set(BUNDLE, format!("/git/{route}/snapshot.bundle?base={}", snapshot.commit));
-    set(AGE, age(snapshot).as_secs().to_string());
-    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(COMMIT, header_value(commit));
+    headers.insert(BUNDLE, header_value(&bundle));
+    headers.insert(AGE, age(snapshot.time).as_secs().into());
     response
-}
-
-/// A 206: one part as it is, several as `multipart/byteranges` (RFC 9110, 14.6).
-fn partial(parts: &[Range<u64>], length: u64, read: impl Fn(Range<u64>) -> Chunks) -> Response {
-    let named = |part: &Range<u64>| format!("bytes {}-{}/{length}", part.start, part.end.saturating_sub(1));
-    if let [part] = parts {
-        let headers = [
-            (header::CONTENT_TYPE, KIND),
-            (header::CONTENT_LENGTH, (part.end - part.start).into()),
-            (header::CONTENT_RANGE, header_value(&named(part))),
-        ];
-        return (StatusCode::PARTIAL_CONTENT, headers, Body::from_stream(read(part.clone()))).into_response();
-    }
-    let boundary = format!("{:032x}", rand::random::<u128>());
-    let text = |text: String| stream::once(async { Ok(Bytes::from(text)) }).boxed();
-    let (mut total, mut body) = (0, Vec::new());
-    for part in parts {
-        let (kind, range) = ("application/zstd", named(part));
-        let head = format!("\r\n--{boundary}\r\nContent-Type: {kind}\r\nContent-Range: {range}\r\n\r\n");
-        total += head.len() as u64 + (part.end - part.start);
-        body.extend([text(head), read(part.clone())]);
-    }
-    let end = format!("\r\n--{boundary}--\r\n");
-    total += end.len() as u64;
-    body.push(text(end));
-    let headers = [
-        (header::CONTENT_TYPE, header_value(&format!("multipart/byteranges; boundary={boundary}"))),
-        (header::CONTENT_LENGTH, total.into()),
-    ];
-    let body = Body::from_stream(stream::iter(body).flatten());
-    (StatusCode::PARTIAL_CONTENT, headers, body).into_response()
-}
-
-fn header_value(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
