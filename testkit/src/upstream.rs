@@ -3,6 +3,7 @@
 
 mod cgi;
 mod fault;
+pub mod lfs;
 mod log;
 
 use std::net::SocketAddr;
@@ -67,6 +68,7 @@ struct State {
     habits: Mutex<Habits>,
     faults: watch::Sender<fault::Faults>,
     log: Mutex<Vec<Record>>,
+    lfs: lfs::Lfs,
 }
 
 impl Upstream {
@@ -84,6 +86,7 @@ impl Upstream {
             habits: Mutex::new(Habits::Modern),
             faults: watch::Sender::new(fault::Faults::default()),
             log: Mutex::default(),
+            lfs: lfs::Lfs::default(),
         });
         let shared = Arc::clone(&state);
         let listening = Listening::start("upstream", address, move |stream| {
@@ -119,6 +122,11 @@ impl Upstream {
     /// Creates a bare repository with one commit, to be served at [`Upstream::url`] of the same name.
     pub async fn seed(&self, repo: &str) -> Result<Repo> {
         Repo::seeded(self.state.root.join(repo)).await
+    }
+
+    /// The server's LFS.
+    pub fn lfs(&self) -> &lfs::Lfs {
+        &self.state.lfs
     }
 
     /// Asks every request from now on for these credentials.
@@ -197,8 +205,12 @@ impl State {
         let action = fault::meet(self.faults.subscribe(), &repo, operation).await;
         let answer = match action {
             Action::Pass { wrap } => {
-                let habits = *lock(&self.habits);
-                let answer = cgi::run(&self.root, habits, &parts, body).await?;
+                let answer = if operation.is_lfs() && self.lfs.enabled() {
+                    self.lfs.answer(&parts, &repo, body).await?
+                } else {
+                    let habits = *lock(&self.habits);
+                    cgi::run(&self.root, habits, &parts, body).await?
+                };
                 wrap.apply(answer).await?
             }
             Action::Answer { status, content_type, text } => plain(status, content_type, text),

@@ -22,8 +22,21 @@ pub enum Operation {
     Fetch,
     /// Either half of a push.
     Push,
+    /// LFS: which objects can be had, or are wanted, and where.
+    LfsBatch,
+    /// LFS: an object, in either direction.
+    LfsObject,
+    /// LFS: locks.
+    LfsLocks,
     /// Anything else.
     Other,
+}
+
+impl Operation {
+    /// Whether it is one of LFS.
+    pub(super) fn is_lfs(self) -> bool {
+        matches!(self, Self::LfsBatch | Self::LfsObject | Self::LfsLocks)
+    }
 }
 
 /// One request.
@@ -63,6 +76,9 @@ impl Record {
 /// The part of the path that names the repository.
 pub(super) fn repo_of(path: &str) -> String {
     let path = path.trim_start_matches('/');
+    if let Some((repo, _)) = path.rsplit_once(super::lfs::BELOW) {
+        return repo.to_owned();
+    }
     ["/info/refs", "/git-upload-pack", "/git-receive-pack"]
         .iter()
         .find_map(|end| path.strip_suffix(end))
@@ -74,7 +90,14 @@ pub(super) fn repo_of(path: &str) -> String {
 pub(super) async fn recognise(parts: &http::request::Parts, body: Incoming) -> Result<(Operation, Body)> {
     let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
     let mut body = body.map_err(anyhow::Error::from).boxed_unsync();
-    let operation = if path.ends_with("/git-receive-pack") || query.contains("service=git-receive-pack") {
+    let lfs = path.rsplit_once(super::lfs::BELOW).map(|(_, rest)| rest);
+    let operation = if let Some(rest) = lfs {
+        match rest.split('/').next() {
+            Some("objects") => Operation::LfsBatch,
+            Some("locks") => Operation::LfsLocks,
+            _ => Operation::LfsObject,
+        }
+    } else if path.ends_with("/git-receive-pack") || query.contains("service=git-receive-pack") {
         Operation::Push
     } else if path.ends_with("/info/refs") {
         Operation::Advertise
