@@ -1,7 +1,8 @@
-//! Git's wire protocol as values: pure parsers and writers, no input or output.
+//! The wire protocols of git and Git LFS as values: pure parsers and writers, no input or output.
 
 pub mod advertisement;
 pub mod fetch;
+pub mod lfs;
 pub mod ls_refs;
 pub mod pktline;
 pub mod request;

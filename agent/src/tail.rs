@@ -4,7 +4,7 @@
 //! only when its writer said so: what a writer leaves half done ends in an error, never in a short file
 //! taken for whole.
 
-use std::{fs, io, sync::Arc};
+use std::{fs, io, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -110,6 +110,22 @@ impl Tail {
         progress.end.as_ref()?.as_ref().ok().map(|()| progress.length)
     }
 
+    /// A file that is whole already, with `length` bytes.
+    pub fn whole(file: fs::File, length: u64) -> Self {
+        let (_, progress) = watch::channel(Progress { length, end: Some(Ok(())) });
+        Self { file: Arc::new(file), progress }
+    }
+
+    /// Waits until there is something to read, or nothing ever will be.
+    pub async fn begun(&self) -> Result<(), TailError> {
+        let mut progress = self.progress.clone();
+        let begun = progress.wait_for(|progress| progress.length > 0 || progress.end.is_some()).await;
+        match begun.ok().filter(|progress| progress.length == 0).and_then(|progress| progress.end.clone()) {
+            Some(Err((reason, blame))) => Err(TailError::Writer { reason, blame }),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits until the file is whole or has failed.
     pub async fn ended(&self) -> Result<(), TailError> {
         let mut progress = self.progress.clone();
@@ -122,8 +138,16 @@ impl Tail {
 
     /// Reads from the start, following the writer, to the end.
     pub fn read(&self) -> impl Stream<Item = Result<Bytes, TailError>> + Send + use<> {
-        let start = (self.file.clone(), self.progress.clone(), 0_u64);
-        stream::try_unfold(start, |(file, mut progress, at)| async move {
+        self.read_part(0..u64::MAX)
+    }
+
+    /// Reads this part, following the writer, as far as the file goes.
+    pub fn read_part(&self, part: Range<u64>) -> impl Stream<Item = Result<Bytes, TailError>> + Send + use<> {
+        let start = (self.file.clone(), self.progress.clone(), part.start);
+        stream::try_unfold(start, move |(file, mut progress, at)| async move {
+            if at >= part.end {
+                return Ok(None);
+            }
             let length = {
                 let wait = progress.wait_for(|progress| progress.length > at || progress.end.is_some());
                 // The sender sets an end before it goes.
@@ -138,7 +162,7 @@ impl Tail {
                 }
                 progress.length
             };
-            let wanted = usize::try_from(length - at).unwrap_or(CHUNK).min(CHUNK);
+            let wanted = usize::try_from(length.min(part.end) - at).unwrap_or(CHUNK).min(CHUNK);
             let chunk = read_at(&file, at, wanted).await.map_err(|error| TailError::Read(Arc::new(error)))?;
             let next = at + u64::try_from(chunk.len()).unwrap_or(0);
             Ok(Some((chunk, (file, progress, next))))
@@ -221,6 +245,8 @@ mod tests {
         assert_eq!(early.await.unwrap().unwrap(), content);
         assert_eq!(all(&tail).await.unwrap(), content);
         assert_eq!(tail.length(), Some(written));
+        let part = tail.read_part(5..9).try_collect::<Vec<_>>().await.unwrap();
+        assert_eq!(part, [content.get(5..9).unwrap()]);
     }
 
     #[tokio::test]
