@@ -15,6 +15,7 @@ pub mod store;
 pub mod config;
 pub mod tail;
 pub mod packs;
+pub mod lfs;
 pub mod blockfile;
 pub mod checkpoint;
 pub mod peers;

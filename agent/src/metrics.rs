@@ -33,7 +33,8 @@ impl Outcome {
 /// One kind of request and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Route {
-    /// `info-refs`, `ls-refs`, `fetch`, `push`, `ensure-refs`, `snapshot`, `bundle`, or `other`.
+    /// `info-refs`, `ls-refs`, `fetch`, `push`, `ensure-refs`, `snapshot`, `bundle`, `lfs-batch`,
+    /// `lfs-object`, `lfs-locks`, `lfs-snapshot`, or `other`.
     pub route: &'static str,
     /// The HTTP status.
     pub status: u16,
@@ -113,6 +114,16 @@ pub struct Metrics {
     pub snapshot_downloads: Family<Outcome, Counter>,
     /// `tarn_snapshot_sent_bytes_total`: bytes of snapshots sent to clients.
     pub snapshot_sent: Counter,
+    /// `tarn_lfs_lookups_total`: downloads of LFS objects, by how they met the cache.
+    pub lfs_lookups: Family<Lookup, Counter>,
+    /// `tarn_lfs_downloads_total`: downloads of LFS objects from upstreams.
+    pub lfs_downloads: Family<Outcome, Counter>,
+    /// `tarn_lfs_kept_bytes`: length of the LFS objects kept.
+    pub lfs_bytes: Gauge,
+    /// `tarn_lfs_sent_bytes_total`: bytes of LFS objects sent to clients.
+    pub lfs_sent: Counter,
+    /// `tarn_lfs_snapshot_builds_total`: attempts to build an archive of the LFS objects that a worktree needs.
+    pub lfs_snapshot_builds: Family<Outcome, Counter>,
     /// `tarn_store_unconditional`: 1 where the store ignores conditions, so that two agents may both create.
     pub unconditional: Gauge,
     /// `tarn_store_agents`: living agents that share the store, this one included.
@@ -144,6 +155,11 @@ impl Metrics {
             snapshot_build_seconds: Histogram::new(SECONDS),
             snapshot_downloads: Family::default(),
             snapshot_sent: Counter::default(),
+            lfs_lookups: Family::default(),
+            lfs_downloads: Family::default(),
+            lfs_bytes: Gauge::default(),
+            lfs_sent: Counter::default(),
+            lfs_snapshot_builds: Family::default(),
             unconditional: Gauge::default(),
             agents: Gauge::default(),
         };
@@ -202,6 +218,17 @@ impl Metrics {
         snapshot.register("downloads", "Downloads of snapshots from the store", downloads);
         let sent = metrics.snapshot_sent.clone();
         snapshot.register_with_unit("sent", "Bytes of snapshots sent to clients", Unit::Bytes, sent);
+        let lfs = registry.sub_registry_with_prefix("lfs");
+        let lookups = metrics.lfs_lookups.clone();
+        lfs.register("lookups", "Downloads of LFS objects, by how they met the cache", lookups);
+        let downloads = metrics.lfs_downloads.clone();
+        lfs.register("downloads", "Downloads of LFS objects from upstreams", downloads);
+        let kept = metrics.lfs_bytes.clone();
+        lfs.register_with_unit("kept", "Length of the LFS objects kept", Unit::Bytes, kept);
+        let sent = metrics.lfs_sent.clone();
+        lfs.register_with_unit("sent", "Bytes of LFS objects sent to clients", Unit::Bytes, sent);
+        let builds = metrics.lfs_snapshot_builds.clone();
+        lfs.register("snapshot_builds", "Attempts to build an archive of LFS objects", builds);
         let store = registry.sub_registry_with_prefix("store");
         store.register(
             "unconditional",

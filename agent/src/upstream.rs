@@ -4,6 +4,7 @@
 pub mod credentials;
 pub mod forward;
 pub mod look;
+pub mod lfs;
 
 pub use credentials::{Credentials, Secret};
 pub use look::{LookError, Looker};

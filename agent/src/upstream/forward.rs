@@ -14,7 +14,7 @@ use super::look::{LookError, Looker, check_type};
 use crate::git::upload_pack::ProtocolVersion;
 
 /// An upstream that sends nothing for this long is given up; git servers send keepalives every 5 s.
-const SILENCE: Duration = Duration::from_secs(60);
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
 
 /// What a push carries besides its body; everything else is between the client and this agent.
 const FORWARDED: [HeaderName; 6] = [
@@ -88,15 +88,24 @@ impl Looker {
         from: &HeaderMap,
         body: Body,
     ) -> Result<Response, LookError> {
+        self.hand_on(method, format!("{}{verb}", self.url()), from, body).await
+    }
+
+    /// Sends a caller's request to `url`, with the caller's own credentials and never the mirror's.
+    pub(super) async fn hand_on(
+        &self,
+        method: Method,
+        url: String,
+        from: &HeaderMap,
+        body: Body,
+    ) -> Result<Response, LookError> {
         let mut headers = HeaderMap::new();
         for name in FORWARDED {
             if let Some(value) = from.get(&name) {
                 headers.insert(name, value.clone());
             }
         }
-        let request =
-            self.client.request(method, format!("{}{verb}", self.url())).headers(headers).body(body);
-        Ok(request.send().await?)
+        Ok(self.client.request(method, url).headers(headers).body(body).send().await?)
     }
 
     async fn send_as(

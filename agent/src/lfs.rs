@@ -1,0 +1,225 @@
+//! Git LFS: objects in a cache on the disk, each brought from the upstream once for all who ask.
+//!
+//! *Invariant:* only what hashes to its name is kept, and no reader is told that another content was whole: the
+//! last byte is given out once the hash is right. Each repository has a cache of its own.
+//!
+//! ```text
+//! DATA/lfs/<host>/<path>.git/<aa>/<bb>/<oid>                            an object: appears here by rename only
+//! DATA/lfs/<host>/<path>.git/snapshot/<commit>-<digest>.tar.zst         those that a worktree needs
+//! ```
+
+pub mod actions;
+pub mod intake;
+pub mod reading;
+pub mod cache;
+pub mod tree;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use futures_util::StreamExt;
+use http::StatusCode;
+use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
+use tokio::sync::Semaphore;
+
+use crate::{
+    metrics::{Metrics, Outcome},
+    protocol::lfs::{Action, LfsOid, Object, ObjectError},
+    upstream::{Looker, lfs::LfsError},
+};
+use actions::Actions;
+use cache::Cache;
+use intake::Intake;
+use reading::Reading;
+
+/// Downloads from upstreams that run at once in the whole agent: git-lfs itself runs 8.
+const MAX_DOWNLOADS: usize = 32;
+
+/// Why an object cannot be had. The texts hold no secrets.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The upstream says of this object why not.
+    #[error("{}", .0.message)]
+    Object(ObjectError),
+    /// The upstream's LFS.
+    #[error(transparent)]
+    Upstream(#[from] LfsError),
+    /// There is no upstream to ask: the mirror is suspended, or cannot be set up.
+    #[error("the object is not here, and the upstream is not asked")]
+    NoUpstream,
+    /// What came is not the object.
+    #[error("what the upstream sent is not the object: {0}")]
+    Mismatch(&'static str),
+    /// This disk.
+    #[error("cannot store the object: {0}")]
+    Disk(#[from] io::Error),
+    /// Nobody waited for it any more.
+    #[error("nobody waits for the object any more")]
+    GivenUp,
+}
+
+impl FetchError {
+    /// The reason in metrics.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Object(_) => Reason::RepositoryNotFound,
+            Self::Upstream(error) => error.reason(),
+            Self::NoUpstream => Reason::Suspended,
+            Self::Mismatch(_) => Reason::VerificationFailed,
+            Self::Disk(_) => Reason::DiskFull,
+            Self::GivenUp => Reason::Retrying,
+        }
+    }
+
+    /// The same, as LFS says it of an object.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Object(error) => StatusCode::from_u16(error.code)
+                .ok()
+                .filter(|status| status.is_client_error() || status.is_server_error())
+                .unwrap_or(StatusCode::NOT_FOUND),
+            Self::Upstream(LfsError::Absent | LfsError::Transport) => StatusCode::NOT_FOUND,
+            Self::Upstream(LfsError::Look { .. }) | Self::NoUpstream | Self::GivenUp => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Upstream(_) | Self::Mismatch(_) => StatusCode::BAD_GATEWAY,
+            Self::Disk(_) => StatusCode::INSUFFICIENT_STORAGE,
+        }
+    }
+
+    /// Whether trying again can help: not where the upstream has said that there is no such thing.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Object(error) => matches!(error.code, 400..=499),
+            Self::Upstream(LfsError::Absent | LfsError::Transport) => true,
+            _ => false,
+        }
+    }
+}
+
+/// The LFS objects of all mirrors. Cheap to clone.
+#[derive(Clone)]
+pub struct Lfs {
+    cache: Cache,
+    actions: Arc<Actions>,
+    downloads: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+impl Lfs {
+    /// Takes up the objects below `root`; `incoming` is a directory for what is on its way, on the same file system.
+    /// At most `budget` bytes are kept.
+    ///
+    /// # Errors
+    /// The directories cannot be made or read.
+    pub fn open(root: PathBuf, incoming: PathBuf, budget: u64, metrics: Metrics) -> io::Result<Self> {
+        let cache = Cache::open(root, incoming, budget, metrics.clone())?;
+        let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
+        Ok(Self { cache, actions: Arc::default(), downloads, metrics })
+    }
+
+    /// Which of `objects` can be had: those in the cache, and those that the upstream offers, which is asked for the
+    /// others only.
+    ///
+    /// # Errors
+    /// None is in the cache, and the upstream cannot be asked.
+    pub async fn available(
+        &self,
+        repo: &RepoId,
+        upstream: Option<&Looker>,
+        objects: &[Object],
+    ) -> Result<Vec<(Object, Result<(), ObjectError>)>, FetchError> {
+        let missing: Vec<Object> =
+            objects.iter().filter(|object| !self.cache.holds(repo, **object)).copied().collect();
+        if missing.is_empty() {
+            return Ok(objects.iter().map(|object| (*object, Ok(()))).collect());
+        }
+        let asked = match upstream {
+            Some(upstream) => upstream.lfs_batch(&missing).await.map_err(FetchError::from),
+            None => Err(FetchError::NoUpstream),
+        };
+        let answered = match asked {
+            Ok(answered) => Ok(self.actions.learn(repo, answered)),
+            Err(error) if missing.len() == objects.len() => return Err(error),
+            Err(error) => Err(ObjectError { code: error.status().as_u16(), message: error.to_string() }),
+        };
+        let unnamed = || ObjectError { code: 404, message: "the upstream says nothing of it".into() };
+        let outcome = |object: &Object| match &answered {
+            _ if !missing.contains(object) => Ok(()),
+            Ok(answered) => answered.get(&object.oid).cloned().unwrap_or_else(|| Err(unnamed())),
+            Err(error) => Err(error.clone()),
+        };
+        Ok(objects.iter().map(|object| (*object, outcome(object))).collect())
+    }
+
+    /// The object to read: from the cache, or while it comes from the upstream, once for all who read it. Returns once
+    /// there is something to read.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub async fn read(
+        &self,
+        repo: &RepoId,
+        upstream: Option<Arc<Looker>>,
+        object: Object,
+    ) -> Result<Reading, Arc<FetchError>> {
+        let (own, from) = (self.clone(), repo.clone());
+        let fill = |intake| async move {
+            let result = own.fill(&from, upstream.as_deref(), object, intake).await;
+            own.metrics.lfs_downloads.get_or_create(&Outcome::of(&result, FetchError::reason)).inc();
+            result
+        };
+        let reading = self.cache.open_or_fill(repo, object, fill).map_err(FetchError::from)?;
+        reading.begun().await?;
+        Ok(reading)
+    }
+
+    /// The object of this name, if it is in the cache.
+    pub fn kept(&self, repo: &RepoId, oid: LfsOid) -> Option<Reading> {
+        self.cache.kept(repo, oid)
+    }
+
+    /// Where the repository's objects are.
+    pub fn dir(&self, repo: &RepoId) -> PathBuf {
+        self.cache.dir(repo)
+    }
+
+    /// Forgets what is known of a repository whose files are being removed.
+    pub fn forget(&self, repo: &RepoId) {
+        self.cache.forget(repo);
+    }
+
+    async fn fill(
+        &self,
+        repo: &RepoId,
+        upstream: Option<&Looker>,
+        object: Object,
+        mut intake: Intake,
+    ) -> Result<(), FetchError> {
+        let upstream = upstream.ok_or(FetchError::NoUpstream)?;
+        let _place = self.downloads.acquire().await;
+        let remembered = self.actions.take(repo, object.oid);
+        let known = remembered.is_some();
+        let mut action = match remembered {
+            Some(action) => action,
+            None => locate(upstream, object).await?,
+        };
+        let mut begun = upstream.lfs_download(&action).await;
+        // What was remembered may be good no longer.
+        if known && matches!(begun, Err(LfsError::Refused(_))) {
+            action = locate(upstream, object).await?;
+            begun = upstream.lfs_download(&action).await;
+        }
+        let mut chunks = std::pin::pin!(begun?);
+        while let Some(chunk) = chunks.next().await {
+            intake.take(&chunk?)?;
+        }
+        intake.finish()
+    }
+}
+
+async fn locate(upstream: &Looker, object: Object) -> Result<Action, FetchError> {
+    let answered = upstream.lfs_batch(&[object]).await?;
+    let found = answered.into_iter().find(|(oid, _)| *oid == object.oid);
+    let unnamed = || ObjectError { code: 404, message: "the upstream says nothing of it".into() };
+    found.map_or_else(|| Err(unnamed()), |(_, outcome)| outcome).map_err(FetchError::Object)
+}
