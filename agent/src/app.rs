@@ -23,6 +23,7 @@ use crate::{
         manifests::Manifests,
     },
     git::{Git, GitError},
+    lfs::Lfs,
     metrics::Metrics,
     mirror::{
         Settings, Shared,
@@ -38,6 +39,9 @@ use crate::{
 
 /// The most that cached answers take on the disk.
 const PACK_BUDGET: u64 = 10 << 30;
+
+/// The most that LFS objects take on the disk.
+const LFS_BUDGET: u64 = 10 << 30;
 
 /// Why the agent cannot start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +103,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         .as_ref()
         .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
     let (peers, heart) = peers.unzip();
+    let lfs = Lfs::open(disk.lfs(), disk.staging(), LFS_BUDGET, metrics.clone())?;
     let shared = Shared {
         git: git.clone(),
         disk: disk.clone(),
@@ -106,6 +111,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         limits: Arc::default(),
         archive: archive.clone(),
         peers: peers.clone(),
+        lfs,
     };
     let fleet = Arc::new(Fleet::new(shared));
     metrics.collect_from(Box::new(Gauges(fleet.clone())));

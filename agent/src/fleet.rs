@@ -132,7 +132,8 @@ impl Fleet {
             return;
         }
         let disk = self.shared.disk.clone();
-        let all = [dir, disk.snapshots(&id), disk.parts(&id)];
+        self.shared.lfs.forget(&id);
+        let all = [dir, disk.snapshots(&id), disk.parts(&id), self.shared.lfs.dir(&id)];
         let discard = move || all.iter().try_for_each(|dir| disk.discard(dir));
         let removed = tokio::task::spawn_blocking(discard).await;
         match removed {

@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod freshness;
 pub mod state;
 pub mod snapshots;
+pub mod worktree_lfs;
 mod task;
 pub mod upkeep;
 
@@ -38,6 +39,7 @@ use tracing::Instrument;
 use crate::{
     checkpoint::{Archive, publish::Checkpoint},
     git::{Git, Oid, RefSet, remote},
+    lfs::Lfs,
     metrics::Metrics,
     peers::Peers,
     upstream::{Credentials, LookError, Looker},
@@ -46,6 +48,7 @@ use cold::Cold;
 use disk::Disk;
 use fetch::FetchError;
 use snapshots::{Keeper, Snapshots};
+use worktree_lfs::WorktreeLfs;
 
 /// Requests that wait for one mirror's task; more are turned away, the client retries.
 const MAX_QUEUED: usize = 4096;
@@ -143,6 +146,8 @@ pub struct Shared {
     pub archive: Option<Arc<Archive>>,
     /// The other agents that share the store, if there is one.
     pub peers: Option<Peers>,
+    /// The LFS objects of all mirrors.
+    pub lfs: Lfs,
 }
 
 /// What a mirror's task last published.
@@ -265,6 +270,8 @@ pub struct Mirror {
     settings: watch::Receiver<Arc<Settings>>,
     progress: watch::Receiver<Option<String>>,
     snapshots: Snapshots,
+    lfs: Lfs,
+    worktree_lfs: WorktreeLfs,
 }
 
 impl Mirror {
@@ -279,11 +286,16 @@ impl Mirror {
         let (keeper, snapshots) = Keeper::new(shared, packs, view.clone(), settings.clone());
         let span = tracing::info_span!("snapshots", repo = %id);
         let keeping = AbortOnDropHandle::new(tokio::spawn(keeper.run().instrument(span)));
+        let (keeper, worktree_lfs) =
+            worktree_lfs::Keeper::new(shared, &id, snapshots.watch(), view.clone(), settings.clone());
+        let span = tracing::info_span!("lfs", repo = %id);
+        let keeping_lfs = AbortOnDropHandle::new(tokio::spawn(keeper.run().instrument(span)));
         let handle = tokio::spawn(async move {
             task.run(inbox).await;
-            drop(keeping);
+            drop((keeping, keeping_lfs));
         });
-        (Self { id, dir, git, messages, view, settings, progress, snapshots }, handle)
+        let lfs = shared.lfs.clone();
+        (Self { id, dir, git, messages, view, settings, progress, snapshots, lfs, worktree_lfs }, handle)
     }
 
     /// Which repository it mirrors.
@@ -321,6 +333,21 @@ impl Mirror {
     /// Its snapshots.
     pub fn snapshots(&self) -> &Snapshots {
         &self.snapshots
+    }
+
+    /// The LFS objects of all mirrors.
+    pub fn lfs(&self) -> &Lfs {
+        &self.lfs
+    }
+
+    /// The LFS objects that its worktree needs.
+    pub fn worktree_lfs(&self) -> &WorktreeLfs {
+        &self.worktree_lfs
+    }
+
+    /// The upstream, where it may be asked: not while the mirror is suspended.
+    pub fn upstream(&self) -> Option<Arc<Looker>> {
+        self.view.borrow().upstream.clone().filter(|_| !self.settings.borrow().suspend)
     }
 
     /// Tells the task of a changed declaration.

@@ -11,6 +11,7 @@ pub mod ensure_refs;
 pub mod info_refs;
 pub mod snapshot;
 pub mod bundle;
+pub mod lfs;
 pub mod push;
 pub mod queue;
 pub mod rendered;
@@ -138,16 +139,18 @@ enum Verb {
     ReceivePack,
     EnsureRefs,
     Snapshot,
+    LfsSnapshot,
     Bundle,
 }
 
 impl Verb {
-    const ALL: [(&'static str, Self); 6] = [
+    const ALL: [(&'static str, Self); 7] = [
         ("/info/refs", Self::InfoRefs),
         ("/git-upload-pack", Self::UploadPack),
         ("/git-receive-pack", Self::ReceivePack),
         ("/ensure-refs", Self::EnsureRefs),
         ("/snapshot.tar.zst", Self::Snapshot),
+        ("/lfs-snapshot.tar.zst", Self::LfsSnapshot),
         ("/snapshot.bundle", Self::Bundle),
     ];
 
@@ -188,6 +191,10 @@ async fn dispatch(
     label: &mut &'static str,
 ) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
+    if let Some((repository, verb)) = lfs::split(parts.uri.path()) {
+        *label = verb.label();
+        return lfs::handle(serving, repository, verb, &parts, body).await;
+    }
     let (repository, verb) = Verb::split(parts.uri.path())?;
     match (verb, &parts.method) {
         (Verb::InfoRefs, &Method::GET) => {
@@ -214,11 +221,15 @@ async fn dispatch(
             *label = "snapshot";
             snapshot::handle(serving, &serving.mirror(repository)?, &parts).await
         }
+        (Verb::LfsSnapshot, &Method::GET | &Method::HEAD) => {
+            *label = "lfs-snapshot";
+            lfs::snapshot(serving, &serving.mirror(repository)?, &parts).await
+        }
         (Verb::Bundle, &Method::GET) => {
             *label = "bundle";
             bundle::handle(serving, &serving.mirror(repository)?, &parts).await
         }
-        (Verb::Snapshot, _) => Err(Failure::method("GET or HEAD")),
+        (Verb::Snapshot | Verb::LfsSnapshot, _) => Err(Failure::method("GET or HEAD")),
         (Verb::InfoRefs | Verb::Bundle, _) => Err(Failure::method("GET")),
         (Verb::UploadPack | Verb::ReceivePack | Verb::EnsureRefs, _) => Err(Failure::method("POST")),
     }

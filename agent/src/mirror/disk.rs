@@ -4,6 +4,7 @@
 //! DATA/lock                       held while an agent runs
 //! DATA/mirrors/<host>/<path>.git  whole mirrors: they appear here by rename only
 //! DATA/snapshots/<host>/<path>.git  archives that clients download, and those being downloaded
+//! DATA/lfs/<host>/<path>.git      LFS objects, and archives of them
 //! DATA/staging/                   what is being made; emptied at start
 //! DATA/parts/<host>/<path>.git    what a restore under way has downloaded
 //! DATA/packs/                     cached answers; emptied at start
@@ -129,6 +130,11 @@ impl Disk {
     /// Where a mirror's snapshots are.
     pub fn snapshots(&self, id: &RepoId) -> PathBuf {
         self.root.join("snapshots").join(id.dir())
+    }
+
+    /// Where LFS objects are, of all mirrors.
+    pub fn lfs(&self) -> PathBuf {
+        self.root.join("lfs")
     }
 
     /// Where the restore of a mirror keeps what it has downloaded; a killed one's is found there again.

@@ -120,6 +120,11 @@ impl Snapshots {
         self.view.borrow().clone()
     }
 
+    /// Follows what the keeper tells.
+    pub(super) fn watch(&self) -> watch::Receiver<SnapshotView> {
+        self.view.clone()
+    }
+
     /// The snapshot that is served, without downloading it; waits until one is known, but no longer than `patience`,
     /// nor where none is coming. While the store is being asked for one, it waits for that at least.
     ///

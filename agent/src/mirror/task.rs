@@ -170,7 +170,7 @@ enum Finished {
 
 impl Task {
     pub(super) fn new(shared: Shared, settings: Arc<Settings>, packs: Arc<Mutex<()>>) -> (Self, Ports) {
-        let Shared { git, disk, metrics, limits, archive, peers } = shared;
+        let Shared { git, disk, metrics, limits, archive, peers, lfs: _ } = shared;
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
         let view = View {

@@ -8,7 +8,7 @@ use tarn_crds::{repo::RepoId, v1alpha1::Access};
 
 use crate::{
     mirror::{BringError, freshness::Unavailable, snapshots::Unready},
-    protocol::pktline,
+    protocol::{lfs::MEDIA_TYPE, pktline},
 };
 
 /// A failed request.
@@ -113,6 +113,24 @@ impl Failure {
     pub fn child(error: &crate::git::GitError) -> Self {
         tracing::warn!(%error, "upload-pack failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.kind().reason().as_str(), error)
+    }
+
+    /// LFS: what is wrong with a request, or with an object.
+    pub fn lfs(status: StatusCode, reason: impl Display) -> Self {
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
+        Self { retry_after, ..Self::new(status, "Lfs", reason) }
+    }
+
+    /// The same failure as git-lfs shows it to the person at the terminal.
+    pub fn into_lfs(self) -> Response {
+        let message = format!("{}: {}", self.code, self.external);
+        let body = serde_json::json!({ "message": message }).to_string();
+        let mut response = self.into_response();
+        *response.body_mut() = body.into();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+        headers.remove(header::CONTENT_LENGTH);
+        response
     }
 
     /// The same failure as an answer that git shows to the person at the terminal: git prints the text of

@@ -2,12 +2,17 @@
 //!
 //! A push that went through is followed by a look, so that the next reader need not wait for it.
 
+use std::sync::Arc;
+
 use axum::{body::Body, response::Response};
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use tarn_crds::v1alpha1::Access;
 
 use super::error::Failure;
-use crate::{mirror::Mirror, upstream::LookError};
+use crate::{
+    mirror::Mirror,
+    upstream::{LookError, Looker},
+};
 
 const REQUEST: &str = "application/x-git-receive-pack-request";
 
@@ -43,6 +48,17 @@ pub async fn receive(mirror: &Mirror, headers: &HeaderMap, body: Body) -> Result
     Ok(response)
 }
 
+/// The upstream of a mirror whose callers' requests may be handed on.
+pub(super) fn upstream(mirror: &Mirror) -> Result<Arc<Looker>, Failure> {
+    let settings = mirror.settings();
+    let refused = || Failure::push(settings.url.as_str());
+    // A token for this agent must never reach the upstream: elsewhere callers push there themselves.
+    if !matches!(settings.access, Access::Anonymous | Access::Upstream) {
+        return Err(refused());
+    }
+    mirror.view().upstream.filter(|upstream| upstream.can_push()).ok_or_else(refused)
+}
+
 async fn forward(
     mirror: &Mirror,
     method: Method,
@@ -50,13 +66,7 @@ async fn forward(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Failure> {
-    let settings = mirror.settings();
-    let refused = || Failure::push(settings.url.as_str());
-    // A token for this agent must never reach the upstream: elsewhere callers push there themselves.
-    if !matches!(settings.access, Access::Anonymous | Access::Upstream) {
-        return Err(refused());
-    }
-    let upstream = mirror.view().upstream.filter(|upstream| upstream.can_push()).ok_or_else(refused)?;
+    let upstream = upstream(mirror)?;
     let body = reqwest::Body::wrap_stream(body.into_data_stream());
     let answer = upstream
         .push(method, verb, headers, body)

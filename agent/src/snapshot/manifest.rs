@@ -88,7 +88,8 @@ impl Snapshot {
     }
 }
 
-fn digest_of(blocks: &[Digest]) -> Digest {
+/// What an archive with these blocks is called.
+pub(crate) fn digest_of(blocks: &[Digest]) -> Digest {
     Digest::of(blocks.iter().map(Digest::to_string).collect::<String>().as_bytes())
 }
 

@@ -1,0 +1,333 @@
+//! Keeps an archive of the LFS objects that a mirror's worktree needs: made anew after each snapshot of another
+//! commit, from the cache and, for what is not in it, from the upstream.
+//!
+//! A task beside the mirror's own, which it only watches. The archive is made where nobody waits for it, and is kept on
+//! this disk only.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Limits, Settings, Shared, View,
+    disk::Disk,
+    snapshots::{Doing, SnapshotView, Unready},
+    state::retry_delay,
+    upkeep::calm,
+};
+use crate::{
+    blockfile::{BlockFile, BlockFileError, Digest, Reader, digest_file},
+    git::{Git, GitError},
+    lfs::{FetchError, Lfs, tree},
+    metrics::{Metrics, Outcome},
+    protocol::lfs::{MAX_OBJECTS, Object},
+    snapshot::{archive, manifest::digest_of},
+};
+
+/// How archives are called, after their commit and digest.
+const ENDING: &str = ".tar.zst";
+
+/// Objects that are brought at once.
+const AT_ONCE: usize = 4;
+
+/// An archive of the LFS objects that a commit's worktree needs.
+#[derive(Clone, Debug)]
+pub struct LfsArchive {
+    /// The commit.
+    pub commit: String,
+    /// When it was made.
+    pub time: Timestamp,
+    /// Its length.
+    pub bytes: u64,
+    /// BLAKE3 of the digests of its blocks.
+    pub digest: Digest,
+    /// Its content.
+    pub reader: Reader,
+}
+
+/// What there is.
+#[derive(Clone, Debug)]
+enum State {
+    /// Nothing yet, and what is under way.
+    Coming(String),
+    /// None is needed, or none can be had.
+    Never(&'static str),
+    /// An archive.
+    Held(Arc<LfsArchive>),
+}
+
+/// A handle on the archive. Cheap to clone.
+#[derive(Clone)]
+pub struct WorktreeLfs {
+    state: watch::Receiver<State>,
+}
+
+impl WorktreeLfs {
+    /// The archive; waits until there is one, but no longer than `patience`, nor where none is coming.
+    ///
+    /// # Errors
+    /// There is none yet, or never.
+    pub async fn open(&self, patience: Duration) -> Result<Arc<LfsArchive>, Unready> {
+        let mut state = self.state.clone();
+        let _ = timeout(patience, state.wait_for(|state| !matches!(state, State::Coming(_)))).await;
+        let state = self.state.borrow().clone();
+        match state {
+            State::Held(held) => Ok(held),
+            State::Never(why) => Err(Unready::Never(why)),
+            State::Coming(what) => Err(Unready::Coming(what)),
+        }
+    }
+}
+
+/// Why an archive cannot be made.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Git(#[from] GitError),
+    #[error(transparent)]
+    Object(#[from] Arc<FetchError>),
+    #[error("cannot write the archive of LFS objects: {0}")]
+    Disk(#[from] io::Error),
+    #[error(transparent)]
+    Read(#[from] BlockFileError),
+}
+
+impl Error {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Git(error) => error.kind().reason(),
+            Self::Object(error) => error.reason(),
+            Self::Disk(_) | Self::Read(_) => Reason::DiskFull,
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Keeper {
+    git: Git,
+    disk: Arc<Disk>,
+    limits: Arc<Limits>,
+    metrics: Metrics,
+    lfs: Lfs,
+    repo: RepoId,
+    snapshots: watch::Receiver<SnapshotView>,
+    view: watch::Receiver<View>,
+    settings: watch::Receiver<Arc<Settings>>,
+    out: watch::Sender<State>,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        shared: &Shared,
+        repo: &RepoId,
+        snapshots: watch::Receiver<SnapshotView>,
+        view: watch::Receiver<View>,
+        settings: watch::Receiver<Arc<Settings>>,
+    ) -> (Self, WorktreeLfs) {
+        let coming = State::Coming("the LFS objects are gathered after the snapshot".into());
+        let (out, state) = watch::channel(coming);
+        let keeper = Self {
+            git: shared.git.clone(),
+            disk: shared.disk.clone(),
+            limits: shared.limits.clone(),
+            metrics: shared.metrics.clone(),
+            lfs: shared.lfs.clone(),
+            repo: repo.clone(),
+            snapshots,
+            view,
+            settings,
+            out,
+        };
+        (keeper, WorktreeLfs { state })
+    }
+
+    /// Runs until the mirror's task is gone.
+    pub(super) async fn run(mut self) {
+        let mut done = self.find().await;
+        let mut failures = 0;
+        loop {
+            let wanted = {
+                let snapshots = self.snapshots.borrow_and_update();
+                if snapshots.known.is_none() && snapshots.doing == Doing::Nothing {
+                    self.out.send_if_modified(|state| {
+                        let waits = matches!(state, State::Coming(_));
+                        if waits {
+                            *state = State::Never("the repository has no commit to check out");
+                        }
+                        waits
+                    });
+                }
+                snapshots.known.as_ref().map(|known| known.commit.clone())
+            };
+            let Some(commit) = wanted.filter(|wanted| done.as_ref() != Some(wanted)) else {
+                if self.snapshots.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            // A snapshot that comes from the store may be here before its commit.
+            if self.view.wait_for(|view| view.stored.is_some()).await.is_err() {
+                return;
+            }
+            let result = self.make(&commit).await;
+            let outcome = Outcome::of(&result, Error::reason);
+            self.metrics.lfs_snapshot_builds.get_or_create(&outcome).inc();
+            match result {
+                Ok(state) => {
+                    (failures, done) = (0, Some(commit));
+                    self.out.send_replace(state);
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(%error, commit, "LFS objects cannot be gathered; it will be tried again");
+                    self.out.send_if_modified(|state| {
+                        let waits = matches!(state, State::Coming(_));
+                        if waits {
+                            *state = State::Coming(error.to_string());
+                        }
+                        waits
+                    });
+                    sleep(retry_delay(failures, rand::random())).await;
+                }
+            }
+        }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.lfs.dir(&self.repo).join("snapshot")
+    }
+
+    /// Takes up the archive that an earlier process left; says of which commit it is.
+    async fn find(&mut self) -> Option<String> {
+        let dir = self.dir();
+        let found = tokio::task::spawn_blocking(move || find(&dir)).await.ok()??;
+        let (path, commit, time, content) = found;
+        let held = hold(&path, commit.clone(), time, content).await;
+        let held = held.inspect_err(|error| tracing::warn!(%error, "an archive of LFS objects is of no use"));
+        self.out.send_replace(State::Held(held.ok()?));
+        Some(commit)
+    }
+
+    async fn make(&self, commit: &str) -> Result<State, Error> {
+        let work = self.disk.staging();
+        let made = self.make_in(&work, commit).await;
+        let disk = self.disk.clone();
+        let removed = tokio::task::spawn_blocking(move || disk.discard(&work)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(%error, "what gathering LFS objects left in staging is removed at the next start");
+        }
+        made
+    }
+
+    async fn make_in(&self, work: &Path, commit: &str) -> Result<State, Error> {
+        let time = Timestamp::now();
+        fs::create_dir_all(work.join("tree"))?;
+        let mirror = self.disk.mirror(&self.repo);
+        let objects = tree::objects(&self.git, &mirror, commit, &work.join("list")).await?;
+        if objects.is_empty() {
+            return Ok(State::Never("the worktree of HEAD needs no LFS objects"));
+        }
+        let objects: Vec<Object> = objects.into_iter().collect();
+        let mut count = 0;
+        for part in objects.chunks(MAX_OBJECTS) {
+            count += self.gather(part, &work.join("tree/lfs/objects")).await?;
+        }
+        if count == 0 {
+            return Ok(State::Never("the upstream has none of the LFS objects that HEAD needs"));
+        }
+        let _turn = self.limits.snapshots.acquire().await;
+        calm(&self.metrics).await;
+        let (dir, name, work) = (self.dir(), commit.to_owned(), work.to_owned());
+        let written = tokio::task::spawn_blocking(move || write(&work, &dir, &name));
+        let (path, content) = written.await.map_err(io::Error::other)??;
+        tracing::info!(commit, objects = count, bytes = content.0, "LFS objects gathered");
+        Ok(State::Held(hold(&path, commit.to_owned(), time, content).await?))
+    }
+
+    /// Links `objects` into a directory, bringing those that are not here; returns how many there are. Those that the
+    /// upstream has not, it leaves out: nobody can check them out.
+    async fn gather(&self, objects: &[Object], into: &Path) -> Result<usize, Error> {
+        let upstream = self.view.borrow().upstream.clone().filter(|_| !self.settings.borrow().suspend);
+        let available = match self.lfs.available(&self.repo, upstream.as_deref(), objects).await {
+            Err(error) if error.is_final() => return Ok(0),
+            available => available.map_err(Arc::new)?,
+        };
+        let gathered = stream::iter(available).map(async |(object, outcome)| {
+            let fetched = match outcome {
+                Err(error) => Err(Arc::new(FetchError::Object(error))),
+                Ok(()) => self.lfs.read(&self.repo, upstream.clone(), object).await,
+            };
+            let fetched = match fetched {
+                Ok(reading) => reading.whole().await.map(|()| reading),
+                Err(error) => Err(error),
+            };
+            let reading = match fetched {
+                Err(error) if error.is_final() => {
+                    tracing::warn!(oid = %object.oid, %error, "an LFS object that HEAD needs is left out");
+                    return Ok(0);
+                }
+                fetched => fetched?,
+            };
+            let to = into.join(object.oid.path());
+            tokio::task::spawn_blocking(move || reading.link(&to)).await.map_err(io::Error::other)??;
+            Ok::<_, Error>(1)
+        });
+        gathered.buffer_unordered(AT_ONCE).try_fold(0, async |sum, one| Ok(sum + one)).await
+    }
+}
+
+/// What an archive holds, by its blocks.
+type Content = (u64, Vec<Digest>);
+
+/// Packs what was gathered, and puts it in place of older archives.
+fn write(work: &Path, dir: &Path, commit: &str) -> io::Result<(PathBuf, Content)> {
+    let staged = work.join("archive");
+    let mut out = fs::File::create_new(&staged)?;
+    // Equal objects make equal archives.
+    archive::write(&work.join("tree"), &|_| 0, &mut out, &AtomicBool::new(false))?;
+    let content = digest_file(&staged)?;
+    let path = dir.join(format!("{commit}-{}{ENDING}", digest_of(&content.1)));
+    fs::create_dir_all(dir)?;
+    fs::rename(&staged, &path)?;
+    for entry in fs::read_dir(dir)? {
+        let other = entry?.path();
+        if other != path {
+            fs::remove_file(other)?;
+        }
+    }
+    Ok((path, content))
+}
+
+/// The whole archive in `dir`, if there is one: with the commit in its name, and when it was made.
+fn find(dir: &Path) -> Option<(PathBuf, String, Timestamp, Content)> {
+    fs::read_dir(dir).ok()?.flatten().find_map(|entry| {
+        let (path, name) = (entry.path(), entry.file_name());
+        let (commit, digest) = name.to_str()?.strip_suffix(ENDING)?.split_once('-')?;
+        let time = Timestamp::try_from(entry.metadata().ok()?.modified().ok()?).ok()?;
+        let content = digest_file(&path).ok()?;
+        let whole = digest_of(&content.1).to_string() == digest;
+        whole.then(|| (path.clone(), commit.to_owned(), time, content))
+    })
+}
+
+async fn hold(
+    path: &Path,
+    commit: String,
+    time: Timestamp,
+    (bytes, blocks): Content,
+) -> Result<Arc<LfsArchive>, BlockFileError> {
+    let digest = digest_of(&blocks);
+    let reader = BlockFile::whole(path, bytes, blocks).await?;
+    Ok(Arc::new(LfsArchive { commit, time, bytes, digest, reader }))
+}

@@ -1,0 +1,44 @@
+//! Uploads and locks: the upstream's own, with the caller's credentials.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use tarn_testkit::upstream::{Auth, Operation, lfs};
+
+use super::{cloned, noise, post, scene};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_lfs_push_through_tarn_reaches_the_upstream() -> Result<()> {
+    let scene = scene(&noise(1000)).await?;
+    let clone = cloned(&scene, "clone").await?;
+    let content = noise(50_000);
+    std::fs::write(clone.path().join("new.bin"), &content)?;
+    clone.git(&["add", "new.bin"]).await?;
+    clone.git(&["commit", "--quiet", "--message", "new"]).await?;
+    clone.git(&["lfs", "push", "origin", "main"]).await?;
+    clone.push("origin", &["main"]).await?;
+    let there = scene.upstream.lfs().get("a.git", &lfs::oid(&content)).context("it is not upstream")?;
+    ensure!(there == content, "another content");
+    let second = cloned(&scene, "second").await?;
+    ensure!(std::fs::read(second.path().join("new.bin"))? == content, "another content");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_are_the_upstreams_and_the_callers() -> Result<()> {
+    let scene = scene(&noise(1000)).await?;
+    let clone = cloned(&scene, "clone").await?;
+    clone.git(&["lfs", "lock", "big.bin"]).await?;
+    ensure!(scene.upstream.lfs().locks() == [("big.bin".into(), "nobody".into())]);
+    ensure!(clone.git(&["lfs", "locks"]).await?.contains("big.bin"), "it is not listed");
+    clone.git(&["lfs", "unlock", "big.bin"]).await?;
+    ensure!(scene.upstream.lfs().locks().is_empty(), "it is still locked");
+    let caller = [("Authorization", "Basic YWRhOnB3")];
+    scene.upstream.require(Auth::Basic { user: "ada".into(), password: "pw".into() });
+    let refused = post(&scene, &scene.path(), &[], &json!({"path": "x.bin"})).await?;
+    ensure!(refused.status == 401 && refused.header("www-authenticate").is_some(), "{}", refused.status);
+    let locked = post(&scene, &scene.path(), &caller, &json!({"path": "x.bin"})).await?;
+    ensure!(locked.status == 201, "{}", locked.status);
+    ensure!(scene.upstream.lfs().locks() == [("x.bin".into(), "somebody".into())]);
+    ensure!(scene.upstream.count("a.git", Operation::LfsLocks) >= 5, "the upstream was not asked");
+    Ok(())
+}
