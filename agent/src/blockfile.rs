@@ -22,7 +22,10 @@ use std::{
 };
 
 use rustix::{fs::FallocateFlags, io::Errno};
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::{
+    sync::{Notify, watch},
+    task::spawn_blocking,
+};
 
 use crate::store::{SharedStore, StoreError, Version};
 
@@ -267,6 +270,7 @@ impl BlockFile {
             digests,
             state: watch::Sender::new(state),
             readers: Mutex::default(),
+            arrived: Notify::new(),
         };
         Ok(Self { shared: Arc::new(shared), disk: disk.clone() })
     }
@@ -342,6 +346,8 @@ struct Shared {
     digests: Vec<Digest>,
     state: watch::Sender<State>,
     readers: Mutex<plan::Readers>,
+    /// Told when a reader comes to a block.
+    arrived: Notify,
 }
 
 impl Shared {

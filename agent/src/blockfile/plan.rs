@@ -37,6 +37,11 @@ impl Readers {
         self.places.remove(&arrival);
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.places.len()
+    }
+
     /// Takes what to fetch next, with one request, out of `missing`: one block, or the small ones from it on.
     pub(super) fn next(&self, layout: Layout, missing: &mut BTreeSet<usize>) -> Option<Range<usize>> {
         let first = (0..=READ_AHEAD)

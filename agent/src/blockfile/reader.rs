@@ -103,6 +103,7 @@ struct Place {
 impl Place {
     fn arrive(shared: &Arc<Shared>, block: usize, last: usize) -> Self {
         let arrival = shared.readers().arrive(block, last);
+        shared.arrived.notify_one();
         Self { shared: shared.clone(), block, last, arrival }
     }
 

@@ -566,3 +566,26 @@ async fn digests_that_do_not_fit_the_length_are_refused() {
     }
     assert!(!path.exists());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_shares_the_line_with_the_first_bytes_but_what_others_wait_for() {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = gate.clone();
+    let faults = move |_, range: &Range<u64>| {
+        if range.start == 0 { Fault::PauseAt(0, held.clone()) } else { Fault::None }
+    };
+    let remote = Remote::new(BYTES, faults);
+    let dir = tempfile::tempdir().unwrap();
+    let download = remote.create(&dir).await.start(remote.source(), patient());
+    until(|| !remote.requests().is_empty()).await;
+    let reader = download.reader();
+    let first = reader.read(0..1).unwrap();
+    // Nothing tells that something does not happen but time.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(remote.requests(), std::slice::from_ref(&(0..SMALL_UNTIL)));
+    // Who reads the last block does not wait for the first.
+    assert_eq!(read(&reader, BYTES - 1..BYTES).await.unwrap().len(), 1);
+    gate.add_permits(1);
+    assert_eq!(first.try_collect::<Vec<_>>().await.unwrap().concat(), remote.content[..1]);
+    download.wait().await.unwrap();
+}
