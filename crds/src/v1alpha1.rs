@@ -29,7 +29,7 @@ pub use gitmirror::{
 };
 pub use quantity::{Quantity, QuantityError};
 pub use reference::{CacheRef, SecretRef};
-pub use replica::{Phase, Replica};
+pub use replica::{Phase, Replica, ReplicaFinding};
 
 /// The schema of `T` for a field that may be absent: of an optional enum, kube would drop what the field's own
 /// documentation says.

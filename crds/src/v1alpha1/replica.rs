@@ -19,8 +19,8 @@ pub struct Replica {
     #[schemars(length(max = 64))]
     pub pod_uid: Option<String>,
     /// Where the mirror is in its life on this pod. Absent: nothing on disk. Restoring: from the store. Cloning: from the
-    /// upstream. CatchingUp: data on disk, its first look and fetch not done. Ready; Fetching: Ready, with a fetch under
-    /// way. Backoff: restore or clone failed, another attempt follows.
+    /// upstream. CatchingUp: data on disk, its first look and fetch not done. Ready; a fetch under way is told as Ready
+    /// too, as it would double the writes. Backoff: restore or clone failed, another attempt follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "present::<Phase>")]
     pub phase: Option<Phase>,
@@ -48,10 +48,31 @@ pub struct Replica {
     /// Size of the mirror on this pod's disk, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<i64>,
+    /// What is wrong on this pod, the worst first; absent while nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub findings: Vec<ReplicaFinding>,
+    /// The last value of the annotation `tarn.dev/requestedAt` that this pod acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub last_handled_requested_at: Option<String>,
     /// What the pod is doing, or why it fails, for people. Never holds a credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub message: Option<String>,
+}
+
+/// Something that is wrong on one pod: the condition it makes true, and why.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaFinding {
+    /// The condition: Stalled, Stale, FetchFailed, RestoreFailed or StoreFailed.
+    #[serde(rename = "type")]
+    #[schemars(length(max = 64))]
+    pub type_: String,
+    /// Why, in one CamelCase word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
 }
 
 impl Replica {
@@ -68,6 +89,8 @@ impl Replica {
             checkpoint_time: None,
             snapshot_time: None,
             bytes: None,
+            findings: Vec::new(),
+            last_handled_requested_at: None,
             message: None,
         }
     }
