@@ -124,6 +124,19 @@ impl Builder {
         self
     }
 
+    /// Runs it as a pod of this name, with the GitMirrors that the API server of this kubeconfig has for a cache.
+    #[must_use]
+    pub fn in_cluster(self, kubeconfig: &Path, cache: &str, pod: &str) -> Self {
+        self.without_manifests()
+            .arg("--in-cluster")
+            .arg("--cache")
+            .arg(cache)
+            .env("KUBECONFIG", kubeconfig)
+            .env("POD_NAME", pod)
+            .env("POD_NAMESPACE", crate::apiserver::NAMESPACE)
+            .env("POD_UID", format!("uid-of-{pod}"))
+    }
+
     /// Starts the agent with new directories and waits until it serves.
     pub async fn start(self) -> Result<Agent> {
         self.start_with(&[]).await

@@ -2,6 +2,7 @@
 //! agent as a process. Nothing here stands in for git or S3 where the real one runs.
 
 pub mod agent;
+pub mod apiserver;
 pub mod eventually;
 pub mod generate;
 pub mod git;

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use self::fault::Action;
 pub use self::fault::Fault;
+pub(crate) use self::log::base64;
 pub use self::log::{Operation, Record};
 use crate::git::Repo;
 use crate::listening::Listening;

@@ -144,7 +144,7 @@ fn gunzip(head: &[u8]) -> Vec<u8> {
 }
 
 /// Base64 for the `Authorization` header.
-pub(super) fn base64(text: &str) -> String {
+pub(crate) fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let digit = |bits: u32| char::from(DIGITS.get((bits & 63) as usize).copied().unwrap_or(b'='));
     let mut encoded = String::new();
