@@ -16,9 +16,10 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     admin::{self, Admin, gauges::Gauges, status::Probed},
     checkpoint::Archive,
-    config,
+    config::{self, Pod},
     fleet::{
         Fleet,
+        cluster::{self, Cluster, ClusterError, Scope},
         desired::{Rules, from_url},
         manifests::Manifests,
     },
@@ -32,6 +33,7 @@ use crate::{
     },
     packs::Packs,
     peers::Peers,
+    report::{Reporter, lease},
     serve::{self, ServeError, Serving},
     shutdown,
     store::{self, StoreError},
@@ -69,6 +71,12 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The downward API.
+    #[error("--in-cluster: not set: {0}; the pod's downward API sets them")]
+    Pod(String),
+    /// The API server.
+    #[error("--in-cluster: {0}")]
+    Cluster(#[from] ClusterError),
     /// A port.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -87,9 +95,10 @@ pub enum StartError {
 /// # Errors
 /// It cannot start.
 pub async fn run(config: config::Serve) -> Result<(), StartError> {
-    let rules = Rules { allow_file: config.allow_file_upstreams };
+    let rules = Rules { allow_file: config.allow_file_upstreams, in_cluster: config.in_cluster };
     let flags = flags(&config.mirrors, rules)?;
-    if config.manifests.is_none() && flags.is_empty() {
+    let cluster = cluster(&config).await?;
+    if cluster.is_none() && config.manifests.is_none() && flags.is_empty() {
         tracing::warn!("nothing to mirror: give --manifests DIR or --mirror URL");
     }
     let data = config.data.clone();
@@ -127,10 +136,16 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let beating = heart.map(|heart| AbortOnDropHandle::new(tokio::spawn(heart.run(stopping.clone()))));
     let git_port = listen(config.listen).await?;
     let admin_port = listen(config.admin_listen).await?;
-    // Watching begins before the first reading, so that no change falls in between.
-    let changes = manifests.changes();
-    manifests.apply(&fleet).await;
-    let watching = AbortOnDropHandle::new(tokio::spawn(manifests.follow(changes, fleet.clone())));
+    let watching = match cluster {
+        // Not waited for: the API server may be away.
+        Some((scope, pod)) => in_cluster(&scope, pod, rules, &fleet, &metrics),
+        None => {
+            // Watching begins before the first reading, so that no change falls in between.
+            let changes = manifests.changes();
+            manifests.apply(&fleet).await;
+            vec![AbortOnDropHandle::new(tokio::spawn(manifests.follow(changes, fleet.clone())))]
+        }
+    };
     // For whoever started the agent with port 0, and as a sign that it serves.
     let (git_address, admin_address) = (git_port.local_addr()?, admin_port.local_addr()?);
     writeln!(io::stdout(), "listening git={git_address} admin={admin_address}")?;
@@ -154,6 +169,32 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     stopped.cancel();
     drop(admin);
     Ok(())
+}
+
+/// Where the declarations are, and which pod this is, if it runs in a cluster.
+async fn cluster(config: &config::Serve) -> Result<Option<(Scope, Pod)>, StartError> {
+    let Some(cache) = config.cache.clone().filter(|_| config.in_cluster) else { return Ok(None) };
+    let pod = Pod::from_variables(|name| std::env::var(name).ok()).map_err(StartError::Pod)?;
+    let client = cluster::connect().await?;
+    let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+    Ok(Some((Scope { client, namespace, cache, pod: name }, pod)))
+}
+
+/// What keeps the fleet as the cluster declares it, and tells the cluster of it.
+fn in_cluster(
+    scope: &Scope,
+    pod: Pod,
+    rules: Rules,
+    fleet: &Arc<Fleet>,
+    metrics: &Metrics,
+) -> Vec<AbortOnDropHandle<()>> {
+    let cluster = Cluster::new(scope.clone(), rules, metrics.clone());
+    let reporter = Reporter::new(scope, pod.clone(), fleet.clone(), cluster.board(), metrics.clone());
+    vec![
+        AbortOnDropHandle::new(tokio::spawn(cluster.follow(fleet.clone()))),
+        AbortOnDropHandle::new(tokio::spawn(reporter.run())),
+        AbortOnDropHandle::new(tokio::spawn(lease::run(scope.clone(), pod, metrics.clone()))),
+    ]
 }
 
 /// The store, if there is one. It may be down: the agent starts and serves without.

@@ -45,6 +45,27 @@ pub struct Serve {
     )]
     pub mirrors: Vec<String>,
 
+    /// Mirror the GitMirrors of the pod's namespace, and report on them
+    #[arg(
+        long,
+        env = "TARN_AGENT_IN_CLUSTER",
+        hide_env_values = true,
+        requires = "cache",
+        conflicts_with_all = ["manifests", "mirrors"]
+    )]
+    pub in_cluster: bool,
+
+    /// The GitCache whose GitMirrors are meant
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "TARN_AGENT_CACHE",
+        hide_env_values = true,
+        requires = "in_cluster",
+        value_parser = object_name
+    )]
+    pub cache: Option<String>,
+
     /// Directory for the mirrors; one agent at a time
     #[arg(long, value_name = "DIR", env = "TARN_AGENT_DATA", hide_env_values = true)]
     pub data: PathBuf,
@@ -205,6 +226,45 @@ pub struct GcArgs {
     pub grace_hours: u32,
 }
 
+/// The pod that the agent runs in, as the downward API tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `POD_NAME`.
+    pub name: String,
+    /// `POD_NAMESPACE`.
+    pub namespace: String,
+    /// `POD_UID`.
+    pub uid: String,
+}
+
+impl Pod {
+    /// Reads the pod from variables.
+    ///
+    /// # Errors
+    /// All that are missing.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let mut missing = Vec::new();
+        let mut get = |name: &'static str| {
+            let value = variable(name).filter(|value| !value.is_empty());
+            value.unwrap_or_else(|| {
+                missing.push(name);
+                String::new()
+            })
+        };
+        let pod = Self { name: get("POD_NAME"), namespace: get("POD_NAMESPACE"), uid: get("POD_UID") };
+        if missing.is_empty() { Ok(pod) } else { Err(missing.join(", ")) }
+    }
+}
+
+/// A name fit for a field selector: letters, digits, dashes and dots, as objects are named.
+fn object_name(name: &str) -> Result<String, String> {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    if name.is_empty() || name.len() > 253 || !name.bytes().all(fits) {
+        return Err("must be the name of a GitCache: lower-case letters, digits, dashes, dots".into());
+    }
+    Ok(name.to_owned())
+}
+
 /// Variables that begin like a flag's twin but belong to none, so that a misspelt one is not ignored.
 ///
 /// Kubernetes itself sets such variables for a Service called `tarn-agent`; those do not count.
@@ -239,6 +299,33 @@ mod tests {
             "PATH",
         ];
         assert_eq!(unknown_variables(names.map(String::from)), ["TARN_AGENT_LISTNE"]);
+    }
+
+    #[test]
+    fn a_pod_is_known_by_three_variables() {
+        let all = |name: &str| Some(format!("its {name}"));
+        let pod = Pod::from_variables(all).unwrap();
+        assert_eq!((pod.name.as_str(), pod.uid.as_str()), ("its POD_NAME", "its POD_UID"));
+        let one = |name: &str| (name != "POD_UID").then(String::new);
+        assert_eq!(Pod::from_variables(one).unwrap_err(), "POD_NAME, POD_NAMESPACE, POD_UID");
+    }
+
+    #[test]
+    fn a_cluster_excludes_files_and_wants_a_cache() {
+        let parse = |flags: &[&str]| {
+            let all = ["tarn-agent", "serve", "--data", "d"].iter().chain(flags);
+            Cli::try_parse_from(all).map(|_| ()).map_err(|error| error.to_string())
+        };
+        parse(&["--in-cluster", "--cache", "default"]).unwrap();
+        for wrong in [
+            &["--in-cluster"][..],
+            &["--cache", "default"],
+            &["--in-cluster", "--cache", "a,b=c"],
+            &["--in-cluster", "--cache", "c", "--manifests", "m"],
+            &["--in-cluster", "--cache", "c", "--mirror", "https://h/o/r"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod desired;
 pub mod manifests;
+pub mod cluster;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

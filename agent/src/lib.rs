@@ -24,5 +24,6 @@ pub mod mirror;
 pub mod fleet;
 pub mod serve;
 pub mod admin;
+pub mod report;
 pub mod inspect;
 pub mod app;

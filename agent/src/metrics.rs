@@ -30,6 +30,13 @@ impl Outcome {
     }
 }
 
+/// How a request to the API server ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ApiOutcome {
+    /// `ok`, `conflict`, `denied`, `gone`, `invalid`, `refused` (any other answer) or `unreachable`.
+    pub outcome: &'static str,
+}
+
 /// One kind of request and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Route {
@@ -128,6 +135,16 @@ pub struct Metrics {
     pub unconditional: Gauge,
     /// `tarn_store_agents`: living agents that share the store, this one included.
     pub agents: Gauge,
+    /// `tarn_report_writes_total`: attempts to write an entry of a GitMirror's status.
+    pub report_writes: Family<ApiOutcome, Counter>,
+    /// `tarn_report_waiting`: mirrors whose newest state the API server has not been told yet.
+    pub report_waiting: Gauge,
+    /// `tarn_report_renewals_total`: attempts to renew the pod's Lease.
+    pub renewals: Family<ApiOutcome, Counter>,
+    /// `tarn_cluster_watch_errors_total`: failed lists and broken watches.
+    pub watch_errors: Counter,
+    /// `tarn_cluster_synced`: 1 once the cluster's GitMirrors have been listed.
+    pub synced: Gauge,
 }
 
 impl Metrics {
@@ -162,6 +179,11 @@ impl Metrics {
             lfs_snapshot_builds: Family::default(),
             unconditional: Gauge::default(),
             agents: Gauge::default(),
+            report_writes: Family::default(),
+            report_waiting: Gauge::default(),
+            renewals: Family::default(),
+            watch_errors: Counter::default(),
+            synced: Gauge::default(),
         };
         let serve = registry.sub_registry_with_prefix("serve");
         serve.register("requests", "Requests to the git port", metrics.requests.clone());
@@ -236,6 +258,17 @@ impl Metrics {
             metrics.unconditional.clone(),
         );
         store.register("agents", "Living agents that share the store", metrics.agents.clone());
+        let report = registry.sub_registry_with_prefix("report");
+        report.register("writes", "Attempts to write an entry of status", metrics.report_writes.clone());
+        report.register(
+            "waiting",
+            "Mirrors whose newest state is not told yet",
+            metrics.report_waiting.clone(),
+        );
+        report.register("renewals", "Attempts to renew the pod's Lease", metrics.renewals.clone());
+        let cluster = registry.sub_registry_with_prefix("cluster");
+        cluster.register("watch_errors", "Failed lists and broken watches", metrics.watch_errors.clone());
+        cluster.register("synced", "1 once the GitMirrors have been listed", metrics.synced.clone());
         metrics.lock(|slot| *slot = registry);
         metrics
     }

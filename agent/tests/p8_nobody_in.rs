@@ -5,3 +5,5 @@ mod credentials;
 mod hostile;
 mod paths;
 mod undeclared;
+
+pub(crate) use self::credentials::{CANARY, CANARY_BASE64, expect_no_canary};

@@ -10,6 +10,7 @@
 mod architecture;
 mod checkpoints;
 mod cli;
+mod cluster;
 mod lfs;
 mod manifests;
 mod p1_never_stale;

@@ -224,6 +224,13 @@ fn facts(view: &View, snapshot: Option<&Trouble>, suspended: bool) -> Facts {
         }
         _ => None,
     };
+    let findings = findings(view, snapshot);
+    let ready = u32::from(view.phase.is_ready() || (suspended && view.stored.is_some()));
+    Facts { suspended, pods: Pods { ready, ..no_facts().pods }, progress, findings, ..no_facts() }
+}
+
+/// What is wrong with a mirror on this agent, the worst first.
+pub fn findings(view: &View, snapshot: Option<&Trouble>) -> Vec<Finding> {
     let finding = |wrong, trouble: &Trouble| Finding {
         wrong,
         note: Note::new(trouble.reason, trouble.message.clone()),
@@ -234,15 +241,7 @@ fn facts(view: &View, snapshot: Option<&Trouble>, suspended: bool) -> Facts {
     let findings = findings.chain(view.trouble().map(|trouble| finding(Wrong::FetchFailed, trouble)));
     let restore = view.restore_trouble.as_ref().map(|trouble| finding(Wrong::RestoreFailed, trouble));
     let store = view.store_trouble.as_ref().or(snapshot).map(|trouble| finding(Wrong::StoreFailed, trouble));
-    let findings = findings.chain(restore).chain(store);
-    let ready = u32::from(view.phase.is_ready() || (suspended && view.stored.is_some()));
-    Facts {
-        suspended,
-        pods: Pods { ready, ..no_facts().pods },
-        progress,
-        findings: findings.collect(),
-        ..no_facts()
-    }
+    findings.chain(restore).chain(store).collect()
 }
 
 fn no_facts() -> Facts {

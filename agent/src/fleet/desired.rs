@@ -1,7 +1,7 @@
 //! From declarations to what to run: a pure function.
 //!
-//! Without a cluster, GitMirrors and their Secrets come from files. What is wrong with one declaration
-//! never disturbs another.
+//! GitMirrors and their Secrets come from files or from an API server; the same rules hold for both. What is
+//! wrong with one declaration never disturbs another.
 
 use std::collections::BTreeMap;
 
@@ -57,13 +57,26 @@ pub struct Rejected {
     pub reason: String,
 }
 
-/// A text with declarations.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A file with declarations, or an object of an API server.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Source {
-    /// The file's name.
+    /// The file's name; of an object kind and name, such as `GitMirror/linux`.
     pub file: String,
-    /// Its content, or why it cannot be read.
-    pub text: Result<String, String>,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a source holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// Documents to be checked.
+    Text(String),
+    /// An object that an API server has checked against the schema and its rules.
+    Object(Box<Manifest>),
+    /// Nothing that can be read, and why.
+    Unreadable(String),
+    /// What it needs is still being asked for: what ran of it goes on.
+    Pending,
 }
 
 /// What the agent is told on its command line.
@@ -71,6 +84,8 @@ pub struct Source {
 pub struct Rules {
     /// Admit file:// upstreams.
     pub allow_file: bool,
+    /// There is a cluster, which can tell who its users are.
+    pub in_cluster: bool,
 }
 
 /// The settings of a mirror declared by nothing but its URL.
@@ -97,13 +112,13 @@ pub fn desired(
     for source in sources {
         found.add(source);
     }
-    let mut out = Desired { rejected: found.rejected, ..Desired::default() };
+    let mut out = Desired { rejected: std::mem::take(&mut found.rejected), ..Desired::default() };
     let mut owners: BTreeMap<RepoId, String> = BTreeMap::new();
     let mut good: BTreeMap<String, Vec<Settings>> = BTreeMap::new();
     for flag in flags {
         claim(&mut owners, &mut out, flag.clone());
     }
-    for Declared { file, document, mirror } in found.mirrors {
+    for Declared { file, document, mirror } in std::mem::take(&mut found.mirrors) {
         match resolve(&mirror, &found.secrets, rules) {
             Ok(settings) => {
                 if claim(&mut owners, &mut out, settings.clone()) {
@@ -116,6 +131,7 @@ pub fn desired(
             Err(Unresolved::Stalled(stalled)) => {
                 // What is missing may stand in a document that was just spoilt.
                 let ran = previous.values().flatten().find(|ran| *ran.url.id() == stalled.repo);
+                let stalled = found.explain(&mirror, stalled);
                 match ran.filter(|_| !out.rejected.is_empty()).cloned() {
                     Some(ran) => {
                         if claim(&mut owners, &mut out, ran.clone()) {
@@ -127,12 +143,12 @@ pub fn desired(
             }
         }
     }
-    for rejected in &out.rejected {
-        for settings in previous.get(&rejected.file).into_iter().flatten() {
+    for file in out.rejected.iter().map(|rejected| &rejected.file).chain(&found.pending) {
+        for settings in previous.get(file).into_iter().flatten() {
             if !owners.contains_key(settings.url.id()) {
                 owners.insert(settings.url.id().clone(), settings.name.clone());
                 out.mirrors.push(settings.clone());
-                good.entry(rejected.file.clone()).or_default().push(settings.clone());
+                good.entry(file.clone()).or_default().push(settings.clone());
             }
         }
     }
@@ -145,6 +161,9 @@ struct Found {
     mirrors: Vec<Declared>,
     secrets: BTreeMap<String, Secret>,
     rejected: Vec<Rejected>,
+    pending: Vec<String>,
+    /// Secrets that cannot be read, and why.
+    unreadable: BTreeMap<String, String>,
 }
 
 struct Declared {
@@ -156,31 +175,50 @@ struct Declared {
 impl Found {
     fn add(&mut self, source: &Source) {
         let file = source.file.clone();
-        let text = match &source.text {
-            Ok(text) => text,
-            Err(reason) => {
+        match &source.content {
+            Content::Pending => self.pending.push(file),
+            Content::Unreadable(reason) => {
+                if let Some(secret) = file.strip_prefix("Secret/") {
+                    self.unreadable.insert(secret.to_owned(), reason.clone());
+                }
                 let whole = Rejected { file, document: 1, field: String::new(), reason: reason.clone() };
-                return self.rejected.push(whole);
+                self.rejected.push(whole);
             }
-        };
-        for (manifest, document) in read(text).into_iter().zip(1..) {
-            match manifest {
-                Ok(Manifest::GitMirror(mirror)) => {
-                    self.mirrors.push(Declared { file: file.clone(), document, mirror });
+            Content::Object(manifest) => self.add_manifest(file, 1, Manifest::clone(manifest)),
+            Content::Text(text) => {
+                for (manifest, document) in read(text).into_iter().zip(1..) {
+                    match manifest {
+                        Ok(manifest) => self.add_manifest(file.clone(), document, manifest),
+                        Err(errors) => self.rejected.extend(errors.into_iter().map(|error| Rejected {
+                            file: file.clone(),
+                            document: error.document,
+                            field: error.field,
+                            reason: error.reason,
+                        })),
+                    }
                 }
-                Ok(Manifest::Secret(secret)) => {
-                    let name = secret.metadata.name.clone().unwrap_or_default();
-                    self.secrets.insert(name, *secret);
-                }
-                // A GitCache says how a cluster runs agents; this one runs already.
-                Ok(Manifest::GitCache(_)) => {}
-                Err(errors) => self.rejected.extend(errors.into_iter().map(|error| Rejected {
-                    file: file.clone(),
-                    document: error.document,
-                    field: error.field,
-                    reason: error.reason,
-                })),
             }
+        }
+    }
+
+    /// Says of a Secret that cannot be read that it cannot, and not that it is missing.
+    fn explain(&self, mirror: &GitMirror, mut stalled: Box<Stalled>) -> Box<Stalled> {
+        let secret = mirror.spec.secret_ref.as_ref().map(|secret| secret.name.as_str()).unwrap_or_default();
+        if let Some(reason) = self.unreadable.get(secret) {
+            stalled.message = format!("the Secret {secret} {reason}");
+        }
+        stalled
+    }
+
+    fn add_manifest(&mut self, file: String, document: usize, manifest: Manifest) {
+        match manifest {
+            Manifest::GitMirror(mirror) => self.mirrors.push(Declared { file, document, mirror }),
+            Manifest::Secret(secret) => {
+                let name = secret.metadata.name.clone().unwrap_or_default();
+                self.secrets.insert(name, *secret);
+            }
+            // A GitCache says how a cluster runs agents; this one runs already.
+            Manifest::GitCache(_) => {}
         }
     }
 }
@@ -224,7 +262,7 @@ fn resolve(
     let spec = &mirror.spec;
     let url = UpstreamUrl::parse(&spec.url).map_err(|error| rejected("spec.url", error.to_string()))?;
     check_scheme(&url, rules).map_err(|reason| rejected("spec.url", reason))?;
-    if spec.effective_access() == Access::Rbac {
+    if spec.effective_access() == Access::Rbac && !rules.in_cluster {
         let why = if spec.access.is_some() { "RBAC" } else { "RBAC, the default with a secretRef," };
         let reason = format!("{why} needs a Kubernetes cluster: set Anonymous, Authenticated or Upstream");
         return Err(rejected("spec.access", reason));
@@ -314,7 +352,7 @@ mod tests {
     const HEAD: &str = "apiVersion: tarn.dev/v1alpha1\nkind: GitMirror\n";
 
     fn source(file: &str, text: &str) -> Source {
-        Source { file: file.into(), text: Ok(text.into()) }
+        Source { file: file.into(), content: Content::Text(text.into()) }
     }
 
     fn mirror(name: &str, spec: &str) -> String {
@@ -367,6 +405,37 @@ mod tests {
         }
         let gone = desired(&[], &sources(""), &mut previous, Rules::default());
         assert_eq!(gone.stalled.first().unwrap().reason, Reason::SecretNotFound);
+    }
+
+    #[test]
+    fn objects_of_a_cluster_are_judged_as_documents_are() {
+        let spec = "url: https://h/o/r, secretRef: {name: s}";
+        let manifests = [
+            mirror("one", spec),
+            "apiVersion: v1\nkind: Secret\nmetadata: {name: s, labels: {tarn.dev/credentials: 'true'}, \
+             annotations: {tarn.dev/hosts: h}}\nstringData: {bearerToken: t}\n"
+                .to_owned(),
+        ];
+        let object = |text: &String| {
+            let manifest = read(text).remove(0).unwrap();
+            let file = format!("{}/{}", manifest.kind(), manifest.name());
+            Source { file, content: Content::Object(Box::new(manifest)) }
+        };
+        let rules = Rules { in_cluster: true, ..Rules::default() };
+        let objects: Vec<Source> = manifests.iter().map(object).collect();
+        let mut previous = BTreeMap::new();
+        let out = desired(&[], &objects, &mut previous, rules);
+        let access = out.mirrors.first().map(|found| found.access);
+        assert_eq!((access, out.stalled.len(), out.rejected.len()), (Some(Access::Rbac), 0, 0));
+        // While something it needs is being asked for, it goes on as it was; nobody is blamed.
+        let pending = Source { file: "GitMirror/one".into(), content: Content::Pending };
+        assert_eq!(desired(&[], &[pending], &mut previous, rules), out);
+        let content = Content::Unreadable("cannot be read: for reasons".into());
+        let denied = [objects[0].clone(), Source { file: "Secret/s".into(), content }];
+        let stalled = desired(&[], &denied, &mut BTreeMap::new(), rules).stalled.remove(0);
+        assert_eq!(stalled.message, "the Secret s cannot be read: for reasons");
+        let foreign = desired(&[], objects.get(..1).unwrap(), &mut BTreeMap::new(), rules);
+        assert_eq!(foreign.stalled.first().unwrap().reason, Reason::SecretNotFound);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::timeout};
 
 use super::{
     Fleet,
-    desired::{Rules, Source, desired},
+    desired::{Content, Rules, Source, desired},
 };
 use crate::mirror::Settings;
 
@@ -109,7 +109,8 @@ fn sources(dir: &Path) -> io::Result<Vec<Source>> {
         // Files beginning with a dot are editors' and kubelet's.
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if is_manifest && !name.starts_with('.') && !path.is_dir() {
-            sources.push(Source { text: text(&path), file: name });
+            let content = text(&path).map_or_else(Content::Unreadable, Content::Text);
+            sources.push(Source { content, file: name });
         }
     }
     sources.sort_by(|a, b| a.file.cmp(&b.file));

@@ -11,10 +11,10 @@ use tarn_testkit::upstream::{Auth, Fault, Operation, Upstream};
 use crate::scene::{agent, message};
 
 /// A password that nothing else contains.
-const CANARY: &str = "kanarienvogel-7f3a";
+pub(crate) const CANARY: &str = "kanarienvogel-7f3a";
 
 /// The canary in base64, as an `Authorization` header would show it behind `ada:`.
-const CANARY_BASE64: &str = "YWRhOmthbmFyaWVudm9nZWwtN2YzYQ==";
+pub(crate) const CANARY_BASE64: &str = "YWRhOmthbmFyaWVudm9nZWwtN2YzYQ==";
 
 fn secret(upstream: &Upstream, data: &[(&str, &str)]) -> String {
     let mut yaml = format!(
@@ -29,7 +29,7 @@ fn secret(upstream: &Upstream, data: &[(&str, &str)]) -> String {
 }
 
 /// Nothing that others can read holds the canary.
-async fn expect_no_canary(agent: &Agent) -> Result<()> {
+pub(crate) async fn expect_no_canary(agent: &Agent) -> Result<()> {
     let mut places = vec![
         ("status", agent.status().await?.to_string()),
         ("metrics", agent.metrics().await?),

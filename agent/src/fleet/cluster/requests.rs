@@ -1,0 +1,79 @@
+//! Looks that users ask for by the annotation `tarn.dev/requestedAt`: each new value one look, and the fetch after it.
+
+use std::{collections::BTreeSet, future::pending, time::Duration};
+
+use tokio::{task::JoinSet, time::timeout};
+
+use super::board::Board;
+use crate::{fleet::Fleet, mirror::Mirror};
+
+/// A request that was acted on.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
+/// Requests under way, at most one for each GitMirror.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    running: BTreeSet<String>,
+    jobs: JoinSet<Done>,
+}
+
+impl Requests {
+    /// Starts what is asked for and not under way. A suspended mirror asks its upstream nothing: its requests wait.
+    pub(super) fn start(&mut self, board: &Board, fleet: &Fleet) {
+        let asked: Vec<(String, String)> = board.read(|all| {
+            let open = all.iter().filter(|(_, shown)| shown.requested_at != shown.handled);
+            let open = open.filter(|(name, _)| !self.running.contains(*name));
+            open.filter_map(|(name, shown)| Some((name.clone(), shown.requested_at.clone()?))).collect()
+        });
+        if asked.is_empty() {
+            return;
+        }
+        let mirrors = fleet.mirrors();
+        for (name, value) in asked {
+            let mirror = mirrors.iter().find(|mirror| mirror.settings().name == name);
+            let Some(mirror) = mirror.filter(|mirror| !mirror.settings().suspend).cloned() else { continue };
+            tracing::info!(name, "a look was asked for");
+            self.running.insert(name.clone());
+            self.jobs.spawn(async move {
+                look(mirror).await;
+                Done { name, value }
+            });
+        }
+    }
+
+    /// The next one that was acted on; never where none is under way. A dropped future loses none.
+    pub(super) async fn next(&mut self) -> Option<Done> {
+        match self.jobs.join_next().await {
+            Some(Ok(done)) => {
+                self.running.remove(&done.name);
+                Some(done)
+            }
+            // A job that panicked is tried again once the others are done.
+            Some(Err(_)) | None => {
+                if self.jobs.is_empty() {
+                    self.running.clear();
+                }
+                pending().await
+            }
+        }
+    }
+}
+
+/// Looks, and waits for the fetch of what moved. A failure is an answer too: the mirror's findings say why.
+async fn look(mirror: Mirror) {
+    let settings = mirror.settings();
+    let patience = settings.timeout + settings.look_timeout + Duration::from_secs(10);
+    let work = async {
+        if let Ok((refs, _)) = mirror.look(&[]).await {
+            let tips: Vec<_> = refs.tips().collect();
+            if let Err(error) = mirror.settle(&tips).await {
+                tracing::debug!(%error, "what was asked for cannot be fetched");
+            }
+        }
+    };
+    let _ = timeout(patience, work).await;
+}

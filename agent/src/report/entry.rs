@@ -1,0 +1,137 @@
+//! What an entry says of a mirror. Pure but for reading what the mirror last published.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tarn_crds::v1alpha1::{
+    Phase, Replica, ReplicaFinding,
+    conditions::{ConditionType, Reason},
+};
+
+use crate::{
+    admin::status::findings,
+    config::Pod,
+    fleet::desired::Rejected,
+    mirror::{Mirror, Settings},
+};
+
+/// The longest message, in bytes, as the schema has it in characters.
+const MAX_MESSAGE: usize = 512;
+
+/// The entry of a mirror that runs.
+pub(super) fn running(pod: &Pod, mirror: &Mirror, settings: &Settings) -> Replica {
+    let (view, snapshots) = (mirror.view(), mirror.snapshots().view());
+    let found = findings(&view, snapshots.trouble.as_ref());
+    let stored = view.stored.as_ref();
+    // A fetch takes less time than telling of it would; what it brought is told.
+    let phase = if view.phase == Phase::Fetching { Phase::Ready } else { view.phase };
+    let message = match found.first() {
+        Some(finding) => Some(finding.note.message.clone()),
+        None if settings.suspend => Some("suspended; served as it is".to_owned()),
+        None => None,
+    };
+    Replica {
+        phase: Some(phase),
+        head: stored.and_then(|stored| stored.refs.head_oid()).map(|oid| oid.to_hex()),
+        refs_digest: stored.map(|stored| stored.digest.clone()),
+        last_check_time: view.last_look.map(seconds),
+        last_fetch_time: view.last_fetch.map(seconds),
+        checkpoint_time: view.checkpoint.as_ref().map(|newest| seconds(newest.time)),
+        snapshot_time: snapshots.known.as_ref().map(|known| seconds(known.time)),
+        bytes: stored.and_then(|_| i64::try_from(view.bytes).ok()),
+        findings: found
+            .iter()
+            .map(|finding| of(finding.wrong.condition(), finding.note.reason))
+            .take(4)
+            .collect(),
+        message: message.map(shortened),
+        ..empty(pod)
+    }
+}
+
+/// The entry of a mirror that cannot be set up.
+pub(super) fn stalled(pod: &Pod, reason: Reason, message: &str) -> Replica {
+    Replica {
+        phase: Some(Phase::Absent),
+        findings: vec![of(ConditionType::Stalled, reason)],
+        message: Some(shortened(message.to_owned())),
+        ..empty(pod)
+    }
+}
+
+/// What is told of a mirror, with why its newest declaration cannot be followed.
+pub(super) fn rejected(entry: Replica, rejected: &Rejected) -> Replica {
+    let Rejected { file: _, document: _, field, reason } = rejected;
+    let (code, place) = match field.as_str() {
+        "spec.url" => (Reason::InvalidUrl, field.as_str()),
+        "spec.access" => (Reason::AccessUnsupported, field.as_str()),
+        "" => (Reason::InvalidSpec, "the GitMirror"),
+        _ => (Reason::InvalidSpec, field.as_str()),
+    };
+    let mut findings = entry.findings;
+    findings.insert(0, of(ConditionType::Stalled, code));
+    findings.truncate(4);
+    Replica {
+        phase: entry.phase.or(Some(Phase::Absent)),
+        findings,
+        message: Some(shortened(format!("{place} {reason}"))),
+        ..entry
+    }
+}
+
+/// An entry that says only whose it is.
+pub(super) fn empty(pod: &Pod) -> Replica {
+    Replica::new(pod.name.clone(), pod.uid.clone())
+}
+
+fn of(condition: ConditionType, reason: Reason) -> ReplicaFinding {
+    ReplicaFinding { type_: condition.as_str().to_owned(), reason: reason.as_str().to_owned() }
+}
+
+/// As the API keeps it, so that what is read back equals what was written.
+fn seconds(time: Timestamp) -> Time {
+    Time(Timestamp::from_second(time.as_second()).unwrap_or(time))
+}
+
+/// Cuts a message at a character's edge.
+fn shortened(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE - '…'.len_utf8()));
+        message.push('…');
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> Pod {
+        Pod { name: "c-0".into(), namespace: "n".into(), uid: "u".into() }
+    }
+
+    #[test]
+    fn a_declaration_that_cannot_be_followed_is_told_beside_what_runs() {
+        let running = Replica { phase: Some(Phase::Ready), head: Some("f".repeat(40)), ..empty(&pod()) };
+        let wrong = Rejected {
+            file: "GitMirror/a".into(),
+            document: 1,
+            field: "spec.url".into(),
+            reason: "is odd".into(),
+        };
+        let entry = rejected(running.clone(), &wrong);
+        assert_eq!((entry.phase, &entry.head), (running.phase, &running.head));
+        assert_eq!(entry.findings, [of(ConditionType::Stalled, Reason::InvalidUrl)]);
+        assert_eq!(entry.message.as_deref(), Some("spec.url is odd"));
+        assert_eq!(rejected(empty(&pod()), &wrong).phase, Some(Phase::Absent));
+    }
+
+    #[test]
+    fn messages_and_times_are_as_the_api_keeps_them() {
+        let entry = stalled(&pod(), Reason::SecretNotFound, &"ü".repeat(400));
+        let message = entry.message.unwrap();
+        assert!(message.len() <= MAX_MESSAGE && message.ends_with('…'));
+        let time = seconds("2026-01-01T00:00:00.987Z".parse().unwrap());
+        let read: Time = serde_json::from_value(serde_json::to_value(&time).unwrap()).unwrap();
+        assert_eq!(read, time);
+    }
+}
