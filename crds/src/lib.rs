@@ -25,3 +25,6 @@ pub const HOSTS_ANNOTATION: &str = "tarn.dev/hosts";
 
 /// Writing a new value to this annotation of a GitMirror asks for a look at the upstream at once.
 pub const REQUESTED_AT_ANNOTATION: &str = "tarn.dev/requestedAt";
+
+/// Every object that belongs to a GitCache, its pods and their Leases included, carries this label with its name.
+pub const CACHE_LABEL: &str = "tarn.dev/cache";

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tarn_crds::v1alpha1::{
-    Phase, Replica, ReplicaFinding,
+    CheckpointStatus, Phase, Replica, ReplicaFinding, SnapshotStatus,
     conditions::{ConditionType, Reason},
 };
 
@@ -11,11 +11,15 @@ use crate::{
     admin::status::findings,
     config::Pod,
     fleet::desired::Rejected,
+    git::Head,
     mirror::{Mirror, Settings},
 };
 
 /// The longest message, in bytes, as the schema has it in characters.
 const MAX_MESSAGE: usize = 512;
+
+/// The longest name of a ref that the schema admits.
+const MAX_REF: usize = 1024;
 
 /// The entry of a mirror that runs.
 pub(super) fn running(pod: &Pod, mirror: &Mirror, settings: &Settings) -> Replica {
@@ -32,11 +36,30 @@ pub(super) fn running(pod: &Pod, mirror: &Mirror, settings: &Settings) -> Replic
     Replica {
         phase: Some(phase),
         head: stored.and_then(|stored| stored.refs.head_oid()).map(|oid| oid.to_hex()),
+        head_ref: stored.and_then(|stored| match stored.refs.head() {
+            Head::Symbolic(name) => Some(name.to_string()).filter(|name| name.len() <= MAX_REF),
+            Head::Detached(_) | Head::Missing => None,
+        }),
+        ref_count: stored.and_then(|stored| i64::try_from(stored.refs.refs().len()).ok()),
         refs_digest: stored.map(|stored| stored.digest.clone()),
         last_check_time: view.last_look.map(seconds),
         last_fetch_time: view.last_fetch.map(seconds),
         checkpoint_time: view.checkpoint.as_ref().map(|newest| seconds(newest.time)),
         snapshot_time: snapshots.known.as_ref().map(|known| seconds(known.time)),
+        checkpoint: view.checkpoint.as_ref().map(|newest| CheckpointStatus {
+            generation: number(newest.generation.0),
+            time: seconds(newest.time),
+            bytes: number(newest.bytes),
+        }),
+        // 0 stands for one that is in no store yet.
+        snapshot: snapshots.known.as_ref().filter(|known| known.generation.0 > 0).map(|known| {
+            SnapshotStatus {
+                commit: known.commit.clone(),
+                time: seconds(known.time),
+                bytes: number(known.bytes),
+                digest: known.digest.to_string(),
+            }
+        }),
         bytes: stored.and_then(|_| i64::try_from(view.bytes).ok()),
         findings: found
             .iter()
@@ -85,6 +108,11 @@ pub(super) fn empty(pod: &Pod) -> Replica {
 
 fn of(condition: ConditionType, reason: Reason) -> ReplicaFinding {
     ReplicaFinding { type_: condition.as_str().to_owned(), reason: reason.as_str().to_owned() }
+}
+
+/// As the API counts.
+fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// As the API keeps it, so that what is read back equals what was written.

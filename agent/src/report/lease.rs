@@ -9,6 +9,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
+use tarn_crds::CACHE_LABEL;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{manager, outcome};
@@ -68,7 +69,7 @@ fn lease(pod: &Pod, cache: &str, now: Timestamp) -> Value {
         "kind": "Lease",
         "metadata": {
             "name": name(&pod.name),
-            "labels": {"app.kubernetes.io/managed-by": "tarn-agent", "tarn.dev/cache": cache},
+            "labels": {"app.kubernetes.io/managed-by": "tarn-agent", CACHE_LABEL: cache},
             // It goes with the pod.
             "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid}],
         },

@@ -236,11 +236,15 @@ fn same_but_times(a: &Replica, b: &Replica) -> bool {
         pod_uid,
         phase,
         head,
+        head_ref,
+        ref_count,
         refs_digest,
         last_check_time: _,
         last_fetch_time: _,
         checkpoint_time,
         snapshot_time,
+        checkpoint,
+        snapshot,
         bytes: _,
         findings,
         last_handled_requested_at,
@@ -250,9 +254,13 @@ fn same_but_times(a: &Replica, b: &Replica) -> bool {
         && *pod_uid == b.pod_uid
         && *phase == b.phase
         && *head == b.head
+        && *head_ref == b.head_ref
+        && *ref_count == b.ref_count
         && *refs_digest == b.refs_digest
         && *checkpoint_time == b.checkpoint_time
         && *snapshot_time == b.snapshot_time
+        && *checkpoint == b.checkpoint
+        && *snapshot == b.snapshot
         && *findings == b.findings
         && *last_handled_requested_at == b.last_handled_requested_at
         && *message == b.message

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tarn_testkit::eventually::eventually;
 
 use super::{Cluster, PATIENCE, POD};
@@ -15,6 +16,7 @@ async fn an_entry_has_head_and_phase_and_follows_a_push() -> Result<()> {
     let entry = cluster.head_told("a", POD, &origin).await?;
     assert_eq!(entry["podUID"], "uid-of-default-0");
     assert!(entry["refsDigest"].is_string() && entry["lastCheckTime"].is_string(), "{entry}");
+    assert_eq!((&entry["headRef"], &entry["refCount"]), (&json!("refs/heads/main"), &json!(1)));
     assert!(entry["bytes"].as_i64().is_some_and(|bytes| bytes > 0) && entry["message"].is_null(), "{entry}");
     let writes = cluster.api.writes();
     let managers = writes.iter().filter(|write| write.kind == "gitmirrors").map(|write| &write.manager);

@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::present;
+use super::{CheckpointStatus, SnapshotStatus, present};
 
 /// What one agent pod holds of this mirror, written by that pod alone.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -28,6 +28,13 @@ pub struct Replica {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub head: Option<String>,
+    /// Full name of the branch that HEAD names on this pod; absent when HEAD is detached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub head_ref: Option<String>,
+    /// How many refs the mirror has on this pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ref_count: Option<i64>,
     /// Digest over the names and objects of all refs on this pod; equal digests mean equal refs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
@@ -45,6 +52,12 @@ pub struct Replica {
     /// When the snapshot that this pod serves was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_time: Option<Time>,
+    /// The newest checkpoint in the store that this pod knows of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointStatus>,
+    /// The newest snapshot in the store that this pod knows of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotStatus>,
     /// Size of the mirror on this pod's disk, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<i64>,
@@ -83,11 +96,15 @@ impl Replica {
             pod_uid: Some(pod_uid.into()),
             phase: None,
             head: None,
+            head_ref: None,
+            ref_count: None,
             refs_digest: None,
             last_check_time: None,
             last_fetch_time: None,
             checkpoint_time: None,
             snapshot_time: None,
+            checkpoint: None,
+            snapshot: None,
             bytes: None,
             findings: Vec::new(),
             last_handled_requested_at: None,
