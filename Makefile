@@ -1,7 +1,7 @@
 # The verbs of this repository; .ci/run calls the same ones.
 
 CARGO  ?= cargo
-CRATES := tarn-crds tarn-agent tarn-client tarn-testkit
+CRATES := tarn-crds tarn-agent tarn-client tarn-operator tarn-testkit
 # Flags of the benchmark: make bench BENCH="--quick"; docs/benchmarks.md explains them.
 BENCH  ?=
 

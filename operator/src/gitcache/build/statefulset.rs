@@ -1,0 +1,296 @@
+//! The pods: the agent, as little privileged as a pod can be.
+
+use k8s_openapi::{
+    DeepMerge,
+    api::{
+        apps::v1::{
+            RollingUpdateStatefulSetStrategy, StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy,
+            StatefulSetSpec, StatefulSetUpdateStrategy,
+        },
+        core::v1::{
+            Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
+            HTTPGetAction, Lifecycle, LifecycleHandler, ObjectFieldSelector, PersistentVolumeClaim,
+            PersistentVolumeClaimSpec, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec,
+            PodTemplateSpec, Probe, SeccompProfile, SecretKeySelector, SecurityContext, SleepAction, Volume,
+            VolumeMount, VolumeResourceRequirements, WeightedPodAffinityTerm,
+        },
+    },
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+};
+use tarn_crds::v1alpha1::{S3, VolumeClaim};
+
+use super::{ADMIN_PORT, GIT_PORT, Validated, agent_name, metadata, pods_name, selector, selector_labels};
+use crate::ssa::covers;
+
+/// The name of the volume that holds the mirrors.
+pub const DATA: &str = "data";
+/// Digest of the pods' template, which tells a change of the pods from one of, say, their number.
+pub const TEMPLATE_ANNOTATION: &str = "tarn.dev/template";
+/// The agent's user and group: any but root's, the same in image and volume.
+const USER: i64 = 65532;
+/// Seconds between a pod's leaving the Services and its being told to stop: clients' connections move over meanwhile.
+const LEAVE: i64 = 5;
+/// Seconds from then to a kill: the agent lets streams finish for 25 of them.
+const GRACE: i64 = LEAVE + 30;
+
+pub(super) fn build(cache: &Validated) -> StatefulSet {
+    let claim = cache.storage.volume_claim.as_ref();
+    let template = template(cache);
+    let digest = blake3::hash(&serde_json::to_vec(&template).unwrap_or_default()).to_hex();
+    let digest = digest.get(..16).unwrap_or_default().to_owned();
+    let mut metadata = metadata(cache, cache.name.clone());
+    metadata.annotations = Some([(TEMPLATE_ANNOTATION.to_owned(), digest)].into());
+    StatefulSet {
+        metadata,
+        spec: Some(StatefulSetSpec {
+            replicas: Some(cache.replicas),
+            service_name: Some(pods_name(cache)),
+            selector: selector(cache),
+            // Pods do not wait for each other; only their replacement has an order.
+            pod_management_policy: Some("Parallel".into()),
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("RollingUpdate".into()),
+                rolling_update: Some(RollingUpdateStatefulSetStrategy {
+                    partition: Some(cache.partition),
+                    ..RollingUpdateStatefulSetStrategy::default()
+                }),
+            }),
+            persistent_volume_claim_retention_policy: claim.map(|_| {
+                StatefulSetPersistentVolumeClaimRetentionPolicy {
+                    when_deleted: Some("Delete".into()),
+                    when_scaled: Some("Retain".into()),
+                }
+            }),
+            volume_claim_templates: claim.map(|claim| vec![volume_claim(claim)]),
+            template,
+            ..StatefulSetSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The name of the first field that cannot change in place and differs between the two.
+pub fn immutable(live: &StatefulSet, wanted: &StatefulSet) -> Option<&'static str> {
+    let (live, wanted) = (live.spec.as_ref()?, wanted.spec.as_ref()?);
+    let same_claims = || {
+        let claims = |spec: &StatefulSetSpec| {
+            serde_json::to_value(spec.volume_claim_templates.clone().unwrap_or_default()).unwrap_or_default()
+        };
+        covers(&claims(live), &claims(wanted))
+    };
+    if live.selector.match_labels != wanted.selector.match_labels {
+        Some("selector")
+    } else if live.service_name != wanted.service_name {
+        Some("serviceName")
+    } else if live.pod_management_policy != wanted.pod_management_policy {
+        Some("podManagementPolicy")
+    } else if !same_claims() {
+        Some("volumeClaimTemplates")
+    } else {
+        None
+    }
+}
+
+fn template(cache: &Validated) -> PodTemplateSpec {
+    let scheduling = &cache.scheduling;
+    let mut template = PodTemplateSpec {
+        metadata: None,
+        spec: Some(PodSpec {
+            service_account_name: Some(agent_name(cache)),
+            containers: vec![agent(cache)],
+            volumes: Some(volumes(cache)),
+            security_context: Some(PodSecurityContext {
+                run_as_non_root: Some(true),
+                run_as_user: Some(USER),
+                run_as_group: Some(USER),
+                fs_group: Some(USER),
+                fs_group_change_policy: Some("OnRootMismatch".into()),
+                seccomp_profile: Some(SeccompProfile {
+                    type_: "RuntimeDefault".into(),
+                    localhost_profile: None,
+                }),
+                ..PodSecurityContext::default()
+            }),
+            // Variables of the namespace's Services would be taken for the agent's own.
+            enable_service_links: Some(false),
+            termination_grace_period_seconds: Some(GRACE),
+            affinity: Some(scheduling.affinity.clone().unwrap_or_else(|| apart(cache))),
+            tolerations: Some(scheduling.tolerations.clone()).filter(|list| !list.is_empty()),
+            topology_spread_constraints: Some(scheduling.topology_spread_constraints.clone())
+                .filter(|list| !list.is_empty()),
+            ..PodSpec::default()
+        }),
+    };
+    if let Some(overrides) = cache.overrides.clone() {
+        template.merge_from(overrides);
+    }
+    let metadata = template.metadata.get_or_insert_with(ObjectMeta::default);
+    metadata.labels.get_or_insert_default().extend(selector_labels(&cache.name));
+    template
+}
+
+fn agent(cache: &Validated) -> Container {
+    let port = |name: &str, port| ContainerPort {
+        name: Some(name.into()),
+        container_port: port,
+        protocol: Some("TCP".into()),
+        ..ContainerPort::default()
+    };
+    let mount = |name: &str, path: &str| VolumeMount {
+        name: name.into(),
+        mount_path: path.into(),
+        ..VolumeMount::default()
+    };
+    Container {
+        name: "agent".into(),
+        image: Some(cache.image.clone()),
+        command: Some(vec!["tarn-agent".into()]),
+        args: Some(arguments(cache)),
+        env: Some(environment(cache)),
+        ports: Some(vec![port("git", GIT_PORT), port("admin", ADMIN_PORT)]),
+        resources: cache.resources.clone(),
+        // Neither probe depends on a mirror, the API server or the store.
+        startup_probe: Some(Probe {
+            failure_threshold: Some(60),
+            period_seconds: Some(1),
+            ..probe("/healthz")
+        }),
+        liveness_probe: Some(Probe {
+            failure_threshold: Some(6),
+            period_seconds: Some(10),
+            ..probe("/healthz")
+        }),
+        readiness_probe: Some(Probe {
+            failure_threshold: Some(3),
+            period_seconds: Some(2),
+            ..probe("/readyz")
+        }),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction { seconds: LEAVE }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            privileged: Some(false),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![mount(DATA, "/data"), mount("tmp", "/tmp")]),
+        ..Container::default()
+    }
+}
+
+fn arguments(cache: &Validated) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["serve", "--in-cluster", "--cache", &cache.name, "--data", "/data"].map(String::from).into();
+    arguments.extend(["--listen".into(), format!("0.0.0.0:{GIT_PORT}")]);
+    arguments.extend(["--admin-listen".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
+    arguments.extend(["--log-format".into(), "json".into()]);
+    if let Some(S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ }) = &cache.s3 {
+        let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
+        arguments.extend(["--store".into(), format!("s3://{bucket}{prefix}")]);
+        for (flag, value) in [("--s3-endpoint", endpoint), ("--s3-region", region)] {
+            arguments.extend(value.iter().flat_map(|value| [flag.to_owned(), value.clone()]));
+        }
+        if *force_path_style {
+            arguments.push("--s3-path-style".into());
+        }
+    }
+    arguments
+}
+
+fn environment(cache: &Validated) -> Vec<EnvVar> {
+    let from = |name: &str, source: EnvVarSource| EnvVar {
+        name: name.into(),
+        value: None,
+        value_from: Some(source),
+    };
+    let field = |(name, path): (&str, &str)| {
+        let field_ref = ObjectFieldSelector { field_path: path.into(), api_version: Some("v1".into()) };
+        from(name, EnvVarSource { field_ref: Some(field_ref), ..EnvVarSource::default() })
+    };
+    let pod =
+        [("POD_NAME", "metadata.name"), ("POD_NAMESPACE", "metadata.namespace"), ("POD_UID", "metadata.uid")];
+    let mut environment: Vec<EnvVar> = pod.into_iter().map(field).collect();
+    // git and the agent write nowhere but to /data and /tmp.
+    environment.push(EnvVar { name: "HOME".into(), value: Some("/tmp".into()), value_from: None });
+    let secret = cache.s3.as_ref().and_then(|s3| s3.secret_ref.as_ref());
+    for (name, key, optional) in [
+        ("AWS_ACCESS_KEY_ID", "accessKeyID", false),
+        ("AWS_SECRET_ACCESS_KEY", "secretAccessKey", false),
+        ("AWS_SESSION_TOKEN", "sessionToken", true),
+    ] {
+        environment.extend(secret.map(|secret| {
+            let selector = SecretKeySelector {
+                name: secret.name.clone(),
+                key: key.into(),
+                optional: optional.then_some(true),
+            };
+            from(name, EnvVarSource { secret_key_ref: Some(selector), ..EnvVarSource::default() })
+        }));
+    }
+    environment
+}
+
+fn probe(path: &str) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.into()),
+            port: IntOrString::String("admin".into()),
+            ..HTTPGetAction::default()
+        }),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    }
+}
+
+fn volumes(cache: &Validated) -> Vec<Volume> {
+    let empty = |name: &str, limit| Volume {
+        name: name.into(),
+        empty_dir: Some(EmptyDirVolumeSource { size_limit: limit, medium: None }),
+        ..Volume::default()
+    };
+    let limit = cache.storage.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref());
+    let data = cache.storage.volume_claim.is_none().then(|| empty(DATA, limit.map(Into::into)));
+    data.into_iter().chain([empty("tmp", None)]).collect()
+}
+
+fn volume_claim(claim: &VolumeClaim) -> PersistentVolumeClaim {
+    let size = (&claim.size).into();
+    PersistentVolumeClaim {
+        metadata: ObjectMeta { name: Some(DATA.into()), ..ObjectMeta::default() },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".into()]),
+            storage_class_name: claim.storage_class_name.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), size)].into()),
+                limits: None,
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// Pods of one GitCache avoid each other's nodes, so that a node takes one copy with it at most.
+fn apart(cache: &Validated) -> Affinity {
+    let term = PodAffinityTerm {
+        topology_key: "kubernetes.io/hostname".into(),
+        label_selector: Some(selector(cache)),
+        ..PodAffinityTerm::default()
+    };
+    Affinity {
+        pod_anti_affinity: Some(PodAntiAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
+                weight: 100,
+                pod_affinity_term: term,
+            }]),
+            ..PodAntiAffinity::default()
+        }),
+        ..Affinity::default()
+    }
+}

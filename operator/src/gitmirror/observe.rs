@@ -1,0 +1,136 @@
+//! Gathers what there is to know of a GitMirror, from what watches brought. Sends nothing, but for a Secret that is not
+//! among the labelled ones: whether it is there at all is asked then.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::{Api, ResourceExt};
+use tarn_crds::{
+    REQUESTED_AT_ANNOTATION,
+    repo::RepoId,
+    summarize::Note,
+    v1alpha1::{GitMirror, Replica, conditions::Reason},
+};
+
+use crate::{
+    context::{Context, expired},
+    error::Error,
+    secrets,
+};
+
+/// A GitMirror and what is around it.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// What keeps it from being mirrored until a person acts.
+    pub stalled: Option<Note>,
+    /// How many pods should have it.
+    pub desired: i32,
+    /// What living pods say of it, each with what is known of the pod.
+    pub entries: Vec<Entry>,
+    /// Names of pods that have an entry and are not there.
+    pub departed: Vec<String>,
+    /// The value of the annotation that asks for a look at once.
+    pub requested: Option<String>,
+}
+
+/// What a living pod says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Its words.
+    pub replica: Replica,
+    /// Whether clients reach the pod.
+    pub reachable: bool,
+    /// Whether it has stopped reporting.
+    pub silent: bool,
+}
+
+/// Gathers it.
+///
+/// # Errors
+/// The API server.
+pub async fn observe(mirror: &GitMirror, context: &Context, now: Timestamp) -> Result<Observed, Error> {
+    let namespace = mirror.namespace().ok_or(Error::Incomplete("a namespace"))?;
+    let (stores, spec) = (&context.stores, &mirror.spec);
+    let cache = stores.cache(&namespace, &spec.cache_ref.name);
+    let pods: BTreeMap<String, Arc<Pod>> = stores
+        .pods_of(&namespace, &spec.cache_ref.name)
+        .into_iter()
+        .map(|pod| (pod.name_any(), pod))
+        .collect();
+    let desired = cache.as_ref().map_or(0, |cache| {
+        let replicas = cache.spec.replicas;
+        cache.spec.placement.replication.map_or(replicas, |copies| copies.min(replicas))
+    });
+    let said = mirror.status.as_ref().map_or(&[][..], |status| &status.replicas);
+    let (there, gone): (Vec<&Replica>, Vec<&Replica>) =
+        said.iter().partition(|entry| pods.contains_key(&entry.pod));
+    let entry = |replica: &Replica| {
+        let pod = pods.get(&replica.pod)?;
+        // Names of pods recur: this was said by the one before.
+        (pod.uid() == replica.pod_uid).then(|| Entry {
+            replica: replica.clone(),
+            reachable: ready(pod),
+            silent: stores.lease(&namespace, &replica.pod).is_some_and(|lease| expired(&lease, now)),
+        })
+    };
+    Ok(Observed {
+        stalled: stalled(mirror, &namespace, cache.is_some(), context, now).await?,
+        desired,
+        entries: there.into_iter().filter_map(entry).collect(),
+        departed: gone.into_iter().map(|entry| entry.pod.clone()).collect(),
+        requested: mirror.annotations().get(REQUESTED_AT_ANNOTATION).cloned(),
+    })
+}
+
+/// Whether clients reach the pod.
+fn ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|conditions| {
+        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    })
+}
+
+async fn stalled(
+    mirror: &GitMirror,
+    namespace: &str,
+    has_cache: bool,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Option<Note>, Error> {
+    let spec = &mirror.spec;
+    let repo = match RepoId::from_url(&spec.url) {
+        Ok(repo) => repo,
+        Err(error) => return Ok(Some(Note::new(Reason::InvalidUrl, format!("spec.url {error}")))),
+    };
+    if !has_cache {
+        let name = &spec.cache_ref.name;
+        let message = format!("there is no GitCache {name} in this namespace: create it");
+        return Ok(Some(Note::new(Reason::CacheNotFound, message)));
+    }
+    if let Some(owner) = context.claims.taken_by(mirror, &context.stores, now) {
+        let message = format!("GitMirror {owner} mirrors the same repository, {repo}: remove one of the two");
+        return Ok(Some(Note::new(Reason::DuplicateUrl, message)));
+    }
+    let Some(name) = spec.secret_ref.as_ref().map(|secret| secret.name.as_str()) else { return Ok(None) };
+    let mut secret = context.stores.secret(namespace, name).map(|secret| secret.metadata.clone());
+    if secret.is_none() {
+        let secrets = Api::<Secret>::namespaced(context.client.clone(), namespace);
+        let found = secrets.get_metadata_opt(name).await;
+        let found = found.map_err(|error| Error::api("read", format!("Secret {name}"), error))?;
+        secret = found.map(|found| found.metadata);
+    }
+    Ok(match secret {
+        None => Some(Note::new(Reason::SecretNotFound, format!("there is no Secret {name}: add it"))),
+        Some(secret) if secrets::allowed(&secret, &spec.url) => None,
+        Some(secret) if secrets::labelled(&secret) => {
+            let annotation = tarn_crds::HOSTS_ANNOTATION;
+            let message = format!("list {} in the annotation {annotation} of the Secret {name}", repo.host());
+            Some(Note::new(Reason::SecretNotAllowed, message))
+        }
+        Some(_) => {
+            let label = tarn_crds::CREDENTIALS_LABEL;
+            Some(Note::new(Reason::SecretNotAllowed, format!("label the Secret {name} with {label}=true")))
+        }
+    })
+}
