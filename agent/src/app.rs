@@ -112,7 +112,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         .as_ref()
         .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
     let (peers, heart) = peers.unzip();
-    let lfs = Lfs::open(disk.lfs(), disk.staging(), LFS_BUDGET, metrics.clone())?;
+    let lfs = Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET, metrics.clone())?;
     let shared = Shared {
         git: git.clone(),
         disk: disk.clone(),

@@ -5,6 +5,7 @@
 //! DATA/mirrors/<host>/<path>.git  whole mirrors: they appear here by rename only
 //! DATA/snapshots/<host>/<path>.git  archives that clients download, and those being downloaded
 //! DATA/lfs/<host>/<path>.git      LFS objects, and archives of them
+//! DATA/incoming/                  LFS objects on their way; emptied at start
 //! DATA/staging/                   what is being made; emptied at start
 //! DATA/parts/<host>/<path>.git    what a restore under way has downloaded
 //! DATA/packs/                     cached answers; emptied at start
@@ -140,6 +141,11 @@ impl Disk {
     /// Where the restore of a mirror keeps what it has downloaded; a killed one's is found there again.
     pub fn parts(&self, id: &RepoId) -> PathBuf {
         self.root.join("parts").join(id.dir())
+    }
+
+    /// Where LFS objects are while they arrive.
+    pub fn incoming(&self) -> PathBuf {
+        self.root.join("incoming")
     }
 
     /// Where cached answers go.
