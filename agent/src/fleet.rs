@@ -12,7 +12,10 @@ use std::{
 use tarn_crds::repo::RepoId;
 use tokio::task::JoinHandle;
 
-use crate::mirror::{Mirror, Shared};
+use crate::{
+    files::blocking,
+    mirror::{Mirror, Shared},
+};
 use desired::{Desired, Rejected, Stalled};
 
 /// The mirrors, for everyone who serves or reports.
@@ -136,12 +139,8 @@ impl Fleet {
         self.shared.lfs.forget(&id);
         let all = [dir, disk.snapshots(&id), disk.parts(&id), self.shared.lfs.dir(&id)];
         let discard = move || all.iter().try_for_each(|dir| disk.discard(dir));
-        let removed = tokio::task::spawn_blocking(discard).await;
-        match removed {
-            Ok(Ok(())) => tracing::info!(repo = %id, "mirror removed"),
-            Ok(Err(error)) => {
-                tracing::warn!(repo = %id, %error, "the removed mirror's data are still on the disk");
-            }
+        match blocking(discard).await {
+            Ok(()) => tracing::info!(repo = %id, "mirror removed"),
             Err(error) => {
                 tracing::warn!(repo = %id, %error, "the removed mirror's data are still on the disk");
             }

@@ -14,6 +14,8 @@ use rustix::{
 };
 use tokio::sync::watch;
 
+use crate::files::blocking;
+
 /// Read at once: large enough to make the system calls cheap, small enough that hundreds of readers fit
 /// into a few dozen megabytes.
 pub(crate) const CHUNK: usize = 128 * 1024;
@@ -199,7 +201,7 @@ pub(crate) async fn read_at(file: &Arc<fs::File>, at: u64, wanted: usize) -> io:
             Err(error) => Err(error.into()),
         }
     };
-    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+    blocking(read).await
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@
 
 use std::{
     fs, io,
-    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +12,7 @@ use bstr::{BStr, BString, ByteSlice};
 use sha2::{Digest, Sha256};
 
 use super::object::{ObjectFormat, Oid};
+use crate::files;
 
 /// What `HEAD` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,24 +261,12 @@ fn is_valid_name(name: &[u8]) -> bool {
         && name.split_str("/").all(component)
 }
 
-/// The suffix of a file that is being written; the start removes leftovers.
-pub const STAGED_SUFFIX: &str = ".tarn-new";
-
 fn read(path: &Path) -> Result<Vec<u8>, RefsError> {
     fs::read(path).map_err(|source| RefsError::Io { path: path.into(), source })
 }
 
 fn replace(path: &Path, content: &[u8]) -> Result<(), RefsError> {
-    let mut staged = path.as_os_str().to_owned();
-    staged.push(STAGED_SUFFIX);
-    let staged = PathBuf::from(staged);
-    let write = || -> io::Result<()> {
-        let mut file = fs::File::create(&staged)?;
-        file.write_all(content)?;
-        file.sync_data()?;
-        fs::rename(&staged, path)
-    };
-    write().map_err(|source| RefsError::Io { path: path.into(), source })
+    files::replace(path, content).map_err(|source| RefsError::Io { path: path.into(), source })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::{
 use bstr::ByteSlice;
 
 use crate::{
+    files::blocking,
     git::{Git, GitError},
     protocol::lfs::{MAX_POINTER, MIN_POINTER, Object, parse_pointer},
 };
@@ -31,8 +32,8 @@ pub async fn objects(git: &Git, dir: &Path, commit: &str, list: &Path) -> Result
     let tree = git.command("ls-tree").git_dir(dir).args(["-r", "-z", "--long", commit]);
     tree.output_to(out).run(LIMIT).await?;
     let from = list.to_owned();
-    let listed = tokio::task::spawn_blocking(move || candidates(BufReader::new(fs::File::open(from)?)));
-    let candidates = listed.await.map_err(io::Error::other).and_then(|listed| listed).map_err(failed)?;
+    let listed = blocking(move || candidates(BufReader::new(fs::File::open(from)?)));
+    let candidates = listed.await.map_err(failed)?;
     let mut found = BTreeSet::new();
     for names in candidates.chunks(BATCH) {
         let read = git.command("cat-file").git_dir(dir).args(["--batch"]).input(names.concat());

@@ -18,15 +18,18 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use tarn_crds::repo::RepoId;
 
 use crate::{
-    files::remove_tree,
-    git::{orphans, refs::STAGED_SUFFIX},
+    files::{STAGED_SUFFIX, blocking, remove_tree},
+    git::orphans,
 };
 
 /// How long an agent that is just ending may keep the lock: a killed one's last child holds it until that
@@ -195,6 +198,15 @@ impl Disk {
             Ok(()) => fs::remove_dir_all(aside),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Discards the work directory at `work`, off the runtime's threads. One that cannot be removed only takes room
+    /// until the next start.
+    pub async fn clear(self: &Arc<Self>, work: PathBuf) {
+        let disk = self.clone();
+        if let Err(error) = blocking(move || disk.discard(&work)).await {
+            tracing::warn!(%error, "what was left in staging is removed at the next start");
         }
     }
 }

@@ -10,11 +10,14 @@ use super::{
     Limits,
     disk::{Disk, size},
 };
-use crate::git::{
-    Git, GitError, Oid, RefSet,
-    refs::RefsError,
-    remote::{self, Patience, Remote},
-    stderr::FailureKind,
+use crate::{
+    files::blocking,
+    git::{
+        Git, GitError, Oid, RefSet,
+        refs::RefsError,
+        remote::{self, Patience, Remote},
+        stderr::FailureKind,
+    },
 };
 
 /// Why a clone or fetch failed.
@@ -141,8 +144,4 @@ impl Fetch {
         tokio::task::spawn_blocking(move || target.write(&dir)).await.map_err(io::Error::other)??;
         Ok(())
     }
-}
-
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -39,6 +39,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Archive, CheckpointError, publish::Checkpoint, restore::Outcome, turns::Lift},
+    files::blocking,
     git::{
         Git, GitError, ObjectFormat, Oid, RefSet, pack,
         remote::{self, Remote},
@@ -315,7 +316,7 @@ impl Task {
         };
         tracing::warn!(problem, "the mirror on the disk is damaged; it will be made anew");
         let (disk, dir) = (self.disk.clone(), self.dir.clone());
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || disk.discard(&dir)).await {
+        if let Err(error) = blocking(move || disk.discard(&dir)).await {
             tracing::warn!(%error, "the damaged mirror cannot be removed");
         }
     }

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     blockfile::{BlockFile, BlockFileError, Digest, Reader, digest_file},
+    files::blocking,
     git::{Git, GitError},
     lfs::{FetchError, Lfs, tree},
     metrics::{Metrics, Outcome},
@@ -222,11 +223,7 @@ impl Keeper {
     async fn make(&self, commit: &str) -> Result<State, Error> {
         let work = self.disk.staging();
         let made = self.make_in(&work, commit).await;
-        let disk = self.disk.clone();
-        let removed = tokio::task::spawn_blocking(move || disk.discard(&work)).await;
-        if let Ok(Err(error)) = removed {
-            tracing::warn!(%error, "what gathering LFS objects left in staging is removed at the next start");
-        }
+        self.disk.clear(work).await;
         made
     }
 
@@ -249,8 +246,7 @@ impl Keeper {
         let _turn = self.limits.snapshots.acquire().await;
         calm(&self.metrics).await;
         let (dir, name, work) = (self.dir(), commit.to_owned(), work.to_owned());
-        let written = tokio::task::spawn_blocking(move || write(&work, &dir, &name));
-        let (path, content) = written.await.map_err(io::Error::other)??;
+        let (path, content) = blocking(move || write(&work, &dir, &name)).await?;
         tracing::info!(commit, objects = count, bytes = content.0, "LFS objects gathered");
         Ok(State::Held(hold(&path, commit.to_owned(), time, content).await?))
     }
@@ -280,7 +276,7 @@ impl Keeper {
                 fetched => fetched?,
             };
             let to = into.join(object.oid.path());
-            tokio::task::spawn_blocking(move || reading.link(&to)).await.map_err(io::Error::other)??;
+            blocking(move || reading.link(&to)).await?;
             Ok::<_, Error>(1)
         });
         gathered.buffer_unordered(AT_ONCE).try_fold(0, async |sum, one| Ok(sum + one)).await

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     blockfile::{Blame, BlockFile, BlockFileError, Download, Options, Reader, Source},
     checkpoint::manifest::Generation,
+    files::blocking,
     git::Git,
     metrics::{Metrics, Outcome},
     peers::Peers,
@@ -442,14 +443,14 @@ impl Keeper {
         let newer = self.newer.as_ref().map(|(snapshot, _)| snapshot.digest);
         let kept: Vec<_> = held.map(|held| held.snapshot.digest).into_iter().chain(newer).collect();
         let local = self.work.local.clone();
-        let tidied = tokio::task::spawn_blocking(move || {
+        let tidied = blocking(move || {
             local.prepare()?;
             if let Some(whole) = whole {
                 local.keep(&whole)?;
             }
             local.remove_others(&kept)
         });
-        if let Ok(Err(error)) = tidied.await {
+        if let Err(error) = tidied.await {
             tracing::warn!(%error, "the directory of snapshots cannot be kept in order");
         }
     }
@@ -528,11 +529,7 @@ impl Work {
             Ok(Some((archive, snapshot))) => self.place(archive.clone(), snapshot.clone()).await.map(Some),
             _ => Ok(None),
         };
-        let disk = self.disk.clone();
-        let removed = tokio::task::spawn_blocking(move || disk.discard(&work)).await;
-        if let Ok(Err(error)) = removed {
-            tracing::warn!(%error, "what building a snapshot left in staging is removed at the next start");
-        }
+        self.disk.clear(work).await;
         let result = built.and(placed);
         self.metrics.snapshot_builds.get_or_create(&Outcome::of(&result, SnapshotError::reason)).inc();
         self.metrics.snapshot_build_seconds.observe(began.elapsed().as_secs_f64());
@@ -547,7 +544,7 @@ impl Work {
         let (local, to) = (self.local.clone(), self.local.archive(snapshot.digest));
         let path = to.clone();
         let rename = move || local.prepare().and_then(|()| std::fs::rename(archive, to));
-        tokio::task::spawn_blocking(rename).await.map_err(std::io::Error::other)??;
+        blocking(rename).await?;
         let reader = BlockFile::whole(&path, snapshot.bytes, snapshot.blocks.clone()).await?;
         Ok((snapshot, reader))
     }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{blockfile::Digest, git::refs::STAGED_SUFFIX, snapshot::manifest::Snapshot};
+use crate::{blockfile::Digest, files, snapshot::manifest::Snapshot};
 
 /// The directory with one mirror's snapshots.
 #[derive(Clone, Debug)]
@@ -46,12 +46,7 @@ impl Local {
 
     /// Says that the archive of `snapshot` is whole: it is found after a restart.
     pub(super) fn keep(&self, snapshot: &Snapshot) -> io::Result<()> {
-        let path = self.manifest(snapshot.digest);
-        let mut staged = path.clone().into_os_string();
-        staged.push(STAGED_SUFFIX);
-        fs::write(&staged, snapshot.to_json())?;
-        fs::File::open(&staged)?.sync_data()?;
-        fs::rename(&staged, path)
+        files::replace(&self.manifest(snapshot.digest), &snapshot.to_json())
     }
 
     /// Removes all but `kept`; who reads the others goes on.

@@ -14,7 +14,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 
 use super::{S3Store, client, errors, errors::Asked, timestamp};
-use crate::store::{PutMode, Store, StoreError, check_prefix};
+use crate::{
+    files::blocking,
+    store::{PutMode, Store, StoreError, check_prefix},
+};
 
 /// Files up to this length are sent whole.
 const WHOLE: u64 = 16 << 20;
@@ -31,11 +34,11 @@ const AT_ONCE: usize = 4;
 pub(super) async fn put_file(store: &S3Store, key: &str, path: &Path) -> Result<(), StoreError> {
     store.full(key)?;
     let named = path.to_owned();
-    let opened = tokio::task::spawn_blocking(move || {
+    let opened = blocking(move || {
         let file = File::open(&named)?;
         Ok((file.metadata()?.len(), file))
     });
-    let (length, file) = joined(opened.await).map_err(|error| StoreError::local(path, &error))?;
+    let (length, file) = opened.await.map_err(|error| StoreError::local(path, &error))?;
     let file = Arc::new(file);
     if length <= WHOLE {
         let body = read(&file, path, 0, length).await?;
@@ -188,16 +191,12 @@ fn part_length(length: u64) -> u64 {
 
 async fn read(file: &Arc<File>, path: &Path, start: u64, length: u64) -> Result<Bytes, StoreError> {
     let file = file.clone();
-    let done = tokio::task::spawn_blocking(move || {
+    let done = blocking(move || {
         let mut part = BytesMut::zeroed(usize::try_from(length).map_err(io::Error::other)?);
         file.read_exact_at(&mut part, start)?;
         Ok(part.freeze())
     });
-    joined(done.await).map_err(|error| StoreError::local(path, &error))
-}
-
-fn joined<T>(done: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
-    done.map_err(io::Error::other)?
+    done.await.map_err(|error| StoreError::local(path, &error))
 }
 
 #[cfg(test)]
