@@ -138,6 +138,11 @@ impl StoreError {
     fn local(path: &Path, error: &io::Error) -> Self {
         Self::Local { path: path.display().to_string(), reason: error.to_string() }
     }
+
+    /// Whether the object itself is at fault, and not the way to it: another attempt finds the same.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::TooLarge { .. } | Self::Corrupt(_))
+    }
 }
 
 /// The body of an object, or of a part of it, as it arrives.

@@ -102,12 +102,8 @@ impl Lineage {
 
     /// A small object that `generation` needs.
     async fn object(&self, generation: Generation, key: &str, limit: u64) -> Result<Bytes, CheckpointError> {
-        self.store.get(key, limit).await.map_err(|error| match error {
-            StoreError::NotFound(_) | StoreError::TooLarge { .. } | StoreError::Corrupt(_) => {
-                generation.damaged(error)
-            }
-            _ => error.into(),
-        })
+        let got = self.store.get(key, limit).await;
+        got.map_err(|error| if error.is_damage() { generation.damaged(error) } else { error.into() })
     }
 
     /// Makes sure that the store has every pack that `manifest` names, in its length.
@@ -137,12 +133,19 @@ impl Lineage {
         agent: &str,
         reason: &str,
     ) -> Result<(), StoreError> {
-        let mark = json!({ "agent": agent, "time": Timestamp::now(), "reason": reason });
-        let body = Bytes::from(mark.to_string());
-        match self.store.put(&self.keys.bad(generation), body, PutMode::Create).await {
-            Err(StoreError::Exists(_)) => Ok(()),
-            result => result,
-        }
+        mark_bad(&*self.store, &self.keys.bad(generation), agent, reason).await
+    }
+}
+
+/// Creates the mark at `key`, unless somebody has.
+///
+/// # Errors
+/// The store's.
+pub async fn mark_bad(store: &dyn Store, key: &str, agent: &str, reason: &str) -> Result<(), StoreError> {
+    let mark = json!({ "agent": agent, "time": Timestamp::now(), "reason": reason });
+    match store.put(key, Bytes::from(mark.to_string()), PutMode::Create).await {
+        Err(StoreError::Exists(_)) => Ok(()),
+        result => result,
     }
 }
 

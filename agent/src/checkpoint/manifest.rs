@@ -82,6 +82,13 @@ pub struct Writer {
     pub nonce: String,
 }
 
+impl Writer {
+    /// An attempt of this agent, told from all others by its nonce.
+    pub fn new(agent: &str) -> Self {
+        Self { agent: agent.to_owned(), nonce: format!("{:032x}", rand::random::<u128>()) }
+    }
+}
+
 /// The object with the list of refs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

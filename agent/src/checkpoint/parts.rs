@@ -7,12 +7,10 @@
 
 use std::{fs, io, path::PathBuf};
 
-use tokio::task::spawn_blocking;
-
 use super::manifest::{File, Manifest};
 use crate::{
     blockfile::{BlockFile, BlockFileError, Digest},
-    files::remove_tree,
+    files::{blocking, remove_tree},
 };
 
 /// The directory of one mirror.
@@ -60,7 +58,7 @@ impl Parts {
             let packs = repository.join("objects/pack");
             names.iter().try_for_each(|name| fs::hard_link(parts.join(name), packs.join(name)))
         };
-        spawn_blocking(link).await.map_err(io::Error::other)?
+        blocking(link).await
     }
 }
 

@@ -4,7 +4,7 @@
 //! that no manifest names; [`super::retain`] removes them.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     blockfile::{Digest, digest_file},
+    files::blocking,
     git::{Git, Oid, RefSet, pack, remote},
     store::{PutMode, StoreError},
 };
@@ -190,7 +191,7 @@ impl Publish {
             generation: parent.next,
             parent: parent.manifest.as_ref().map(|parent| parent.generation),
             time: Timestamp::now(),
-            writer: Writer { agent: self.agent.clone(), nonce: format!("{:032x}", rand::random::<u128>()) },
+            writer: Writer::new(&self.agent),
             object_format: self.refs.format().name().to_owned(),
             refs,
             packs,
@@ -277,7 +278,3 @@ impl Publish {
 
 /// A pack on the disk, its number of objects, and the refs object it adds to.
 type New = (PathBuf, u64, Option<Digest>);
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-}

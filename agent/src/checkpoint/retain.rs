@@ -111,15 +111,15 @@ pub async fn store_clock(store: &dyn Store) -> Result<Timestamp, StoreError> {
 const CLOCK: &str = "v1/_clock";
 
 /// Removes `garbage`: manifests first, so that none names what is gone. What such a manifest named goes the next
-/// time.
+/// time. Uploads below `prefix` that nobody has ended in a day end here.
 ///
 /// # Errors
 /// The store's; what is left goes the next time.
-pub async fn remove(lineage: &Lineage, garbage: &Garbage) -> Result<(), StoreError> {
+pub async fn remove(store: &dyn Store, prefix: &str, garbage: &Garbage) -> Result<(), StoreError> {
     for key in garbage.manifests.iter().chain(&garbage.objects) {
-        lineage.store.delete(key).await?;
+        store.delete(key).await?;
     }
-    lineage.store.abort_uploads(&lineage.keys.all(), GRACE).await?;
+    store.abort_uploads(prefix, GRACE).await?;
     Ok(())
 }
 

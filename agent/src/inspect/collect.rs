@@ -28,7 +28,7 @@ pub(super) async fn run(args: &GcArgs) -> Result<(), InspectError> {
         let garbage = retain::find(&lineage, usize::from(args.keep.max(1)), grace).await?;
         let archives = shelf.garbage(grace).await?;
         if !args.dry_run {
-            retain::remove(&lineage, &garbage).await?;
+            retain::remove(&*lineage.store, &lineage.keys.all(), &garbage).await?;
             shelf.remove(&archives).await?;
         }
         rows.push(Collected {

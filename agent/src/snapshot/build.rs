@@ -24,6 +24,7 @@ use super::{SnapshotError, archive, manifest::Snapshot};
 use crate::{
     blockfile::digest_file,
     checkpoint::manifest::Writer,
+    files::blocking,
     git::{Git, Head, ObjectFormat, Oid, Ref, RefSet, command::Command, pack},
 };
 
@@ -100,7 +101,7 @@ impl Build {
             Head::Symbolic(name) => Some(name.to_string()),
             Head::Detached(_) | Head::Missing => None,
         };
-        let writer = Writer { agent: self.agent.clone(), nonce: format!("{:032x}", rand::random::<u128>()) };
+        let writer = Writer::new(&self.agent);
         Ok(Some((archive, Snapshot::new(commit, branch, self.time, writer, blocks))))
     }
 
@@ -225,10 +226,6 @@ impl Drop for SetOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

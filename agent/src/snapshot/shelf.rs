@@ -2,22 +2,19 @@
 
 use std::{path::Path, time::Duration};
 
-use bytes::Bytes;
-use jiff::Timestamp;
-use serde_json::json;
-
 use super::{
     SnapshotError,
     manifest::{MAX_MANIFEST, Snapshot, SnapshotKeys},
 };
 use crate::{
     checkpoint::{
-        lineage::{Generations, generations_below},
+        lineage::{Generations, generations_below, mark_bad},
         manifest::Generation,
         retain::{self, Garbage},
     },
     store::{Meta, PutMode, SharedStore, StoreError, list_all},
 };
+use bytes::Bytes;
 
 /// How many snapshots are kept: the newest, and one to fall back to.
 const KEEP: usize = 2;
@@ -52,7 +49,11 @@ impl Shelf {
     /// # Errors
     /// The store's.
     pub async fn newest(&self) -> Result<Option<Snapshot>, SnapshotError> {
-        for generation in self.generations().await?.good() {
+        self.newest_of(&self.generations().await?).await
+    }
+
+    async fn newest_of(&self, generations: &Generations) -> Result<Option<Snapshot>, SnapshotError> {
+        for generation in generations.good() {
             match self.snapshot(generation).await {
                 Ok(found) => return Ok(Some(found)),
                 Err(SnapshotError::Damaged { generation, reason }) => {
@@ -76,10 +77,10 @@ impl Shelf {
         archive: &Path,
         known: Generation,
     ) -> Result<Published, SnapshotError> {
-        if let Some(newer) = self.newest().await?.filter(|newest| newest.generation > known) {
+        let generations = self.generations().await?;
+        if let Some(newer) = self.newest_of(&generations).await?.filter(|newest| newest.generation > known) {
             return Ok(Published::Theirs(newer));
         }
-        let generations = self.generations().await?;
         self.store.put_file(&snapshot.key(&self.keys), archive).await?;
         let generation = generations.next();
         let ours = Snapshot { generation, ..snapshot.clone() };
@@ -100,11 +101,7 @@ impl Shelf {
     /// # Errors
     /// The store's.
     pub async fn mark_bad(&self, generation: Generation, reason: &str) -> Result<(), StoreError> {
-        let mark = json!({ "agent": self.agent, "time": Timestamp::now(), "reason": reason });
-        match self.store.put(&self.keys.bad(generation), mark.to_string().into(), PutMode::Create).await {
-            Err(StoreError::Exists(_)) => Ok(()),
-            result => result,
-        }
+        mark_bad(&*self.store, &self.keys.bad(generation), &self.agent, reason).await
     }
 
     /// Removes what newer snapshots have pushed out, and archives without a manifest.
@@ -150,11 +147,7 @@ impl Shelf {
     /// # Errors
     /// The store's; what is left goes the next time.
     pub async fn remove(&self, garbage: &Garbage) -> Result<(), StoreError> {
-        for key in garbage.manifests.iter().chain(&garbage.objects) {
-            self.store.delete(key).await?;
-        }
-        self.store.abort_uploads(self.keys.all(), retain::GRACE).await?;
-        Ok(())
+        retain::remove(&*self.store, self.keys.all(), garbage).await
     }
 
     /// Which there are.
@@ -171,13 +164,9 @@ impl Shelf {
     /// [`SnapshotError::Damaged`] where its manifest is not there or makes no sense.
     pub async fn snapshot(&self, generation: Generation) -> Result<Snapshot, SnapshotError> {
         let damaged = |reason: String| SnapshotError::Damaged { generation, reason };
-        let text = match self.store.get(&self.keys.manifest(generation), MAX_MANIFEST).await {
-            Ok(text) => text,
-            Err(error @ (StoreError::NotFound(_) | StoreError::TooLarge { .. } | StoreError::Corrupt(_))) => {
-                return Err(damaged(error.to_string()));
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let got = self.store.get(&self.keys.manifest(generation), MAX_MANIFEST).await;
+        let text =
+            got.map_err(|error| if error.is_damage() { damaged(error.to_string()) } else { error.into() })?;
         let found = Snapshot::parse(&text).map_err(|error| damaged(error.to_string()))?;
         if found.generation != generation {
             return Err(damaged("its manifest belongs to another generation".into()));

@@ -20,6 +20,7 @@ use crate::{
         retain,
         turns::Urgency,
     },
+    files::blocking,
     git::RefSet,
     metrics::Outcome as Label,
     mirror::{
@@ -106,9 +107,7 @@ impl Task {
                     () = limits.cold.begun(), if yields => yields = false,
                 }
                 let (disk, staged) = (disk.clone(), staged.clone());
-                tokio::task::spawn_blocking(move || disk.discard(&staged))
-                    .await
-                    .map_err(std::io::Error::other)??;
+                blocking(move || disk.discard(&staged)).await?;
             };
             let found = matches!(&outcome, Ok(Outcome { restored: Some(_), .. }));
             let place = move || {
@@ -116,7 +115,7 @@ impl Task {
                 // Only a process that ends leaves them: what failed here clones next, and needs the room.
                 disk.discard(&parts)
             };
-            tokio::task::spawn_blocking(place).await.map_err(std::io::Error::other)??;
+            blocking(place).await?;
             if found {
                 FailPoint::RestorePlaced.reached();
             }
@@ -199,10 +198,7 @@ impl Task {
             }
             let _turn = archive.publishes.acquire().await;
             let made = archive.publish(publish).await;
-            let removed = tokio::task::spawn_blocking(move || disk.discard(&work)).await;
-            if let Ok(Err(error)) = removed {
-                tracing::warn!(%error, "what publishing left in staging is removed at the next start");
-            }
+            disk.clear(work).await;
             if collect && made.is_ok() {
                 collect_garbage(&lineage, keep).await;
             }
@@ -293,7 +289,7 @@ fn trouble(error: &CheckpointError) -> Trouble {
 async fn collect_garbage(lineage: &crate::checkpoint::lineage::Lineage, keep: usize) {
     let collected = async {
         let garbage = retain::find(lineage, keep, retain::GRACE).await?;
-        retain::remove(lineage, &garbage).await?;
+        retain::remove(&*lineage.store, &lineage.keys.all(), &garbage).await?;
         Ok::<_, CheckpointError>(garbage)
     };
     match collected.await {
