@@ -246,7 +246,17 @@ impl Staged {
         let parent = path.parent().unwrap_or(root);
         let mut attempts = 0;
         loop {
-            fs::create_dir_all(parent).map_err(|error| failed(parent, &error))?;
+            match fs::create_dir_all(parent) {
+                // A delete takes directories away while they are made: it may leave the impression that one exists
+                // and is none.
+                Err(error)
+                    if attempts < 20 && (is_absent(&error) || error.kind() == ErrorKind::AlreadyExists) =>
+                {
+                    attempts += 1;
+                    continue;
+                }
+                made => made.map_err(|error| failed(parent, &error))?,
+            }
             let named = match mode {
                 PutMode::Create => fs::hard_link(&self.path, path),
                 PutMode::Overwrite => fs::rename(&self.path, path),
