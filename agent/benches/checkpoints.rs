@@ -4,22 +4,25 @@
 #![expect(clippy::print_stdout, reason = "its results are what it is for")]
 #![expect(clippy::indexing_slicing, reason = "a missing field of a JSON answer is a null")]
 
+mod shared;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::Value;
+use shared::{RANGE, SHAPED, builder, client, median, mib, repository, shown};
 use tarn_agent::checkpoint::lineage::Lineage;
 use tarn_agent::checkpoint::manifest::{FileKind, Keys, Manifest};
 use tarn_agent::checkpoint::publish::Publish;
 use tarn_agent::git::{Git as AgentGit, ObjectFormat, RefSet};
 use tarn_agent::store::{S3Options, SharedStore, StoreLocation, list_all, open};
 use tarn_crds::repo::RepoId;
-use tarn_testkit::agent::{Agent, Builder, repo_id};
+use tarn_testkit::agent::{Agent, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::measure::peak_rss;
@@ -27,11 +30,8 @@ use tarn_testkit::proxy::{FaultProxy, Trouble};
 use tarn_testkit::s3::S3Server;
 
 const ROUNDS: usize = 5;
-/// As many ranges at once as a restore has, of the same length.
+/// As many ranges at once as a restore has.
 const AT_ONCE: usize = 16;
-const RANGE: u64 = 8 << 20;
-/// 2 Gbit/s.
-const SHAPED: u64 = 250_000_000;
 const PUBLISHES: usize = 1000;
 
 fn main() -> Result<()> {
@@ -71,29 +71,6 @@ impl Part {
             Self::Large => "large",
         }
     }
-}
-
-/// The repository that `make large` and `make bench` generate and keep.
-fn repository() -> Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
-        PathBuf::from,
-    );
-    for entry in std::fs::read_dir(cache.join("tarn/bench")).context("run `make large` first")? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("full-") {
-            return Ok(entry.path().join("repo.git"));
-        }
-    }
-    anyhow::bail!("there is no repository yet: run `make large` first")
-}
-
-fn builder(endpoint: &str) -> Builder {
-    Builder::new(env!("CARGO_BIN_EXE_tarn-agent"))
-        .without_manifests()
-        .file_upstreams()
-        .bucket("bench", endpoint)
-        .env("NO_PROXY", "127.0.0.1")
 }
 
 /// A repository that one agent has published, and a line to the store that can be narrowed.
@@ -181,10 +158,7 @@ async fn side_by_side(published: &Published, lines: &[(&str, Option<u64>)], roun
     let endpoint = format!("http://{}", line.address());
     let objects = s3.bucket_dir().join("bench/v1").join(id.store_prefix()).join("packs");
     let bytes: u64 = std::fs::read_dir(&objects)?.map(|e| Ok(e?.metadata()?.len())).sum::<Result<u64>>()?;
-    println!(
-        "restore of {:.0} MiB, {rounds} rounds, median (range); seconds",
-        bytes as f64 / f64::from(1 << 20)
-    );
+    println!("restore of {:.0} MiB, {rounds} rounds, median (range); seconds", mib(bytes));
     let store = client(&endpoint)?;
     for (name, bandwidth) in lines {
         line.set(Trouble { bandwidth: *bandwidth, ..Trouble::default() });
@@ -281,17 +255,6 @@ async fn fetch(origin: &Repo, agent: &Agent, repo: &str) -> Result<Duration> {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(began.elapsed())
-}
-
-fn client(endpoint: &str) -> Result<SharedStore> {
-    // The default chain reads the environment of this process; it is set by the Makefile.
-    let location: StoreLocation = format!("s3://{}/bench", S3Server::BUCKET).parse()?;
-    let options = S3Options {
-        endpoint: Some(endpoint.to_owned()),
-        region: Some(S3Server::REGION.to_owned()),
-        path_style: true,
-    };
-    Ok(open(&location, options)?)
 }
 
 /// Downloads all objects below `prefix` in parallel ranges into preallocated files, and syncs them.
@@ -406,15 +369,4 @@ async fn publishes() -> Result<()> {
         meta as f64 / 1024.0
     );
     Ok(())
-}
-
-fn median(times: &[Duration]) -> f64 {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).map_or(0.0, Duration::as_secs_f64)
-}
-
-fn shown(times: &[Duration]) -> String {
-    let seconds = |time: Option<&Duration>| time.map_or(0.0, Duration::as_secs_f64);
-    format!("{:.2} ({:.2}-{:.2})", median(times), seconds(times.iter().min()), seconds(times.iter().max()))
 }

@@ -4,17 +4,20 @@
 #![expect(clippy::print_stdout, reason = "its results are what it is for")]
 #![expect(clippy::indexing_slicing, reason = "a missing field of a JSON answer is a null")]
 
+mod shared;
+
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http::Method;
-use tarn_agent::store::{S3Options, SharedStore, StoreLocation, open};
+use shared::{RANGE, SHAPED, builder, client, median, mib, ratios, repository, shown};
+use tarn_agent::store::SharedStore;
 use tarn_crds::repo::RepoId;
-use tarn_testkit::agent::{Agent, Builder, repo_id};
+use tarn_testkit::agent::{Agent, repo_id};
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::load::{Client, Download};
 use tarn_testkit::measure::{Server, Usage, peak_rss, reaped_cpu};
@@ -23,11 +26,10 @@ use tarn_testkit::proxy::{FaultProxy, HttpFaultProxy, Trouble};
 use tarn_testkit::s3::S3Server;
 
 const ROUNDS: usize = 5;
-/// Ranges of the raw download at once, and their length: as the agent's own.
+/// An agent without children for so long has done all its upkeep: it begins that after 5 quiet seconds.
+const CALM: Duration = Duration::from_secs(15);
+/// Ranges of the raw download at once: as the agent's own.
 const AT_ONCE: usize = 8;
-const RANGE: u64 = 8 << 20;
-/// 2 Gbit/s.
-const SHAPED: u64 = 250_000_000;
 
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -102,20 +104,26 @@ impl Stage {
                 let (took, byte) = self.raw(&store).await?;
                 raw.push(took);
                 raw_first.push(byte);
-                let agent = self.cold_agent(&endpoint).await?;
+                // Each agent ends before the next is measured: else it would go on with its restore meanwhile.
+                let mut agent = self.cold_agent(&endpoint).await?;
                 let (took, byte) = read(&agent, &self.target(), self.bytes).await?;
+                agent.kill9().await?;
                 total.push(took);
                 busy.push(byte);
-                // The same once the mirror's restore is over and the line is free, as it was for the raw read.
-                let agent = self.cold_agent(&endpoint).await?;
+                // The same once the restore and what follows it are over, and line and processors are free, as they were
+                // for the raw read.
+                let mut agent = self.cold_agent(&endpoint).await?;
                 agent.wait_phase(&self.repo, "Ready").await?;
+                calm(agent.pid()?).await?;
                 first.push(read(&agent, &self.target(), self.bytes).await?.1);
+                agent.kill9().await?;
                 for (count, times) in &mut crowds {
-                    let agent = self.cold_agent(&endpoint).await?;
+                    let mut agent = self.cold_agent(&endpoint).await?;
                     let began = Instant::now();
                     let target = self.target();
                     try_join_all((0..*count).map(|_| read(&agent, &target, self.bytes))).await?;
                     times.push(began.elapsed());
+                    agent.kill9().await?;
                 }
             }
             println!("{name}: raw {} s, cold agent {} s", shown(&raw), shown(&total));
@@ -210,18 +218,21 @@ impl Stage {
         let target = self.target();
         let warmed = Client::new(&agent_url)?.download(Download::File(&target), |_| Ok(())).await?;
         ensure!(warmed.bytes == self.bytes, "{} bytes", warmed.bytes);
-        agent.calm(Duration::from_secs(5), Duration::from_secs(120)).await?;
+        agent.calm(CALM, Duration::from_secs(240)).await?;
 
         for clients in [1, 8] {
-            let (mut speed, mut cost) = (Vec::new(), Vec::new());
+            let (mut speed, mut cost, mut cpu) = (Vec::new(), Vec::new(), (Vec::new(), Vec::new()));
             for _ in 0..ROUNDS {
                 let ours = self.transfer(&agent, &agent_url, &target, clients).await?;
                 let theirs = self.transfer(&nginx, &nginx_url, "/archive", clients).await?;
                 speed.push(theirs.wall.as_secs_f64() / ours.wall.as_secs_f64());
+                cpu.0.push(ours.cpu);
+                cpu.1.push(theirs.cpu);
                 cost.push(ours.cpu.as_secs_f64() / theirs.cpu.as_secs_f64());
             }
             println!("warm, {clients} clients: throughput / nginx {} (bound 0.9)", ratios(&speed));
             println!("warm, {clients} clients: CPU / nginx {} (bound 1.3)", ratios(&cost));
+            println!("warm, {clients} clients: CPU {} s, nginx {} s", shown(&cpu.0), shown(&cpu.1));
         }
         let mut rate = Vec::new();
         for _ in 0..ROUNDS {
@@ -294,40 +305,6 @@ impl Stage {
     }
 }
 
-/// The repository that `make large` and `make bench` generate and keep.
-fn repository() -> Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
-        PathBuf::from,
-    );
-    for entry in std::fs::read_dir(cache.join("tarn/bench")).context("run `make large` first")? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("full-") {
-            return Ok(entry.path().join("repo.git"));
-        }
-    }
-    anyhow::bail!("there is no repository yet: run `make large` first")
-}
-
-fn builder(endpoint: &str) -> Builder {
-    Builder::new(env!("CARGO_BIN_EXE_tarn-agent"))
-        .without_manifests()
-        .file_upstreams()
-        .bucket("bench", endpoint)
-        .env("NO_PROXY", "127.0.0.1")
-}
-
-fn client(endpoint: &str) -> Result<SharedStore> {
-    // The default chain reads the environment of this process; it is set by the Makefile.
-    let location: StoreLocation = format!("s3://{}/bench", S3Server::BUCKET).parse()?;
-    let options = S3Options {
-        endpoint: Some(endpoint.to_owned()),
-        region: Some(S3Server::REGION.to_owned()),
-        path_style: true,
-    };
-    Ok(open(&location, options)?)
-}
-
 /// Reads what lies at `target`, which has so many bytes; how long all of it took, and its first byte.
 async fn read(agent: &Agent, target: &str, bytes: u64) -> Result<(Duration, Duration)> {
     let mut client = Client::new(&format!("http://{}", agent.git_address()?))?;
@@ -339,6 +316,21 @@ async fn read(agent: &Agent, target: &str, bytes: u64) -> Result<(Duration, Dura
     let got = got.await?;
     ensure!(got.bytes == bytes, "{} bytes, not {bytes}", got.bytes);
     Ok((began.elapsed(), first.context("no byte")?))
+}
+
+/// Waits until the agent with this process id has had no children for [`CALM`].
+async fn calm(pid: u32) -> Result<()> {
+    let (began, mut since) = (Instant::now(), Instant::now());
+    while since.elapsed() < CALM {
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            if !std::fs::read_to_string(thread?.path().join("children")).unwrap_or_default().is_empty() {
+                since = Instant::now();
+            }
+        }
+        ensure!(began.elapsed() < Duration::from_secs(240), "the agent is never idle");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Asks for headers, over eight connections at once.
@@ -363,28 +355,4 @@ async fn run(program: &Path, args: impl IntoIterator<Item = OsString>) -> Result
     let done = process::run(command, b"", Duration::from_secs(600)).await?;
     ensure!(done.status.success(), "{}: {}", program.display(), done.stderr);
     Ok((began.elapsed(), reaped_cpu()?.saturating_sub(cpu)))
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
-fn median(times: &[Duration]) -> f64 {
-    middle(&times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>())
-}
-
-fn middle(figures: &[f64]) -> f64 {
-    let mut sorted = figures.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
-}
-
-fn shown(times: &[Duration]) -> String {
-    ratios(&times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>())
-}
-
-fn ratios(figures: &[f64]) -> String {
-    let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = figures.iter().copied().fold(0.0, f64::max);
-    format!("{:.3} ({least:.3}-{most:.3})", middle(figures))
 }
