@@ -33,6 +33,7 @@ use crate::{
     },
     packs::Packs,
     peers::Peers,
+    popularity,
     report::{Reporter, lease},
     serve::{self, ServeError, Serving},
     shutdown,
@@ -128,12 +129,18 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
     let mut manifests = Manifests::new(config.manifests.clone(), flags, rules).map_err(manifests)?;
     let packs = Packs::new(&disk.packs(), PACK_BUDGET, metrics.clone())?;
-    let serving = Serving::new(fleet.clone(), git.clone(), &disk, packs, metrics.clone()).await?;
+    let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
+    let serving = Serving::new(fleet.clone(), git.clone(), &disk, packs, popularity, metrics.clone()).await?;
 
     let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
     let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));
     let stopping = shutdown::on_signal()?;
     let beating = heart.map(|heart| AbortOnDropHandle::new(tokio::spawn(heart.run(stopping.clone()))));
+    let counting = archive.as_ref().map(|archive| {
+        let (popularity, store, agent) = (&archive.popularity, &archive.store, &archive.agent);
+        let counting = popularity::run(popularity.clone(), store.clone(), agent.clone(), stopping.clone());
+        AbortOnDropHandle::new(tokio::spawn(counting))
+    });
     let git_port = listen(config.listen).await?;
     let admin_port = listen(config.admin_listen).await?;
     let watching = match cluster {
@@ -165,6 +172,9 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     }
     if let Some(Err(error)) = OptionFuture::from(beating).await {
         tracing::warn!(%error, "the others will notice by themselves that this agent has gone");
+    }
+    if let Some(Err(error)) = OptionFuture::from(counting).await {
+        tracing::warn!(%error, "the last counts of clones are lost");
     }
     stopped.cancel();
     drop(admin);

@@ -31,6 +31,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
     git::GitError,
+    popularity::Popularity,
     store::{Capabilities, SharedStore, StoreError, probe::probe},
 };
 use lease::Lease;
@@ -59,6 +60,8 @@ pub struct Archive {
     pub flights: Arc<Semaphore>,
     /// Whose restore is next.
     pub restores: Turns,
+    /// How often mirrors are asked for.
+    pub popularity: Popularity,
     /// Publishings at once.
     pub publishes: Semaphore,
     capable: OnceCell<Capabilities>,
@@ -67,11 +70,13 @@ pub struct Archive {
 impl Archive {
     /// The store of the agent called `agent`.
     pub fn new(store: SharedStore, agent: String) -> Self {
+        let popularity = Popularity::default();
         Self {
             store,
             agent,
             flights: Arc::new(Semaphore::new(FLIGHTS)),
-            restores: Turns::new(RESTORES),
+            restores: Turns::new(RESTORES, popularity.clone()),
+            popularity,
             publishes: Semaphore::new(PUBLISHES),
             capable: OnceCell::new(),
         }

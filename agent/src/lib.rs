@@ -12,6 +12,7 @@ pub mod git;
 pub mod protocol;
 pub mod upstream;
 pub mod store;
+pub mod popularity;
 pub mod config;
 pub mod tail;
 pub mod packs;

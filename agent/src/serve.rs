@@ -35,6 +35,7 @@ use crate::{
     metrics::{Metrics, Route},
     mirror::{Mirror, disk::Disk, freshness::Freshness},
     packs::Packs,
+    popularity::{Popularity, day::Taken},
     protocol::advertisement::{AdvertisementError, Capabilities},
 };
 use error::Failure;
@@ -58,6 +59,8 @@ pub struct Serving {
     packs: Packs,
     queue: Queue,
     rendered: Rendered,
+    /// Where agents tell each other what is asked for, if they share a store.
+    popularity: Option<Popularity>,
 }
 
 /// Why serving cannot begin.
@@ -84,13 +87,31 @@ impl Serving {
         git: Git,
         disk: &Disk,
         packs: Packs,
+        popularity: Option<Popularity>,
         metrics: Metrics,
     ) -> Result<Self, ServeError> {
         let sha1 = capabilities(&git, disk, ObjectFormat::Sha1).await?;
         let sha256 = capabilities(&git, disk, ObjectFormat::Sha256).await?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let queue = Queue::new(processors * UPLOAD_PACKS_PER_PROCESSOR);
-        Ok(Self { fleet, git, metrics, sha1, sha256, packs, queue, rendered: Rendered::default() })
+        Ok(Self {
+            fleet,
+            git,
+            metrics,
+            sha1,
+            sha256,
+            packs,
+            queue,
+            popularity,
+            rendered: Rendered::default(),
+        })
+    }
+
+    /// Somebody is given something of `mirror`.
+    fn count(&self, mirror: &Mirror, taken: Taken) {
+        if let Some(popularity) = &self.popularity {
+            popularity.count(mirror.id(), taken);
+        }
     }
 
     fn capabilities(&self, format: ObjectFormat) -> &Capabilities {

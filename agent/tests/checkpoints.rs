@@ -8,6 +8,7 @@ mod disk;
 mod lease;
 mod outage;
 mod peers;
+mod popularity;
 mod publish;
 mod race;
 mod restore;

@@ -16,6 +16,7 @@ use crate::{
     git::Head,
     mirror::{Mirror, Trouble, View},
     peers::Peers,
+    popularity::day::Uses,
 };
 
 /// The whole answer.
@@ -69,6 +70,8 @@ pub struct MirrorStatus {
     snapshot: Option<SnapshotStatus>,
     /// The agent whose turn it is to publish checkpoints; null until the others are known.
     publisher: Option<String>,
+    /// How often it was asked for within two weeks, as far as the store says; null without a store.
+    uses: Option<Uses>,
     /// Why it waits or fails; empty while all is well.
     message: String,
     progress: Option<String>,
@@ -181,6 +184,7 @@ fn mirror(mirror: &Mirror, store: Option<&Probed>) -> MirrorStatus {
             local: snapshots.progress().map_or(0, |progress| progress.verified),
         }),
         publisher: store.and_then(|store| store.peers.owner(mirror.id())),
+        uses: store.map(|store| store.archive.popularity.of(mirror.id())),
         message: message.unwrap_or_default(),
         progress: mirror.progress(),
         conditions: conditions(&facts(&view, snapshots.trouble.as_ref(), settings.suspend)),
@@ -204,6 +208,7 @@ fn stalled(stalled: Stalled) -> MirrorStatus {
         checkpoint: None,
         snapshot: None,
         publisher: None,
+        uses: None,
         message: stalled.message,
         progress: None,
         conditions: conditions(&facts),

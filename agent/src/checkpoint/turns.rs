@@ -1,4 +1,4 @@
-//! Whose restore is next: first the mirrors that somebody waits for, then in the order of arrival.
+//! Whose restore is next: first the mirrors that somebody waits for, then the popular ones, then in the order of arrival.
 //!
 //! What decides is the pure [`Queue`]. A [`Place`] in it is given up by dropping it, before its turn or after.
 
@@ -8,7 +8,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tarn_crds::repo::RepoId;
 use tokio::sync::oneshot;
+
+use crate::popularity::Popularity;
 
 /// How much it matters that a mirror is restored soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,18 +24,22 @@ pub enum Urgency {
 
 /// As many turns at once as it was made with. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Turns(Arc<Mutex<Queue<oneshot::Sender<()>>>>);
+pub struct Turns {
+    queue: Arc<Mutex<Queue<oneshot::Sender<()>>>>,
+    popularity: Popularity,
+}
 
 impl Turns {
     /// Lets `free` go at once.
-    pub fn new(free: usize) -> Self {
-        Self(Arc::new(Mutex::new(Queue { free, next: 0, waiting: BTreeMap::new() })))
+    pub fn new(free: usize, popularity: Popularity) -> Self {
+        let queue = Queue { free, next: 0, waiting: BTreeMap::new() };
+        Self { queue: Arc::new(Mutex::new(queue)), popularity }
     }
 
-    /// Queues up; also gives what makes the place urgent later.
-    pub fn enter(&self, urgency: Urgency) -> (Place, Lift) {
+    /// Queues up for `id`; also gives what makes the place urgent later.
+    pub fn enter(&self, id: &RepoId, urgency: Urgency) -> (Place, Lift) {
         let (called, turn) = oneshot::channel();
-        let ticket = self.lock().enter(urgency, called);
+        let ticket = self.lock().enter(id.clone(), urgency, called);
         self.call();
         (Place { turns: self.clone(), ticket, turn }, Lift { turns: self.clone(), ticket })
     }
@@ -40,7 +47,8 @@ impl Turns {
     /// Calls those whose turn it is.
     fn call(&self) {
         let mut queue = self.lock();
-        while let Some(called) = queue.next() {
+        // What is popular may have become known since they came.
+        while let Some(called) = queue.next(|id| self.popularity.of(id).weight()) {
             // Whoever has gone in this instant gives its turn back when it gets the lock.
             let _ = called.send(());
         }
@@ -48,7 +56,7 @@ impl Turns {
 
     fn lock(&self) -> MutexGuard<'_, Queue<oneshot::Sender<()>>> {
         // Each step leaves the queue whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,30 +102,39 @@ impl Lift {
 struct Queue<W> {
     free: usize,
     next: u64,
-    waiting: BTreeMap<u64, (Urgency, W)>,
+    waiting: BTreeMap<u64, Waiting<W>>,
+}
+
+#[derive(Debug)]
+struct Waiting<W> {
+    id: RepoId,
+    urgency: Urgency,
+    who: W,
 }
 
 impl<W> Queue<W> {
-    fn enter(&mut self, urgency: Urgency, who: W) -> u64 {
+    fn enter(&mut self, id: RepoId, urgency: Urgency, who: W) -> u64 {
         let ticket = self.next;
         self.next += 1;
-        self.waiting.insert(ticket, (urgency, who));
+        self.waiting.insert(ticket, Waiting { id, urgency, who });
         ticket
     }
 
     fn lift(&mut self, ticket: u64) {
-        if let Some((urgency, _)) = self.waiting.get_mut(&ticket) {
-            *urgency = Urgency::Awaited;
+        if let Some(waiting) = self.waiting.get_mut(&ticket) {
+            waiting.urgency = Urgency::Awaited;
         }
     }
 
     /// Takes out whose turn it is; `None` while no turn is free or nobody waits.
-    fn next(&mut self) -> Option<W> {
+    fn next(&mut self, weight: impl Fn(&RepoId) -> u64) -> Option<W> {
         let left = self.free.checked_sub(1)?;
-        let place = |(ticket, (urgency, _)): &(&u64, &(Urgency, W))| (*urgency, Reverse(**ticket));
+        let place = |(ticket, waiting): &(&u64, &Waiting<W>)| {
+            (waiting.urgency, weight(&waiting.id), Reverse(**ticket))
+        };
         let ticket = *self.waiting.iter().max_by_key(place)?.0;
         self.free = left;
-        self.waiting.remove(&ticket).map(|(_, who)| who)
+        self.waiting.remove(&ticket).map(|waiting| waiting.who)
     }
 
     /// Gives a place up, or the turn that it has become.
@@ -136,41 +153,52 @@ mod tests {
         Queue { free, next: 0, waiting: BTreeMap::new() }
     }
 
+    fn id(name: &str) -> RepoId {
+        RepoId::from_route(&format!("example.org/{name}")).unwrap()
+    }
+
+    fn alike(_: &RepoId) -> u64 {
+        0
+    }
+
     #[test]
-    fn who_is_awaited_goes_first_and_otherwise_who_came_first() {
+    fn who_is_awaited_goes_first_then_who_is_popular_then_who_came_first() {
         let mut queue = queue(9);
-        queue.enter(Urgency::Idle, "first");
-        queue.enter(Urgency::Awaited, "second");
-        let third = queue.enter(Urgency::Idle, "third");
-        queue.enter(Urgency::Idle, "fourth");
+        queue.enter(id("plain"), Urgency::Idle, "first");
+        queue.enter(id("plain"), Urgency::Awaited, "second");
+        let third = queue.enter(id("plain"), Urgency::Idle, "third");
+        queue.enter(id("popular"), Urgency::Idle, "fourth");
+        queue.enter(id("plain"), Urgency::Idle, "fifth");
+        queue.enter(id("popular"), Urgency::Awaited, "sixth");
         queue.lift(third);
-        let order: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
-        assert_eq!(order, ["second", "third", "first", "fourth"]);
+        let weight = |id: &RepoId| if id.path() == "popular" { 7 } else { 0 };
+        let order: Vec<_> = std::iter::from_fn(|| queue.next(weight)).collect();
+        assert_eq!(order, ["sixth", "second", "third", "fourth", "first", "fifth"]);
     }
 
     #[test]
     fn no_more_go_than_there_are_turns() {
         let mut queue = queue(1);
-        let first = queue.enter(Urgency::Idle, "first");
-        let second = queue.enter(Urgency::Idle, "second");
-        queue.enter(Urgency::Idle, "third");
-        assert_eq!(queue.next(), Some("first"));
-        assert_eq!(queue.next(), None);
+        let first = queue.enter(id("x"), Urgency::Idle, "first");
+        let second = queue.enter(id("x"), Urgency::Idle, "second");
+        queue.enter(id("x"), Urgency::Idle, "third");
+        assert_eq!(queue.next(alike), Some("first"));
+        assert_eq!(queue.next(alike), None);
         queue.leave(second);
-        assert_eq!(queue.next(), None, "a place that was given up is no turn");
+        assert_eq!(queue.next(alike), None, "a place that was given up is no turn");
         queue.leave(first);
-        assert_eq!(queue.next(), Some("third"));
-        assert_eq!(queue.next(), None);
+        assert_eq!(queue.next(alike), Some("third"));
+        assert_eq!(queue.next(alike), None);
     }
 
     #[tokio::test]
     async fn a_dropped_place_passes_its_turn_on() {
-        let turns = Turns::new(1);
-        let (mut first, _) = turns.enter(Urgency::Idle);
+        let turns = Turns::new(1, Popularity::default());
+        let (mut first, _) = turns.enter(&id("x"), Urgency::Idle);
         first.called().await;
-        let (second, _) = turns.enter(Urgency::Idle);
-        let (mut third, lift) = turns.enter(Urgency::Idle);
-        let (fourth, _) = turns.enter(Urgency::Idle);
+        let (second, _) = turns.enter(&id("x"), Urgency::Idle);
+        let (mut third, lift) = turns.enter(&id("x"), Urgency::Idle);
+        let (fourth, _) = turns.enter(&id("x"), Urgency::Idle);
         lift.lift();
         drop(second);
         drop(first);
@@ -178,7 +206,7 @@ mod tests {
         // Called, and never heard of it.
         drop(third);
         drop(fourth);
-        let (mut last, _) = turns.enter(Urgency::Idle);
+        let (mut last, _) = turns.enter(&id("x"), Urgency::Idle);
         last.called().await;
     }
 }

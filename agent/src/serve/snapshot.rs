@@ -17,6 +17,7 @@ use super::{
 use crate::{
     blockfile::BlockFileError,
     mirror::{Mirror, snapshots::Offer},
+    popularity::day::Taken,
     snapshot::manifest::Snapshot,
 };
 
@@ -46,7 +47,13 @@ pub async fn handle(serving: &Serving, mirror: &Mirror, request: &Parts) -> Resu
     let offer = snapshots.open(patience).await?;
     refresh(mirror, &offer.snapshot);
     let sent = serving.metrics.snapshot_sent.clone();
-    Ok(respond(request, mirror, &offer.snapshot, |part| read(&offer, part, sent.clone())))
+    Ok(respond(request, mirror, &offer.snapshot, |part| {
+        // One download has many parts, and one that is the first.
+        if part.start == 0 {
+            serving.count(mirror, Taken::Snapshot);
+        }
+        read(&offer, part, sent.clone())
+    }))
 }
 
 /// The bytes of one part. Whoever reads them keeps the download going; an error cuts the connection, so that nobody

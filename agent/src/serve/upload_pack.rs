@@ -26,6 +26,7 @@ use crate::{
     metrics::{Lookup, Metrics},
     mirror::{BringError, Mirror, View},
     packs::{Keep, Spool},
+    popularity::day::Taken,
     protocol::{
         fetch::{Fetch, Key, annotated},
         request::{self, Request},
@@ -82,6 +83,7 @@ pub async fn handle(
         Request::Fetch(request) => {
             *label = "fetch";
             let wants = request.wants.clone();
+            serving.count(&mirror, taken(&mirror, &request));
             Ok(wanted(Some(*request)).serve(&wants).await.unwrap_or_else(Failure::into_packet))
         }
         Request::Negotiation { wants } => {
@@ -89,6 +91,13 @@ pub async fn handle(
             Ok(wanted(None).serve(&wants).await.unwrap_or_else(Failure::into_packet))
         }
     }
+}
+
+/// What a client that asks so is about. One that has nothing and wants no ref's object fills up a partial clone.
+fn taken(mirror: &Mirror, request: &Fetch) -> Taken {
+    let stored = mirror.view().stored;
+    let tip = |want: &Oid| stored.as_ref().is_none_or(|stored| stored.tips.contains(want));
+    if request.haves.is_empty() && request.wants.iter().any(tip) { Taken::Clone } else { Taken::Fetch }
 }
 
 /// The repository's object format; a client that comes here has asked `info/refs` before, so it is known

@@ -93,7 +93,7 @@ impl Task {
         let (disk, dir) = (self.disk.clone(), self.dir.clone());
         let limits = self.limits.clone();
         let urgency = if self.checkpoints.awaited { Urgency::Awaited } else { Urgency::Idle };
-        let (mut turn, lift) = archive.restores.enter(urgency);
+        let (mut turn, lift) = archive.restores.enter(&self.id, urgency);
         let run = async move {
             turn.called().await;
             let (staged, Parts(parts)) = (restore.staged.clone(), restore.parts.clone());
