@@ -79,7 +79,7 @@ fn decode(
     decoder.window_log_max(WINDOW_LOG)?;
     let mut total: u64 = 0;
     loop {
-        let mut block = from_writer.try_recv().unwrap_or_default();
+        let mut block = from_writer.try_recv().unwrap_or_else(|_| vec![0; BLOCK]);
         block.resize(BLOCK, 0);
         let mut filled = 0;
         while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
