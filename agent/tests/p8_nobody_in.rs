@@ -4,6 +4,7 @@ mod configuration;
 mod credentials;
 mod hostile;
 mod paths;
+mod ssh;
 mod undeclared;
 
 pub(crate) use self::credentials::{CANARY, CANARY_BASE64, expect_no_canary};

@@ -182,7 +182,6 @@ impl Git {
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_ASKPASS", "true")
             .env("GIT_ALLOW_PROTOCOL", transports)
-            .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
             .env("LC_ALL", "C")
             .env(MARK, &self.shared.mark)
             .process_group(0)
@@ -197,6 +196,8 @@ impl Git {
             "protocol.version=2",
             "core.hooksPath=/dev/null",
             "advice.detachedHead=false",
+            // Not by GIT_SSH_COMMAND, which would win over the one that names a Secret's key.
+            "core.sshCommand=ssh -oBatchMode=yes",
         ] {
             inner.args(["-c", setting]);
         }
