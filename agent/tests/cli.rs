@@ -196,8 +196,8 @@ async fn a_manifests_directory_that_is_not_there_is_named() -> Result<()> {
 
 #[tokio::test]
 async fn a_port_in_use_is_named() -> Result<()> {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let listener = std::net::TcpListener::bind(taken)?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = listener.local_addr()?;
     let data = tempfile::tempdir()?;
     let data = data.path().to_str().context("a plain path")?;
     for (mine, other) in [("--listen", "--admin-listen"), ("--admin-listen", "--listen")] {
