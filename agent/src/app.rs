@@ -10,7 +10,7 @@ use std::{
 
 use axum::Router;
 use futures_util::future::OptionFuture;
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     config::{self, Pod},
     fleet::{
         Fleet,
-        cluster::{self, Cluster, ClusterError, Scope},
+        cluster::{self, Cluster, ClusterError, Scope, endpoints},
         desired::{Rules, from_url},
         manifests::Manifests,
     },
@@ -27,15 +27,18 @@ use crate::{
     lfs::Lfs,
     metrics::Metrics,
     mirror::{
-        Settings, Shared,
+        Shared,
         disk::{Disk, DiskError},
         state::retry_delay,
     },
     packs::Packs,
-    peers::Peers,
+    peers::{
+        Peers,
+        addresses::{Address, Addresses},
+    },
     popularity,
     report::{Reporter, lease},
-    serve::{self, ServeError, Serving},
+    serve::{self, ServeError, Serving, proxy::Proxy},
     shutdown,
     store::{self, StoreError},
 };
@@ -61,9 +64,12 @@ pub enum StartError {
     /// The store's location makes no sense, or its directory cannot be used.
     #[error("--store: {0}")]
     Store(#[from] StoreError),
-    /// `--mirror` values; all that are wrong.
+    /// `--mirror` or `--peer` values; all that are wrong.
     #[error("{0}")]
-    Mirrors(String),
+    Flags(String),
+    /// The client for other agents.
+    #[error("cannot set up the client for other agents: {0}")]
+    Client(#[from] reqwest::Error),
     /// The manifests directory.
     #[error("cannot read {path}: {source}; --manifests must name a directory that this user may read")]
     Manifests {
@@ -97,7 +103,8 @@ pub enum StartError {
 /// It cannot start.
 pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let rules = Rules { allow_file: config.allow_file_upstreams, in_cluster: config.in_cluster };
-    let flags = flags(&config.mirrors, rules)?;
+    let flags = each("--mirror", &config.mirrors, |url| from_url(url, rules))?;
+    let (addresses, found) = Addresses::new(each("--peer", &config.peers, Address::parse)?);
     let cluster = cluster(&config).await?;
     if cluster.is_none() && config.manifests.is_none() && flags.is_empty() {
         tracing::warn!("nothing to mirror: give --manifests DIR or --mirror URL");
@@ -130,7 +137,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let mut manifests = Manifests::new(config.manifests.clone(), flags, rules).map_err(manifests)?;
     let packs = Packs::new(&disk.packs(), PACK_BUDGET, metrics.clone())?;
     let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
-    let serving = Serving::new(fleet.clone(), git.clone(), &disk, packs, popularity, metrics.clone()).await?;
+    let called = cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
+    let proxy = Proxy::new(called, addresses, metrics.clone())?;
+    let serving =
+        Serving::new(fleet.clone(), git.clone(), &disk, packs, popularity, proxy, metrics.clone()).await?;
 
     let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
     let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));
@@ -145,7 +155,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let admin_port = listen(config.admin_listen).await?;
     let watching = match cluster {
         // Not waited for: the API server may be away.
-        Some((scope, pod)) => in_cluster(&scope, pod, rules, &fleet, &metrics),
+        Some((scope, pod)) => in_cluster(&scope, pod, rules, &fleet, found, &metrics),
         None => {
             // Watching begins before the first reading, so that no change falls in between.
             let changes = manifests.changes();
@@ -196,11 +206,14 @@ fn in_cluster(
     pod: Pod,
     rules: Rules,
     fleet: &Arc<Fleet>,
+    found: watch::Sender<Arc<[Address]>>,
     metrics: &Metrics,
 ) -> Vec<AbortOnDropHandle<()>> {
     let cluster = Cluster::new(scope.clone(), rules, metrics.clone());
     let reporter = Reporter::new(scope, pod.clone(), fleet.clone(), cluster.board(), metrics.clone());
+    let peers = endpoints::follow(scope.clone(), found, metrics.clone());
     vec![
+        AbortOnDropHandle::new(tokio::spawn(peers)),
         AbortOnDropHandle::new(tokio::spawn(cluster.follow(fleet.clone()))),
         AbortOnDropHandle::new(tokio::spawn(reporter.run())),
         AbortOnDropHandle::new(tokio::spawn(lease::run(scope.clone(), pod, metrics.clone()))),
@@ -243,16 +256,21 @@ async fn probe(archive: Arc<Archive>, metrics: Metrics) {
     }
 }
 
-fn flags(urls: &[String], rules: Rules) -> Result<Vec<Settings>, StartError> {
-    let (mut settings, mut wrong) = (Vec::new(), Vec::new());
-    for (at, url) in urls.iter().enumerate() {
-        match from_url(url, rules) {
-            Ok(found) => settings.push(found),
-            // Not the value: it may hold a password.
-            Err(reason) => wrong.push(format!("--mirror number {}: {reason}", at + 1)),
+/// What the values of a repeated flag mean; else all that are wrong, by number and not by value, which may hold a
+/// password.
+fn each<T, E: std::fmt::Display>(
+    flag: &str,
+    values: &[String],
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Vec<T>, StartError> {
+    let (mut parsed, mut wrong) = (Vec::new(), Vec::new());
+    for (at, value) in values.iter().enumerate() {
+        match parse(value) {
+            Ok(found) => parsed.push(found),
+            Err(reason) => wrong.push(format!("{flag} number {}: {reason}", at + 1)),
         }
     }
-    if wrong.is_empty() { Ok(settings) } else { Err(StartError::Mirrors(wrong.join("; "))) }
+    if wrong.is_empty() { Ok(parsed) } else { Err(StartError::Flags(wrong.join("; "))) }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -85,6 +85,18 @@ pub struct Serve {
     )]
     pub heartbeat: u16,
 
+    /// Another agent's git port, such as http://10.0.0.7:8080, asked for what is not here yet; may be repeated. In a
+    /// cluster the agents find each other
+    #[arg(
+        long = "peer",
+        value_name = "URL",
+        env = "TARN_AGENT_PEER",
+        hide_env_values = true,
+        value_delimiter = ',',
+        conflicts_with = "in_cluster"
+    )]
+    pub peers: Vec<String>,
+
     /// Where git clients connect
     #[arg(
         long,
@@ -323,6 +335,7 @@ mod tests {
             &["--in-cluster", "--cache", "a,b=c"],
             &["--in-cluster", "--cache", "c", "--manifests", "m"],
             &["--in-cluster", "--cache", "c", "--mirror", "https://h/o/r"],
+            &["--in-cluster", "--cache", "c", "--peer", "http://h:1"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }

@@ -79,6 +79,26 @@ impl Lookup {
     pub const BYPASS: Self = Self { result: "bypass" };
 }
 
+/// What became of a request that was handed to a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Proxied {
+    /// `served`, `cold`, `refused`, `unreachable` or, of those served, `broken`.
+    pub outcome: &'static str,
+}
+
+impl Proxied {
+    /// The peer answers.
+    pub const SERVED: Self = Self { outcome: "served" };
+    /// The peer does not have the mirror either.
+    pub const COLD: Self = Self { outcome: "cold" };
+    /// The peer has the mirror and cannot answer, or is no agent.
+    pub const REFUSED: Self = Self { outcome: "refused" };
+    /// There is no connection to the peer, or it breaks before the answer begins.
+    pub const UNREACHABLE: Self = Self { outcome: "unreachable" };
+    /// An answer broke off in the middle.
+    pub const BROKEN: Self = Self { outcome: "broken" };
+}
+
 /// Handles on all metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -89,6 +109,10 @@ pub struct Metrics {
     pub answers: Family<Basis, Counter>,
     /// `tarn_serve_sent_bytes_total`: bytes of packs sent.
     pub sent: Counter,
+    /// `tarn_serve_proxied_total`: requests handed to peers, each attempt.
+    pub proxied: Family<Proxied, Counter>,
+    /// `tarn_serve_proxied_bytes_total`: bytes of peers' answers sent on.
+    pub proxied_bytes: Counter,
     /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
     pub pack_lookups: Family<Lookup, Counter>,
     /// `tarn_packs_kept_bytes`: length of the answers kept.
@@ -156,6 +180,8 @@ impl Metrics {
             requests: Family::default(),
             answers: Family::default(),
             sent: Counter::default(),
+            proxied: Family::default(),
+            proxied_bytes: Counter::default(),
             pack_lookups: Family::default(),
             pack_bytes: Gauge::default(),
             upload_packs: Gauge::default(),
@@ -189,6 +215,9 @@ impl Metrics {
         serve.register("requests", "Requests to the git port", metrics.requests.clone());
         serve.register("answers", "Answers about refs, by what they rested on", metrics.answers.clone());
         serve.register_with_unit("sent", "Bytes of packs sent", Unit::Bytes, metrics.sent.clone());
+        serve.register("proxied", "Requests handed to peers", metrics.proxied.clone());
+        let bytes = metrics.proxied_bytes.clone();
+        serve.register_with_unit("proxied", "Bytes of peers' answers sent on", Unit::Bytes, bytes);
         serve.register("upload_packs", "Running git upload-pack children", metrics.upload_packs.clone());
         let packs = registry.sub_registry_with_prefix("packs");
         packs.register(

@@ -10,6 +10,8 @@
 //! v1/_agents/<name>     the heartbeat of an agent; its content does not matter
 //! ```
 
+pub mod addresses;
+
 use std::{
     collections::BTreeMap,
     sync::Arc,

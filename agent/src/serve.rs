@@ -7,6 +7,7 @@ pub mod body;
 pub mod error;
 pub mod conditional;
 mod content;
+pub mod proxy;
 pub mod ensure_refs;
 pub mod info_refs;
 pub mod snapshot;
@@ -17,14 +18,19 @@ pub mod queue;
 pub mod rendered;
 pub mod upload_pack;
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
     extract::{ConnectInfo, Request, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
 
 use crate::{
@@ -39,6 +45,7 @@ use crate::{
     protocol::advertisement::{AdvertisementError, Capabilities},
 };
 use error::Failure;
+use proxy::{Ask, Origin, Proxy, is_cold};
 use queue::Queue;
 use rendered::Rendered;
 
@@ -57,6 +64,7 @@ pub struct Serving {
     sha1: Capabilities,
     sha256: Capabilities,
     packs: Packs,
+    proxy: Proxy,
     queue: Queue,
     rendered: Rendered,
     /// Where agents tell each other what is asked for, if they share a store.
@@ -88,6 +96,7 @@ impl Serving {
         disk: &Disk,
         packs: Packs,
         popularity: Option<Popularity>,
+        proxy: Proxy,
         metrics: Metrics,
     ) -> Result<Self, ServeError> {
         let sha1 = capabilities(&git, disk, ObjectFormat::Sha1).await?;
@@ -101,6 +110,7 @@ impl Serving {
             sha1,
             sha256,
             packs,
+            proxy,
             queue,
             popularity,
             rendered: Rendered::default(),
@@ -129,6 +139,46 @@ impl Serving {
             Access::Anonymous => Ok(mirror),
             access => Err(Failure::access(&id, access)),
         }
+    }
+
+    /// The mirror behind a route that another agent may ask for. It may know of declarations that have not come here
+    /// yet: what it then asks for is not here, and not wrong.
+    fn mirror_for(&self, route: &str, origin: Origin) -> Result<Mirror, Failure> {
+        match RepoId::from_route(route) {
+            Ok(id) if origin == Origin::Peer && self.fleet.get(&id).is_none() => Err(Failure::cold()),
+            _ => self.mirror(route),
+        }
+    }
+
+    /// The answer of an agent that has the mirror, for one that is cold here; `None` where none has it.
+    ///
+    /// # Errors
+    /// An agent asks that has it not either.
+    async fn of_peer(
+        &self,
+        mirror: &Mirror,
+        origin: Origin,
+        ask: Ask<'_>,
+    ) -> Result<Option<Response>, Failure> {
+        match origin {
+            Origin::Client => Ok(self.proxy.ask(mirror.id(), ask).await),
+            Origin::Peer => Err(Failure::cold()),
+        }
+    }
+
+    /// As [`Self::of_peer`] for a request without a body, wherever the mirror is cold.
+    async fn warmer(
+        &self,
+        mirror: &Mirror,
+        request: &Parts,
+        verb: &str,
+    ) -> Result<Option<Response>, Failure> {
+        if !is_cold(mirror) {
+            return Ok(None);
+        }
+        let (method, headers) = (request.method.clone(), &request.headers);
+        let ask = Ask { method, verb, headers, body: Bytes::new() };
+        self.of_peer(mirror, Origin::of(headers), ask).await
     }
 }
 
@@ -193,11 +243,15 @@ async fn handle(
 ) -> Response {
     let started = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let origin = Origin::of(request.headers());
     let mut label = "other";
-    let response = match dispatch(&serving, client, request, &mut label).await {
+    let mut response = match dispatch(&serving, client, request, &mut label).await {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     };
+    if origin == Origin::Peer {
+        proxy::mark(&mut response);
+    }
     let status = response.status().as_u16();
     serving.metrics.requests.get_or_create(&Route { route: label, status }).inc();
     let millis = started.elapsed().as_millis();
@@ -217,14 +271,21 @@ async fn dispatch(
         return lfs::handle(serving, repository, verb, &parts, body).await;
     }
     let (repository, verb) = Verb::split(parts.uri.path())?;
+    let origin = Origin::of(&parts.headers);
     match (verb, &parts.method) {
         (Verb::InfoRefs, &Method::GET) => {
             *label = "info-refs";
             let service = service(parts.uri.query().unwrap_or_default())?;
-            let mirror = serving.mirror(repository)?;
             match service {
-                Service::UploadPack => info_refs::handle(serving, &mirror, &parts.headers).await,
-                Service::ReceivePack => push::advertise(&mirror, &parts.headers).await,
+                Service::UploadPack => {
+                    let mirror = serving.mirror_for(repository, origin)?;
+                    let verb = "/info/refs?service=git-upload-pack";
+                    match serving.warmer(&mirror, &parts, verb).await? {
+                        Some(answer) => Ok(answer),
+                        None => info_refs::handle(serving, &mirror, &parts.headers).await,
+                    }
+                }
+                Service::ReceivePack => push::advertise(&serving.mirror(repository)?, &parts.headers).await,
             }
         }
         (Verb::UploadPack, &Method::POST) => {
@@ -240,15 +301,34 @@ async fn dispatch(
         }
         (Verb::Snapshot, &Method::GET | &Method::HEAD) => {
             *label = "snapshot";
-            snapshot::handle(serving, &serving.mirror(repository)?, &parts).await
+            let mirror = serving.mirror_for(repository, origin)?;
+            // What is here, or streams from the store, is as good as a peer's.
+            if is_cold(&mirror)
+                && mirror.snapshots().known(Duration::ZERO).await.is_err()
+                && let Some(answer) = serving.warmer(&mirror, &parts, "/snapshot.tar.zst").await?
+            {
+                return Ok(answer);
+            }
+            snapshot::handle(serving, &mirror, &parts).await
         }
         (Verb::LfsSnapshot, &Method::GET | &Method::HEAD) => {
             *label = "lfs-snapshot";
-            lfs::snapshot(serving, &serving.mirror(repository)?, &parts).await
+            let mirror = serving.mirror_for(repository, origin)?;
+            if mirror.worktree_lfs().open(Duration::ZERO).await.is_err()
+                && let Some(answer) = serving.warmer(&mirror, &parts, "/lfs-snapshot.tar.zst").await?
+            {
+                return Ok(answer);
+            }
+            lfs::snapshot(serving, &mirror, &parts).await
         }
         (Verb::Bundle, &Method::GET) => {
             *label = "bundle";
-            bundle::handle(serving, &serving.mirror(repository)?, &parts).await
+            let mirror = serving.mirror_for(repository, origin)?;
+            let base = bundle::base(parts.uri.query().unwrap_or_default())?;
+            match serving.warmer(&mirror, &parts, &format!("/snapshot.bundle?base={base}")).await? {
+                Some(answer) => Ok(answer),
+                None => bundle::handle(serving, &mirror, &parts).await,
+            }
         }
         (Verb::Snapshot | Verb::LfsSnapshot, _) => Err(Failure::method("GET or HEAD")),
         (Verb::InfoRefs | Verb::Bundle, _) => Err(Failure::method("GET")),

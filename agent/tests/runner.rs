@@ -19,6 +19,7 @@ mod p4_never_stuck;
 mod p7_bounded;
 mod p8_nobody_in;
 mod p9_status_tells_the_truth;
+mod peers;
 mod scene;
 mod serving;
 mod snapshots;

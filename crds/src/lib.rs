@@ -26,5 +26,13 @@ pub const HOSTS_ANNOTATION: &str = "tarn.dev/hosts";
 /// Writing a new value to this annotation of a GitMirror asks for a look at the upstream at once.
 pub const REQUESTED_AT_ANNOTATION: &str = "tarn.dev/requestedAt";
 
+/// Keeps a GitMirror with deletionPolicy Delete until its objects are gone from the store.
+pub const STORE_FINALIZER: &str = "tarn.dev/store";
+
 /// Every object that belongs to a GitCache, its pods and their Leases included, carries this label with its name.
 pub const CACHE_LABEL: &str = "tarn.dev/cache";
+
+/// The name of a GitCache's headless Service, by whose EndpointSlices its pods find each other.
+pub fn pods_service(cache: &str) -> String {
+    format!("{cache}-pods")
+}

@@ -116,9 +116,33 @@ impl ApiServer {
         });
     }
 
+    /// Says that a pod of a Service is ready at an address: an EndpointSlice for each, because ports stand on slices.
+    pub fn endpoint(&self, service: &str, pod: &str, address: SocketAddr) {
+        self.state.put("endpointslices", &format!("{service}-{pod}"), |object| {
+            object["apiVersion"] = json!("discovery.k8s.io/v1");
+            object["kind"] = json!("EndpointSlice");
+            object["metadata"]["labels"] = json!({"kubernetes.io/service-name": service});
+            object["addressType"] = json!("IPv4");
+            object["ports"] = json!([{"name": "git", "port": address.port(), "protocol": "TCP"}]);
+            object["endpoints"] = json!([{
+                "addresses": [address.ip().to_string()],
+                "conditions": {"ready": true, "serving": true, "terminating": false},
+                "targetRef": {"kind": "Pod", "name": pod},
+            }]);
+        });
+    }
+
     /// Removes an object of a kind, named as in URLs: `gitmirrors`, `secrets`.
     pub fn delete(&self, kind: &str, name: &str) {
         self.state.delete(kind, name);
+    }
+
+    /// Deletes a GitMirror that a finalizer keeps: it is on its way out until [`ApiServer::delete`].
+    pub fn terminate(&self, name: &str) {
+        self.state.put("gitmirrors", name, |object| {
+            object["metadata"]["finalizers"] = json!(["tarn.dev/store"]);
+            object["metadata"]["deletionTimestamp"] = json!("2026-01-02T00:00:00Z");
+        });
     }
 
     /// Takes a pod's entry out of a GitMirror's status, as the operator does once the pod has gone.
@@ -162,13 +186,17 @@ struct Target<'a> {
 
 impl<'a> Target<'a> {
     fn of(path: &'a str) -> Option<Self> {
-        let rest = ["/api/v1/", "/apis/tarn.dev/v1alpha1/", "/apis/coordination.k8s.io/v1/"]
-            .iter()
-            .find_map(|prefix| path.strip_prefix(prefix))?;
+        let prefixes = [
+            "/api/v1/",
+            "/apis/tarn.dev/v1alpha1/",
+            "/apis/coordination.k8s.io/v1/",
+            "/apis/discovery.k8s.io/v1/",
+        ];
+        let rest = prefixes.iter().find_map(|prefix| path.strip_prefix(prefix))?;
         let mut parts =
             rest.strip_prefix("namespaces/")?.strip_prefix(NAMESPACE)?.strip_prefix('/')?.split('/');
         let target = Self { kind: parts.next()?, name: parts.next(), status: parts.next() == Some("status") };
-        ["gitmirrors", "secrets", "leases"].contains(&target.kind).then_some(target)
+        ["gitmirrors", "secrets", "leases", "endpointslices"].contains(&target.kind).then_some(target)
     }
 }
 
@@ -185,7 +213,9 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
     };
     match (parts.method.clone(), target.name) {
         (Method::GET, None) => {
-            let Some(selector) = Selector::parse(&get("fieldSelector").unwrap_or_default()) else {
+            let selector = Selector::parse(&get("fieldSelector").unwrap_or_default());
+            let labels = get("labelSelector").unwrap_or_default();
+            let Some(selector) = selector.and_then(|selector| selector.with_labels(&labels)) else {
                 return status(StatusCode::BAD_REQUEST, "BadRequest", "field label not supported");
             };
             // Rights on Secrets are by name; the agent has none on all of them.

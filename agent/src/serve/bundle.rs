@@ -55,7 +55,8 @@ pub async fn handle(serving: &Serving, mirror: &Mirror, request: &Parts) -> Resu
     Ok(response)
 }
 
-fn base(query: &str) -> Result<Oid, Failure> {
+/// The commit that a query names.
+pub(super) fn base(query: &str) -> Result<Oid, Failure> {
     let text = query.split('&').find_map(|pair| pair.strip_prefix("base="));
     text.and_then(|text| Oid::from_hex(text.as_bytes())).ok_or_else(|| {
         Failure::bad_request("BadRequest", "base is a commit's full, lower-case hash: ?base=SHA")

@@ -6,10 +6,14 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
 
+use super::proxy::{PEER, Told};
 use crate::{
     mirror::{BringError, freshness::Unavailable, snapshots::Unready},
     protocol::{lfs::MEDIA_TYPE, pktline},
 };
+
+/// The code of what a cold agent answers to another.
+const COLD: &str = "Cold";
 
 /// A failed request.
 #[derive(Debug)]
@@ -99,6 +103,11 @@ impl Failure {
         Self { retry_after: Some(5), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "Warming", text) }
     }
 
+    /// Another agent asks for a mirror that is not here either.
+    pub fn cold() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, COLD, "the mirror is not here either; ask the next agent")
+    }
+
     /// The upstream's `HEAD` leads to no branch.
     pub fn no_branch() -> Self {
         Self::new(StatusCode::NOT_FOUND, "NoDefaultBranch", "the upstream's HEAD names no branch that exists")
@@ -138,7 +147,9 @@ impl Failure {
     pub fn into_packet(self) -> Response {
         tracing::debug!(code = self.code, message = self.external, "answered with an ERR packet");
         let packet = pktline::error(&format!("{}: {}", self.code, self.external));
-        super::answer("application/x-git-upload-pack-result", None, packet.into())
+        let mut response = super::answer("application/x-git-upload-pack-result", None, packet.into());
+        response.extensions_mut().insert(Told);
+        response
     }
 }
 
@@ -185,6 +196,9 @@ impl IntoResponse for Failure {
         let mut response = (self.status, format!("{}: {}\n", self.code, self.external)).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.code == COLD {
+            response.headers_mut().insert(PEER, HeaderValue::from_static("cold"));
         }
         response
     }

@@ -24,7 +24,7 @@ use crate::{
 /// The commit that is checked out; the name is cachew's, so that its clients work here too.
 pub(super) const COMMIT: HeaderName = HeaderName::from_static("x-cachew-snapshot-commit");
 /// Where what was pushed since is to be had.
-const BUNDLE: HeaderName = HeaderName::from_static("x-cachew-bundle-url");
+pub(super) const BUNDLE: HeaderName = HeaderName::from_static("x-cachew-bundle-url");
 /// Seconds since the snapshot was made.
 pub(super) const AGE: HeaderName = HeaderName::from_static("tarn-snapshot-age");
 

@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
@@ -14,6 +14,7 @@ use super::{
     Serving, answer, body,
     error::Failure,
     info_refs::{fresh_refs, known_format},
+    proxy::{Ask, Origin, is_cold},
     queue::Place,
     version,
 };
@@ -38,6 +39,9 @@ use crate::{
 const REQUEST: &str = "application/x-git-upload-pack-request";
 const RESULT: &str = "application/x-git-upload-pack-result";
 
+/// How a request for refs begins in protocol v2, after its length.
+const LS_REFS: &[u8] = b"command=ls-refs";
+
 /// How long a request waits for its turn to start a child.
 const QUEUE_WAIT: Duration = Duration::from_secs(60);
 
@@ -54,9 +58,20 @@ pub async fn handle(
     body: Body,
     label: &mut &'static str,
 ) -> Result<Response, Failure> {
-    let mirror = serving.mirror(repository)?;
+    let mirror = serving.mirror_for(repository, Origin::of(headers))?;
     let version = version(headers);
     let bytes = body::read(headers, body, REQUEST).await?;
+    if is_cold(&mirror) {
+        *label = if bytes.windows(LS_REFS.len()).take(64).any(|part| part == LS_REFS) {
+            "ls-refs"
+        } else {
+            "fetch"
+        };
+        let ask = Ask { method: Method::POST, verb: "/git-upload-pack", headers, body: bytes.clone() };
+        if let Some(answer) = serving.of_peer(&mirror, Origin::of(headers), ask).await? {
+            return Ok(answer);
+        }
+    }
     let format = format(serving, &mirror).await?;
     let request =
         request::parse(&bytes, version, format).map_err(|error| Failure::bad_request("BadRequest", error))?;

@@ -130,7 +130,7 @@ fn agent_name(cache: &Validated) -> String {
 
 /// The name of the headless Service.
 fn pods_name(cache: &Validated) -> String {
-    format!("{}-pods", cache.name)
+    tarn_crds::pods_service(&cache.name)
 }
 
 /// Metadata of an object called `name`.

@@ -37,6 +37,16 @@ impl Selector {
         terms.collect::<Option<_>>().map(Self)
     }
 
+    /// Adds a label selector of equalities.
+    pub(super) fn with_labels(mut self, text: &str) -> Option<Self> {
+        for term in text.split(',').filter(|term| !term.is_empty()) {
+            let (label, value) = term.split_once('=')?;
+            let label = label.replace('~', "~0").replace('/', "~1");
+            self.0.push((format!("/metadata/labels/{label}"), value.to_owned()));
+        }
+        Some(self)
+    }
+
     /// Whether at most one object can be meant.
     pub(super) fn names_one(&self) -> bool {
         self.0.iter().any(|(field, _)| field == "/metadata/name")

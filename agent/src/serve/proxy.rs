@@ -1,0 +1,301 @@
+//! Requests for a mirror that is cold here, handed to an agent that has it: one hop, before the upstream is asked.
+//!
+//! A request that is handed on says so in [`PROXIED_BY`], and its answer says in [`PEER`] whether it may be passed
+//! back. An agent that gets such a request never hands it on again: where it is cold as well, it says `cold` at once,
+//! and the next one is asked. So two cold agents that know each other ask each other once, and then the upstream.
+//!
+//! *Invariant:* what the caller sent besides the request itself stays here: no credentials, no cookies. A peer judges
+//! access by itself, as of somebody unknown. What it shows of refs rests on a look of its own (P1).
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use reqwest::{Client, redirect};
+use tarn_crds::repo::RepoId;
+use tokio::time::timeout;
+
+use crate::{
+    metrics::{Metrics, Proxied},
+    mirror::Mirror,
+    peers::addresses::{Address, Addresses},
+};
+
+/// Marks a request that another agent hands on, with that agent's name.
+pub const PROXIED_BY: HeaderName = HeaderName::from_static("tarn-proxied-by");
+
+/// What the answer to such a request is worth: `warm`, `cold` or `failed`.
+pub const PEER: HeaderName = HeaderName::from_static("tarn-peer");
+
+/// How long a connection may take: a pod that is gone does not refuse, it is silent.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// How long a peer may take to answer, and be silent within an answer: as an upstream may. A cold one says so at once.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// The most peers that one request asks.
+const TRIES: usize = 3;
+
+/// How long a peer that could not be reached is left alone.
+const AWAY: Duration = Duration::from_secs(5);
+
+/// What of a request is handed on.
+const FORWARDED: [HeaderName; 9] = [
+    header::ACCEPT,
+    header::CONTENT_TYPE,
+    header::RANGE,
+    header::IF_RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+    HeaderName::from_static("git-protocol"),
+];
+
+/// What of an answer is for the client.
+const RETURNED: [HeaderName; 12] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::ACCEPT_RANGES,
+    header::CACHE_CONTROL,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::RETRY_AFTER,
+    super::FRESHNESS,
+    super::snapshot::COMMIT,
+    super::snapshot::BUNDLE,
+    super::snapshot::AGE,
+];
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A client, or whoever does not say.
+    Client,
+    /// Another agent, which must not be asked back.
+    Peer,
+}
+
+impl Origin {
+    /// Reads it from a request's headers.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        if headers.contains_key(PROXIED_BY) { Self::Peer } else { Self::Client }
+    }
+}
+
+/// Says of an answer to a peer what it is worth, unless that stands there already.
+pub(super) fn mark(response: &mut Response) {
+    let status = response.status();
+    let refused = status.is_server_error() || matches!(status.as_u16(), 401 | 403);
+    let failed = refused || response.extensions().get::<Told>().is_some();
+    let worth = HeaderValue::from_static(if failed { "failed" } else { "warm" });
+    response.headers_mut().entry(PEER).or_insert(worth);
+}
+
+/// Marks an answer whose HTTP status says nothing of the failure that its body tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told;
+
+/// Whether this agent has nothing of the mirror on its disk to answer from.
+pub(super) fn is_cold(mirror: &Mirror) -> bool {
+    mirror.view().stored.is_none()
+}
+
+/// A request to hand on.
+#[derive(Debug)]
+pub(super) struct Ask<'a> {
+    /// GET, HEAD or POST.
+    pub(super) method: Method,
+    /// What comes after the repository, such as `/info/refs?service=git-upload-pack`.
+    pub(super) verb: &'a str,
+    /// The client's headers, of which few are handed on.
+    pub(super) headers: &'a HeaderMap,
+    /// The body, unpacked.
+    pub(super) body: Bytes,
+}
+
+/// Why a peer's answer is not passed back.
+enum Passed {
+    /// It has no such mirror on its disk either.
+    Cold,
+    /// It refuses, or cannot.
+    Refused(u16),
+    /// It cannot be reached, or breaks off.
+    Unreachable(String),
+}
+
+/// Hands requests to peers.
+pub struct Proxy {
+    client: Client,
+    name: HeaderValue,
+    addresses: Addresses,
+    metrics: Metrics,
+    away: Mutex<HashMap<Address, Instant>>,
+}
+
+impl Proxy {
+    /// Knows those at `addresses`; `name` is what this agent calls itself to them.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn new(name: &str, addresses: Addresses, metrics: Metrics) -> Result<Self, reqwest::Error> {
+        // Not by the environment's proxies, which are for the way out of the cluster; a redirect leads elsewhere.
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .build()?;
+        let name = HeaderValue::from_str(name).unwrap_or_else(|_| HeaderValue::from_static("tarn-agent"));
+        Ok(Self { client, name, addresses, metrics, away: Mutex::default() })
+    }
+
+    /// The answer of the first peer that has the mirror; `None` where none has. It begins with its first byte here, so
+    /// that a peer that dies before it costs nothing but time; one that dies later breaks the client's connection.
+    /// Dropping the future ends the request.
+    pub(super) async fn ask(&self, id: &RepoId, ask: Ask<'_>) -> Option<Response> {
+        let peers = self.addresses.ranked(id);
+        let near = peers.into_iter().filter(|peer| !self.is_away(peer)).take(TRIES);
+        for peer in near {
+            let started = Instant::now();
+            let outcome = match self.ask_one(&peer, id, &ask).await {
+                Ok(response) => {
+                    let millis = started.elapsed().as_millis();
+                    tracing::debug!(repo = %id, %peer, verb = ask.verb, millis, "answered by a peer");
+                    self.metrics.proxied.get_or_create(&Proxied::SERVED).inc();
+                    return Some(response);
+                }
+                Err(Passed::Cold) => {
+                    tracing::debug!(repo = %id, %peer, "the peer is cold too");
+                    Proxied::COLD
+                }
+                Err(Passed::Refused(status)) => {
+                    tracing::debug!(repo = %id, %peer, status, "the peer does not answer this");
+                    Proxied::REFUSED
+                }
+                Err(Passed::Unreachable(reason)) => {
+                    tracing::warn!(repo = %id, %peer, reason, "a peer cannot be asked; the next one is");
+                    self.lock().insert(peer, Instant::now());
+                    Proxied::UNREACHABLE
+                }
+            };
+            self.metrics.proxied.get_or_create(&outcome).inc();
+        }
+        None
+    }
+
+    async fn ask_one(&self, peer: &Address, id: &RepoId, ask: &Ask<'_>) -> Result<Response, Passed> {
+        let mut headers = HeaderMap::new();
+        for name in FORWARDED {
+            // As often as the client sent it: of several, none is to be overheard.
+            for value in ask.headers.get_all(&name) {
+                headers.append(&name, value.clone());
+            }
+        }
+        headers.insert(PROXIED_BY, self.name.clone());
+        let url = peer.url(&format!("/git/{}{}", id.route(), ask.verb));
+        let sending =
+            self.client.request(ask.method.clone(), url).headers(headers).body(ask.body.clone()).send();
+        let silent = || Passed::Unreachable("it does not answer".to_owned());
+        let answer = timeout(SILENCE, sending).await.map_err(|_| silent())?.map_err(unreachable)?;
+        let status = answer.status();
+        match answer.headers().get(PEER).map(HeaderValue::as_bytes) {
+            Some(b"warm") if !status.is_server_error() => {}
+            Some(b"cold") => return Err(Passed::Cold),
+            // Failed, or no agent at all.
+            _ => return Err(Passed::Refused(status.as_u16())),
+        }
+        let mut response = Response::builder().status(status);
+        for name in RETURNED {
+            if let Some(value) = answer.headers().get(&name) {
+                response = response.header(name, value);
+            }
+        }
+        let mut chunks = Box::pin(answer.bytes_stream());
+        let first = match timeout(SILENCE, chunks.next()).await.map_err(|_| silent())? {
+            Some(first) => Some(first.map_err(unreachable)?),
+            None => None,
+        };
+        let body = self.body(first, chunks);
+        response.body(body).map_err(|error| Passed::Unreachable(error.to_string()))
+    }
+
+    /// What has arrived, then the rest; an error there breaks the connection, so that nobody takes what came before for
+    /// the whole.
+    fn body(
+        &self,
+        first: Option<Bytes>,
+        rest: impl Stream<Item = Result<Bytes, reqwest::Error>> + Send + Unpin + 'static,
+    ) -> Body {
+        let Some(first) = first else { return Body::empty() };
+        let metrics = self.metrics.clone();
+        let rest = stream::try_unfold(rest, |mut rest| async move {
+            match timeout(SILENCE, rest.next()).await {
+                Ok(Some(chunk)) => {
+                    Ok::<_, std::io::Error>(Some((chunk.map_err(std::io::Error::other)?, rest)))
+                }
+                Ok(None) => Ok(None),
+                Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+            }
+        });
+        let counted = stream::once(async { Ok(first) }).chain(rest).inspect(move |chunk| match chunk {
+            Ok(chunk) => drop(metrics.proxied_bytes.inc_by(u64::try_from(chunk.len()).unwrap_or(0))),
+            Err(error) => {
+                metrics.proxied.get_or_create(&Proxied::BROKEN).inc();
+                tracing::warn!(%error, "a peer's answer breaks off; the connection is cut");
+            }
+        });
+        Body::from_stream(counted)
+    }
+
+    fn is_away(&self, peer: &Address) -> bool {
+        let mut away = self.lock();
+        away.retain(|_, since| since.elapsed() < AWAY);
+        away.contains_key(peer)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Address, Instant>> {
+        // Whole entries come and go: a panic leaves none half written.
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unreachable(error: reqwest::Error) -> Passed {
+    // The cause at the bottom tells most; the URL is known and left out.
+    let error = error.without_url();
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Passed::Unreachable(cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use http::StatusCode;
+
+    use super::*;
+
+    fn worth(mut response: Response) -> String {
+        mark(&mut response);
+        response.headers().get(PEER).unwrap().to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn an_answer_says_what_it_is_worth() {
+        assert_eq!(worth(StatusCode::OK.into_response()), "warm");
+        assert_eq!(worth(StatusCode::NO_CONTENT.into_response()), "warm");
+        assert_eq!(worth(StatusCode::NOT_FOUND.into_response()), "warm");
+        assert_eq!(worth(StatusCode::SERVICE_UNAVAILABLE.into_response()), "failed");
+        assert_eq!(worth(StatusCode::FORBIDDEN.into_response()), "failed");
+        assert_eq!(worth(super::super::error::Failure::busy().into_packet()), "failed");
+        assert_eq!(worth(super::super::error::Failure::cold().into_response()), "cold");
+    }
+}
