@@ -25,7 +25,7 @@ pub use gitcache::{
 };
 pub use gitmirror::{
     Access, CheckpointPolicy, CheckpointStatus, DeletionPolicy, Freshness, GitMirror, GitMirrorSpec,
-    GitMirrorStatus, Head, OnUpstreamFailure, Prewarm, RefEntry, Refs, SnapshotPolicy, SnapshotStatus,
+    GitMirrorStatus, Head, OnUpstreamFailure, Prewarm, Refs, SnapshotPolicy, SnapshotStatus,
 };
 pub use quantity::{Quantity, QuantityError};
 pub use reference::{CacheRef, SecretRef};

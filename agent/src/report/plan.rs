@@ -248,6 +248,7 @@ fn same_but_times(a: &Replica, b: &Replica) -> bool {
         bytes: _,
         findings,
         last_handled_requested_at,
+        store_removed,
         message,
     } = a;
     *pod == b.pod
@@ -263,6 +264,7 @@ fn same_but_times(a: &Replica, b: &Replica) -> bool {
         && *snapshot == b.snapshot
         && *findings == b.findings
         && *last_handled_requested_at == b.last_handled_requested_at
+        && *store_removed == b.store_removed
         && *message == b.message
 }
 

@@ -161,6 +161,9 @@ reasons! {
     StoreDenied,
     /// RestoreFailed, StoreFailed: the store answered with an error of its own.
     StoreError,
+
+    /// An Event's only: a GitMirror is gone, and its objects are still in the store though spec.deletionPolicy is Delete.
+    StoreLeft,
 }
 
 impl fmt::Display for Reason {

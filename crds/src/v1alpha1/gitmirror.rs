@@ -16,7 +16,7 @@ use super::{CacheRef, Duration, SecretRef, present};
 
 pub use freshness::{Freshness, OnUpstreamFailure};
 pub use refs::Refs;
-pub use status::{CheckpointStatus, GitMirrorStatus, Head, RefEntry, SnapshotStatus};
+pub use status::{CheckpointStatus, GitMirrorStatus, Head, SnapshotStatus};
 pub use upkeep::{CheckpointPolicy, DeletionPolicy, Prewarm, SnapshotPolicy};
 
 /// What a user wants mirrored, and how.
@@ -139,8 +139,8 @@ pub struct GitMirrorSpec {
     #[serde(default)]
     pub suspend: bool,
     /// Secret with the credentials for the upstream: `username` and `password`, or `bearerToken`, or `identity` and
-    /// `known_hosts`, or `githubAppID`, `githubAppInstallationID` and `githubAppPrivateKey`; and `ca.crt`. It is used
-    /// only if it carries the label `tarn.dev/credentials=true` and its annotation `tarn.dev/hosts` lists the host.
+    /// `known_hosts`, or `githubAppID`, `githubAppInstallationID` and `githubAppPrivateKey` (with `githubAppBaseURL` where
+    /// the API is not at its usual place); and `ca.crt`. It is used only if it carries the label `tarn.dev/credentials=true` and its annotation `tarn.dev/hosts` lists the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
     /// Which refs are mirrored. HEAD always is.
@@ -166,7 +166,8 @@ pub struct GitMirrorSpec {
     #[schemars(schema_with = "present::<Access>")]
     pub access: Option<Access>,
     /// What happens to the mirror's objects in the store when this GitMirror is deleted. Retain: they stay, and a
-    /// GitMirror of the same URL starts from them. Delete: they are deleted.
+    /// GitMirror of the same URL starts from them. Delete: the GitMirror stays until an agent has deleted them, ten minutes
+    /// at most.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 }

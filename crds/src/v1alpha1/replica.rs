@@ -70,6 +70,10 @@ pub struct Replica {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub last_handled_requested_at: Option<String>,
+    /// True once this pod has removed the mirror's objects from the store, where the mirror is being deleted and
+    /// spec.deletionPolicy is Delete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_removed: Option<bool>,
     /// What the pod is doing, or why it fails, for people. Never holds a credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
@@ -108,6 +112,7 @@ impl Replica {
             bytes: None,
             findings: Vec::new(),
             last_handled_requested_at: None,
+            store_removed: None,
             message: None,
         }
     }

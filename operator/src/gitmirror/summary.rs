@@ -47,7 +47,6 @@ pub fn status(mirror: &GitMirror, observed: &Observed, now: Timestamp) -> GitMir
         size: lead.and_then(|lead| lead.bytes).and_then(|bytes| u64::try_from(bytes).ok()).map(size),
         ref_count: lead.and_then(|lead| lead.ref_count),
         refs_digest: lead.and_then(|lead| lead.refs_digest.clone()),
-        refs: Vec::new(),
         last_check_time: newest(|replica| replica.last_check_time.as_ref(), &old.last_check_time),
         last_fetch_time: newest(|replica| replica.last_fetch_time.as_ref(), &old.last_fetch_time),
         checkpoint: checkpoint.max_by_key(|checkpoint| checkpoint.generation).cloned(),

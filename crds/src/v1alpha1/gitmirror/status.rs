@@ -43,11 +43,6 @@ pub struct GitMirrorStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub refs_digest: Option<String>,
-    /// A sample of at most 20 refs: HEAD's branch first, then those that moved last.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 20))]
-    #[x_kube(merge_strategy = ListMerge::Atomic)]
-    pub refs: Vec<RefEntry>,
     /// When a pod last looked at the upstream successfully. A lower bound: written on changes, else at most every ten
     /// minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,17 +84,6 @@ pub struct Head {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub sha: Option<String>,
-}
-
-/// A ref and the object it names.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-pub struct RefEntry {
-    /// Full name of the ref.
-    #[schemars(length(max = 1024))]
-    pub name: String,
-    /// Object that the ref names.
-    #[schemars(length(max = 64))]
-    pub sha: String,
 }
 
 /// A checkpoint in the store.
