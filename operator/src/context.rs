@@ -1,7 +1,7 @@
 //! What reconcilers share: the client, what is known of the cluster, the clock.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -136,7 +136,7 @@ pub struct Claims(Arc<Mutex<Index>>);
 #[derive(Debug, Default)]
 struct Index {
     built: Option<Timestamp>,
-    first: HashMap<Claim, (Option<Timestamp>, String)>,
+    all: HashMap<Claim, BTreeSet<(Option<Timestamp>, String)>>,
     members: HashMap<(String, String), Claim>,
 }
 
@@ -148,16 +148,39 @@ const KEEP: Duration = Duration::from_secs(2);
 impl Claims {
     /// The name of the mirror that has the repository of `mirror`, if that is another one.
     pub fn taken_by(&self, mirror: &GitMirror, stores: &Stores, now: Timestamp) -> Option<String> {
+        self.others(mirror, stores, now, |all| {
+            let (_, first) = all.first()?;
+            (*first != mirror.name_any()).then(|| first.clone())
+        })
+    }
+
+    /// The name of another mirror of the cache that has the repository of `mirror`, or would have it if that were gone.
+    pub fn shared_with(&self, mirror: &GitMirror, stores: &Stores, now: Timestamp) -> Option<String> {
+        let stays = |name: &str| {
+            let found = stores.mirrors.get(&ObjectRef::new(name).within(&mirror.namespace()?));
+            found.filter(|found| found.metadata.deletion_timestamp.is_none())
+        };
+        self.others(mirror, stores, now, |all| {
+            let other = |name: &&String| **name != mirror.name_any() && stays(name).is_some();
+            all.iter().map(|(_, name)| name).find(other).cloned()
+        })
+    }
+
+    fn others(
+        &self,
+        mirror: &GitMirror,
+        stores: &Stores,
+        now: Timestamp,
+        choose: impl Fn(&BTreeSet<(Option<Timestamp>, String)>) -> Option<String>,
+    ) -> Option<String> {
         let member = (mirror.namespace()?, mirror.name_any());
         let mut index = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let young = index.built.is_some_and(|built| now.duration_since(built).unsigned_abs() < KEEP);
         if !young || !index.members.contains_key(&member) {
             *index = Index::of(&stores.mirrors.state(), now);
         }
-        let claim = index.members.get(&member)?;
-        let (_, owner) = index.first.get(claim)?;
-        let there = || stores.mirrors.get(&ObjectRef::new(owner).within(&member.0)).is_some();
-        (*owner != member.1 && there()).then(|| owner.clone())
+        let other = choose(index.all.get(index.members.get(&member)?)?)?;
+        stores.mirrors.get(&ObjectRef::new(&other).within(&member.0)).map(|_| other)
     }
 }
 
@@ -170,11 +193,7 @@ impl Index {
             };
             let claim = (namespace.clone(), mirror.spec.cache_ref.name.clone(), repo);
             let created = mirror.metadata.creation_timestamp.as_ref().map(|time| time.0);
-            let candidate = (created, mirror.name_any());
-            let first = index.first.entry(claim.clone()).or_insert_with(|| candidate.clone());
-            if candidate < *first {
-                *first = candidate;
-            }
+            index.all.entry(claim.clone()).or_default().insert((created, mirror.name_any()));
             index.members.insert((namespace, mirror.name_any()), claim);
         }
         index

@@ -1,4 +1,5 @@
-//! Sums up the status of a GitMirror: observe, remove what departed pods said, conditions and fields, write what differs.
+//! Sums up the status of a GitMirror: observe, remove what departed pods said, conditions and fields, write what differs;
+//! and keeps one that is being deleted until its objects are gone from the store, where they are to go.
 
 pub mod observe;
 
@@ -6,6 +7,7 @@ pub mod conditions;
 pub mod summary;
 
 pub mod departed;
+pub mod cleanup;
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,12 +37,13 @@ const RESYNC: Duration = Duration::from_secs(10 * 60);
 /// # Errors
 /// The API server; a conflict if the mirror changed since it was read.
 pub async fn reconcile(mirror: Arc<GitMirror>, context: Arc<Context>) -> Result<Action, Error> {
-    if mirror.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+    if let Some(since) = &mirror.metadata.deletion_timestamp {
+        return cleanup::leave(&mirror, since.0, &context).await;
     }
     let now = (context.now)();
+    let mirror = cleanup::guard(mirror.as_ref().clone(), &context).await?;
     let observed = observe(&mirror, &context, now).await?;
-    let mirror = departed::remove(mirror.as_ref().clone(), &observed.departed, &context).await?;
+    let mirror = departed::remove(mirror, &observed.departed, &context).await?;
     let status = summary::status(&mirror, &observed, now);
     write(&mirror, &status, &context).await?;
     Ok(Action::requeue(if !observed.departed.is_empty() {

@@ -14,7 +14,7 @@ use kube::{
     core::NamespaceResourceScope,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::Error;
 
@@ -106,6 +106,25 @@ pub async fn apply_status<K: Object>(
     let patch = Patch::Apply(body);
     let applied = api(client, object)?.patch_status(&object.name_any(), &parameters, &patch).await;
     applied.map_err(|error| Error::api("write the status of", describe(object), error))
+}
+
+/// Makes the operator's finalizers of an object these, and answers with the object; others' stay. Fails with a conflict if
+/// the object is no longer at the resourceVersion that is known, so that none is made anew.
+///
+/// # Errors
+/// The API server.
+pub async fn finalizers<K: Object>(client: &Client, object: &K, finalizers: &[&str]) -> Result<K, Error> {
+    let mut body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {"name": object.name_any(), "resourceVersion": object.resource_version()},
+    });
+    if let Some(metadata) = body.get_mut("metadata").filter(|_| !finalizers.is_empty()) {
+        metadata["finalizers"] = json!(finalizers);
+    }
+    let parameters = PatchParams::apply(MANAGER).force();
+    let applied = api(client, object)?.patch(&object.name_any(), &parameters, &Patch::Apply(&body)).await;
+    applied.map_err(|error| Error::api("write the finalizers of", describe(object), error))
 }
 
 /// Deletes an object and leaves what it owns; only this very one, not another of its name.

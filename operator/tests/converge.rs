@@ -19,7 +19,7 @@ use kube::{
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tarn_crds::v1alpha1::{GitCache, GitMirror};
+use tarn_crds::v1alpha1::{DeletionPolicy, GitCache, GitMirror};
 use tarn_operator::{
     context::{Claims, Context, Stores},
     error::Error,
@@ -109,6 +109,11 @@ impl World {
         );
     }
 
+    fn unmirror(&self, name: &str) {
+        let time = jiff::fmt::strtime::format("%Y-%m-%dT%H:%M:%SZ", now()).unwrap();
+        self.sim.terminate("gitmirrors", name, &time);
+    }
+
     fn secret(&self, hosts: &str) {
         self.sim.put(
             "secrets",
@@ -192,6 +197,19 @@ impl World {
         );
         for pod in self.list::<Pod>("pods") {
             for mirror in self.list::<GitMirror>("gitmirrors") {
+                // Agents forget what is on its way out; the publisher cleans up behind it.
+                if mirror.metadata.deletion_timestamp.is_some() {
+                    if pod.name_any() == "default-0" {
+                        self.sim.put_status(
+                            "gitmirrors",
+                            &mirror.name_any(),
+                            "tarn-agent.default-0",
+                            &json!({"replicas": [{"pod": "default-0", "podUID": pod.uid(), "phase": "Absent",
+                                "storeRemoved": true}]}),
+                        );
+                    }
+                    continue;
+                }
                 self.sim.put_status(
                     "gitmirrors",
                     &mirror.name_any(),
@@ -239,6 +257,9 @@ impl World {
         assert_eq!(pods.len(), usize::try_from(cache.spec.replicas).unwrap());
         assert!(pods.iter().all(|pod| pod.labels()["controller-revision-hash"] == *revision));
         for mirror in self.list::<GitMirror>("gitmirrors") {
+            assert!(mirror.metadata.deletion_timestamp.is_none(), "it stays for ever");
+            let guarded = mirror.finalizers().contains(&"tarn.dev/store".to_owned());
+            assert_eq!(guarded, mirror.spec.deletion_policy == DeletionPolicy::Delete);
             let status = mirror.status.clone().unwrap();
             assert_eq!(status.observed_generation, mirror.metadata.generation);
             assert_eq!(status.replicas.len(), pods.len(), "{:?}", status.replicas);
@@ -383,6 +404,84 @@ fn a_pod_that_stops_reporting_makes_what_it_serves_stale() {
     );
 }
 
+/// A cache with a store, and a mirror whose objects are to go with it.
+fn guarded() -> World {
+    let mut world = World::new();
+    world.cache(json!({"replicas": 2, "store": {"s3": {"bucket": "b"}}}));
+    world.mirror("one", json!({"url": "https://h/o/one", "deletionPolicy": "Delete"}));
+    world.settle();
+    world
+}
+
+/// The operator works alone for as long.
+fn wait(world: &mut World, seconds: i64) {
+    SECONDS.set(SECONDS.get() + seconds);
+    world.sync();
+    assert!(world.reconcile().is_empty());
+}
+
+#[test]
+fn a_mirror_stays_until_an_agent_has_removed_its_objects() {
+    let mut world = guarded();
+    world.unmirror("one");
+    wait(&mut world, 300);
+    assert_eq!(world.list::<GitMirror>("gitmirrors").len(), 1);
+    world.others();
+    wait(&mut world, 1);
+    assert!(world.list::<GitMirror>("gitmirrors").is_empty());
+    assert!(!world.sim.events().iter().any(|event| event.contains("StoreLeft")), "{:?}", world.sim.events());
+}
+
+#[test]
+fn a_mirror_whose_objects_nobody_removes_goes_after_ten_minutes_and_says_what_is_left() {
+    let mut world = guarded();
+    world.unmirror("one");
+    wait(&mut world, 590);
+    assert_eq!(world.list::<GitMirror>("gitmirrors").len(), 1);
+    wait(&mut world, 20);
+    assert!(world.list::<GitMirror>("gitmirrors").is_empty());
+    let events = world.sim.events();
+    assert!(events.iter().any(|e| e.contains("StoreLeft") && e.contains("v1/h/o/one.git/")), "{events:?}");
+}
+
+#[test]
+fn a_mirror_of_a_cache_that_is_gone_or_has_no_pods_goes() {
+    for gone in [true, false] {
+        let mut world = guarded();
+        match gone {
+            true => world.sim.remove("gitcaches", "default"),
+            false => world.cache(json!({"replicas": 0, "store": {"s3": {"bucket": "b"}}})),
+        }
+        world.unmirror("one");
+        wait(&mut world, 1);
+        assert!(world.list::<GitMirror>("gitmirrors").is_empty());
+        assert!(world.sim.events().iter().any(|event| event.contains("StoreLeft")));
+    }
+}
+
+#[test]
+fn objects_that_another_mirror_uses_are_not_waited_for() {
+    let mut world = guarded();
+    world.mirror("two", url("one.git"));
+    world.settle();
+    world.unmirror("one");
+    wait(&mut world, 1);
+    let left: Vec<String> = world.list::<GitMirror>("gitmirrors").iter().map(ResourceExt::name_any).collect();
+    assert_eq!(left, ["two"]);
+    assert!(!world.sim.events().iter().any(|event| event.contains("StoreLeft")), "{:?}", world.sim.events());
+    world.settle();
+    assert_eq!(world.conditions("two"), "Ready=True/Serving");
+}
+
+#[test]
+fn a_mirror_that_is_to_retain_its_objects_again_is_not_held() {
+    let mut world = guarded();
+    world.mirror("one", json!({"url": "https://h/o/one", "deletionPolicy": "Retain"}));
+    world.settle();
+    world.unmirror("one");
+    assert!(world.list::<GitMirror>("gitmirrors").is_empty());
+}
+
 /// What may happen.
 #[derive(Clone, Debug)]
 enum Step {
@@ -423,8 +522,9 @@ proptest! {
                 // Two of the four share a repository, and one has credentials.
                 Step::Mirror(at, suspend) => world.mirror(&format!("m{at}"), json!({"suspend": suspend,
                     "url": format!("https://h/o/{}", at / 2),
+                    "deletionPolicy": if at % 2 == 0 { "Delete" } else { "Retain" },
                     "secretRef": (at == 3).then(|| json!({"name": "creds"}))})),
-                Step::Unmirror(at) => world.sim.remove("gitmirrors", &format!("m{at}")),
+                Step::Unmirror(at) => world.unmirror(&format!("m{at}")),
                 Step::Secret(fits) => world.secret(if fits { "h" } else { "x" }),
                 Step::KillPod(at) => world.sim.remove("pods", &format!("default-{at}")),
                 Step::Work { synced, others } => {

@@ -84,7 +84,7 @@ pub async fn observe(mirror: &GitMirror, context: &Context, now: Timestamp) -> R
 }
 
 /// Whether clients reach the pod.
-fn ready(pod: &Pod) -> bool {
+pub(super) fn ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|conditions| {
         conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")

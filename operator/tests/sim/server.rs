@@ -28,6 +28,7 @@ struct State {
     objects: BTreeMap<Key, Stored>,
     version: u64,
     writes: Vec<String>,
+    events: Vec<String>,
     /// Requests left until the process that sends them dies.
     fuse: Option<Answer>,
 }
@@ -103,6 +104,30 @@ impl Sim {
         }
     }
 
+    /// Deletes an object as a user does at that time: one with finalizers stays until they are gone.
+    pub(crate) fn terminate(&self, plural: &str, name: &str, time: &str) {
+        let mut state = self.0.lock().unwrap();
+        let key = format!("{plural}/ci/{name}");
+        let Some(stored) = state.objects.get_mut(&key) else { return };
+        let held = stored.object["metadata"]["finalizers"].as_array().is_some_and(|held| !held.is_empty());
+        if held {
+            let time = stored.object["metadata"]["deletionTimestamp"].as_str().unwrap_or(time).to_owned();
+            stored.object["metadata"]["deletionTimestamp"] = json!(time);
+        } else {
+            state.objects.remove(&key);
+        }
+        state.version += 1;
+        let version = state.version.to_string();
+        if let Some(stored) = state.objects.get_mut(&key) {
+            stored.object["metadata"]["resourceVersion"] = json!(version);
+        }
+    }
+
+    /// Reasons and messages of the Events that were written.
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.0.lock().unwrap().events.clone()
+    }
+
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
@@ -147,7 +172,9 @@ impl State {
         let name = path.get(at + 3).copied();
         let status = path.get(at + 4) == Some(&"status");
         if plural == "events" {
-            return (200, serde_json::from_slice(body).unwrap());
+            let event: Value = serde_json::from_slice(body).unwrap();
+            self.events.push(format!("{}: {}", event["reason"], event["note"]));
+            return (200, event);
         }
         let Some(name) = name else {
             let items: Vec<&Value> = self
@@ -185,14 +212,13 @@ impl State {
                 if wanted.is_some() && wanted != there {
                     return (409, Value::Null);
                 }
-                self.store(&key, manager, &body, status);
-                (200, self.objects[&key].object.clone())
+                (200, self.store(&key, manager, &body, status))
             }
             _ => (405, Value::Null),
         }
     }
 
-    fn store(&mut self, key: &str, manager: &str, body: &Value, status: bool) {
+    fn store(&mut self, key: &str, manager: &str, body: &Value, status: bool) -> Value {
         let mut stored = self.objects.get(key).cloned().unwrap_or_default();
         if stored.object.is_null() {
             stored.object = json!({});
@@ -224,7 +250,14 @@ impl State {
         if stored.object != before {
             self.version += 1;
             stored.object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-            self.objects.insert(key.to_owned(), stored);
+            let metadata = &stored.object["metadata"];
+            let held = metadata["finalizers"].as_array().is_some_and(|held| !held.is_empty());
+            if metadata["deletionTimestamp"].is_string() && !held {
+                self.objects.remove(key);
+            } else {
+                self.objects.insert(key.to_owned(), stored.clone());
+            }
         }
+        stored.object
     }
 }
