@@ -10,7 +10,7 @@ use std::{
 };
 
 use tarn_crds::repo::RepoId;
-use tokio::task::JoinHandle;
+use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{
     files::blocking,
@@ -22,6 +22,7 @@ use desired::{Desired, Rejected, Stalled};
 pub struct Fleet {
     shared: Shared,
     declared: RwLock<Declared>,
+    changed: Notify,
 }
 
 #[derive(Default)]
@@ -55,7 +56,7 @@ pub struct Refused {
 impl Fleet {
     /// An empty fleet.
     pub fn new(shared: Shared) -> Self {
-        Self { shared, declared: RwLock::default() }
+        Self { shared, declared: RwLock::default(), changed: Notify::new() }
     }
 
     /// The mirror of `id`, if it is declared.
@@ -74,6 +75,11 @@ impl Fleet {
             stalled: declared.stalled.clone(),
             rejected: declared.rejected.clone(),
         })
+    }
+
+    /// Waits until [`Self::apply`] was called again. For one listener.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Makes the fleet what `desired` says: starts, reconfigures and removes mirrors. A removed mirror's
@@ -123,6 +129,7 @@ impl Fleet {
                 }
             }
         }
+        self.changed.notify_one();
     }
 
     async fn remove(&self, running: Running, data: Data) {

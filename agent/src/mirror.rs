@@ -274,6 +274,26 @@ pub struct Mirror {
     worktree_lfs: WorktreeLfs,
 }
 
+/// Follows what is told of a mirror, and does not keep it.
+pub struct Changes {
+    view: watch::Receiver<View>,
+    settings: watch::Receiver<Arc<Settings>>,
+    snapshots: watch::Receiver<snapshots::SnapshotView>,
+}
+
+impl Changes {
+    /// Waits until the mirror's view, settings or snapshots have changed since the last call; false once the mirror has
+    /// been removed. A dropped future loses nothing.
+    pub async fn next(&mut self) -> bool {
+        let changed = tokio::select! {
+            changed = self.view.changed() => changed,
+            changed = self.settings.changed() => changed,
+            changed = self.snapshots.changed() => changed,
+        };
+        changed.is_ok()
+    }
+}
+
 impl Mirror {
     /// Starts the task of the mirror that `settings` declare. What is on the disk is found and used.
     pub fn start(shared: &Shared, settings: Settings) -> (Self, JoinHandle<()>) {
@@ -316,6 +336,15 @@ impl Mirror {
     /// What the task last published.
     pub fn view(&self) -> View {
         self.view.borrow().clone()
+    }
+
+    /// Follows what is told of it.
+    pub fn changes(&self) -> Changes {
+        Changes {
+            view: self.view.clone(),
+            settings: self.settings.clone(),
+            snapshots: self.snapshots.watch(),
+        }
     }
 
     /// Waits until there is something on the disk to serve, but no longer than `patience`; says whether there is.

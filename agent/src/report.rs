@@ -8,33 +8,42 @@ mod entry;
 pub mod lease;
 mod plan;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    sync::Arc,
+    time::Duration,
+};
 
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kube::{
     Api,
     api::{DynamicObject, Patch, PatchParams},
 };
 use serde_json::json;
-use tarn_crds::v1alpha1::Replica;
-use tokio::time::{Instant, sleep, timeout};
+use tarn_crds::{repo::RepoId, v1alpha1::Replica};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
     config::Pod,
     fleet::{
         Fleet,
         cluster::{Scope, board::Board, own_entry},
+        desired::{Rejected, Stalled},
     },
     metrics::{ApiOutcome, Metrics},
+    mirror::Changes,
 };
 use plan::{Fault, Known, Next, Plan};
 
-/// How often the mirrors are looked over for changes: what moved is to be seen within two seconds.
+/// Between two times that changes are taken in: what moved is to be seen within two seconds, and what moves all the
+/// time need not be looked at each time.
 const LOOK_OVER: Duration = Duration::from_millis(500);
 
 /// How long one write may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Writes the pod's entries.
+/// Writes the pod's entries. What does not change costs nothing: mirrors, the fleet and the board say what does.
 pub struct Reporter {
     mirrors: Api<DynamicObject>,
     pod: Pod,
@@ -42,6 +51,22 @@ pub struct Reporter {
     board: Board,
     metrics: Metrics,
     plan: Plan,
+    declared: Declared,
+    following: FuturesUnordered<BoxFuture<'static, (RepoId, Option<Changes>)>>,
+    /// GitMirrors to look at.
+    dirty: BTreeSet<String>,
+    /// Whether the fleet has changed.
+    anew: bool,
+}
+
+/// The fleet as it was when it last changed.
+#[derive(Default)]
+struct Declared {
+    names: BTreeMap<RepoId, String>,
+    repos: BTreeMap<String, RepoId>,
+    stalled: BTreeMap<String, Stalled>,
+    rejected: BTreeMap<String, Rejected>,
+    followed: BTreeSet<RepoId>,
 }
 
 /// The field manager of a pod: with a shared one, each pod's apply would delete the others' entries.
@@ -52,60 +77,144 @@ pub(crate) fn manager(pod: &str) -> String {
 impl Reporter {
     /// Has told nothing yet.
     pub fn new(scope: &Scope, pod: Pod, fleet: Arc<Fleet>, board: Board, metrics: Metrics) -> Self {
-        Self { mirrors: scope.mirrors(), pod, fleet, board, metrics, plan: Plan::default() }
+        Self {
+            mirrors: scope.mirrors(),
+            pod,
+            fleet,
+            board,
+            metrics,
+            plan: Plan::default(),
+            declared: Declared::default(),
+            following: FuturesUnordered::new(),
+            dirty: BTreeSet::new(),
+            anew: true,
+        }
     }
 
     /// Reports, for ever.
     pub async fn run(mut self) {
-        let mut looked_over = None;
+        let mut look = Instant::now();
         loop {
             let now = Instant::now();
-            if looked_over.is_none_or(|at| now.duration_since(at) >= LOOK_OVER) {
-                self.look_over(now);
-                looked_over = Some(now);
+            if self.has_news() && now >= look {
+                self.take_in(now);
+                look = now + LOOK_OVER;
             }
             match self.plan.next(now) {
                 Next::Write(name, entry) => self.write(name, *entry).await,
-                Next::Wait(until) => {
-                    let left = until.map_or(LOOK_OVER, |until| until.duration_since(now));
-                    sleep(left.min(LOOK_OVER)).await;
-                }
+                Next::Wait(until) => self.rest(until, look).await,
             }
         }
     }
 
-    /// Compares every mirror with what the API server was told of it.
-    fn look_over(&mut self, now: Instant) {
-        let refused = self.fleet.refused();
-        let mut entries: BTreeMap<String, (Replica, Duration)> = BTreeMap::new();
-        for mirror in self.fleet.mirrors() {
-            let settings = mirror.settings();
-            let entry = entry::running(&self.pod, &mirror, &settings);
-            entries.insert(settings.name.clone(), (entry, settings.interval));
-        }
-        for stalled in &refused.stalled {
-            let entry = entry::stalled(&self.pod, stalled.reason, &stalled.message);
-            entries.insert(stalled.name.clone(), (entry, Duration::ZERO));
-        }
-        for rejected in &refused.rejected {
-            if let Some(name) = rejected.file.strip_prefix("GitMirror/") {
-                let running = entries.remove(name);
-                let (entry, interval) = running.unwrap_or((entry::empty(&self.pod), Duration::ZERO));
-                entries.insert(name.to_owned(), (entry::rejected(entry, rejected), interval));
-            }
-        }
-        let plan = &mut self.plan;
-        self.board.read(|all| {
-            plan.retain(|name| all.contains_key(name));
-            for (name, shown) in all {
-                if let Some((mut entry, interval)) = entries.remove(name) {
-                    entry.last_handled_requested_at.clone_from(&shown.handled);
-                    let known = Known { entry: shown.entry.as_ref(), version: shown.version };
-                    plan.update(name, entry, interval, known, now);
+    fn has_news(&self) -> bool {
+        self.anew || !self.dirty.is_empty()
+    }
+
+    /// Waits for the next write that is due, or for news, which are taken in at `look` at the earliest.
+    async fn rest(&mut self, until: Option<Instant>, look: Instant) {
+        loop {
+            let wake = until.into_iter().chain(self.has_news().then_some(look)).min();
+            let timer = async {
+                match wake {
+                    Some(at) => sleep_until(at).await,
+                    None => pending().await,
                 }
+            };
+            tokio::select! {
+                () = timer => return,
+                Some((id, changes)) = self.following.next() => self.followed(id, changes),
+                () = self.board.changed() => self.dirty.extend(self.board.take_changed()),
+                () = self.fleet.changed() => self.anew = true,
             }
+        }
+    }
+
+    /// A mirror has changed, or has gone.
+    fn followed(&mut self, id: RepoId, changes: Option<Changes>) {
+        match changes {
+            Some(changes) => {
+                self.dirty.extend(self.declared.names.get(&id).cloned());
+                self.follow(id, changes);
+            }
+            // Another one may have its place already, which is not followed yet.
+            None => self.anew |= self.declared.followed.remove(&id),
+        }
+    }
+
+    fn follow(&self, id: RepoId, mut changes: Changes) {
+        let next = async move {
+            let lives = changes.next().await;
+            (id, lives.then_some(changes))
+        };
+        self.following.push(next.boxed());
+    }
+
+    /// Compares what has changed with what the API server was told of it.
+    fn take_in(&mut self, now: Instant) {
+        self.dirty.extend(self.board.take_changed());
+        if std::mem::take(&mut self.anew) {
+            self.read_fleet();
+        }
+        for name in std::mem::take(&mut self.dirty) {
+            self.look_at(&name, now);
+        }
+        self.metrics.report_waiting.set(i64::try_from(self.plan.waiting()).unwrap_or(i64::MAX));
+    }
+
+    /// Takes in which mirrors there are; all are looked at, for any may have come, gone or been refused.
+    fn read_fleet(&mut self) {
+        let refused = self.fleet.refused();
+        let named =
+            |rejected: Rejected| Some((rejected.file.strip_prefix("GitMirror/")?.to_owned(), rejected));
+        let mut declared = Declared {
+            stalled: refused.stalled.into_iter().map(|stalled| (stalled.name.clone(), stalled)).collect(),
+            rejected: refused.rejected.into_iter().filter_map(named).collect(),
+            followed: std::mem::take(&mut self.declared.followed),
+            ..Declared::default()
+        };
+        for mirror in self.fleet.mirrors() {
+            let (id, name) = (mirror.id().clone(), mirror.settings().name.clone());
+            declared.names.insert(id.clone(), name.clone());
+            declared.repos.insert(name, id.clone());
+            if declared.followed.insert(id.clone()) {
+                self.follow(id, mirror.changes());
+            }
+        }
+        self.declared = declared;
+        self.dirty.extend(self.board.read(|all| all.keys().cloned().collect::<Vec<_>>()));
+    }
+
+    fn look_at(&mut self, name: &str, now: Instant) {
+        if let Some(shown) = self.board.read(|all| all.get(name).cloned()) {
+            // Not applied yet where there is none: the fleet will say so.
+            let Some((mut entry, interval)) = self.entry(name) else { return };
+            entry.last_handled_requested_at.clone_from(&shown.handled);
+            let known = Known { entry: shown.entry.as_ref(), version: shown.version };
+            self.plan.update(name, entry, interval, known, now);
+        } else if let Some(leaving) = self.board.leaving(name).filter(|leaving| leaving.removed) {
+            let known = Known { entry: leaving.shown.entry.as_ref(), version: leaving.shown.version };
+            self.plan.update(name, entry::removed(&self.pod), Duration::ZERO, known, now);
+        } else {
+            self.plan.forget(name);
+        }
+    }
+
+    /// What is true of a GitMirror on this pod, and how often times alone are told of it.
+    fn entry(&self, name: &str) -> Option<(Replica, Duration)> {
+        let mirror = self.declared.repos.get(name).and_then(|id| self.fleet.get(id));
+        let running = mirror.map(|mirror| {
+            let settings = mirror.settings();
+            (entry::running(&self.pod, &mirror, &settings), settings.interval)
         });
-        self.metrics.report_waiting.set(i64::try_from(plan.waiting()).unwrap_or(i64::MAX));
+        let stalled = || {
+            let stalled = self.declared.stalled.get(name)?;
+            Some((entry::stalled(&self.pod, stalled.reason, &stalled.message), Duration::ZERO))
+        };
+        let found = running.or_else(stalled);
+        let Some(rejected) = self.declared.rejected.get(name) else { return found };
+        let (entry, interval) = found.unwrap_or((entry::empty(&self.pod), Duration::ZERO));
+        Some((entry::rejected(entry, rejected), interval))
     }
 
     async fn write(&mut self, name: String, entry: Replica) {

@@ -101,6 +101,11 @@ pub(super) fn rejected(entry: Replica, rejected: &Rejected) -> Replica {
     }
 }
 
+/// The entry of a mirror that is being deleted, once its objects are gone from the store.
+pub(super) fn removed(pod: &Pod) -> Replica {
+    Replica { phase: Some(Phase::Absent), store_removed: Some(true), ..empty(pod) }
+}
+
 /// An entry that says only whose it is.
 pub(super) fn empty(pod: &Pod) -> Replica {
     Replica::new(pod.name.clone(), pod.uid.clone())

@@ -115,9 +115,9 @@ impl Plan {
         row.notice(now);
     }
 
-    /// Forgets all but these.
-    pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
-        self.rows.retain(|name, _| keep(name));
+    /// Forgets a mirror.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.rows.remove(name);
     }
 
     /// How many transitions wait.

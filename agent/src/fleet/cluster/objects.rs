@@ -8,9 +8,10 @@ use kube::{api::DynamicObject, runtime::watcher::Event};
 use serde::Deserialize;
 use serde_json::Value;
 use tarn_crds::{
-    REQUESTED_AT_ANNOTATION,
+    REQUESTED_AT_ANNOTATION, STORE_FINALIZER,
     manifest::Manifest,
-    v1alpha1::{GitMirror, GitMirrorSpec, Replica},
+    repo::RepoId,
+    v1alpha1::{DeletionPolicy, GitMirror, GitMirrorSpec, Replica},
 };
 
 use super::{
@@ -79,7 +80,8 @@ impl Objects {
                 let objects = self.coming.take().unwrap_or_default();
                 let names: BTreeSet<_> =
                     objects.iter().filter_map(|object| object.metadata.name.clone()).collect();
-                let gone: Vec<_> = self.ages.keys().filter(|name| !names.contains(*name)).cloned().collect();
+                let known = self.board.names().into_iter();
+                let gone: Vec<_> = known.filter(|name| !names.contains(name)).collect();
                 // The first list is a change even if it is empty: from now on it is known that it is.
                 let mut changed = !self.listed;
                 self.listed = true;
@@ -105,9 +107,14 @@ impl Objects {
     fn apply(&mut self, object: DynamicObject) -> bool {
         let DynamicObject { types: _, metadata, data } = object;
         let Some(name) = metadata.name.clone() else { return false };
-        // On its way out: the operator cleans up behind it, so nothing more may be published.
+        // On its way out: nothing more may be published, and what was may have to go (see `cleanup`).
         if metadata.deletion_timestamp.is_some() {
-            return self.forget(&name);
+            let known = self.withdraw(&name);
+            match to_be_removed(&metadata, &data) {
+                Some(repo) => self.board.leave(&name, repo, shown(&self.pod, &metadata, &data)),
+                None => self.board.forget(&name),
+            }
+            return known;
         }
         self.board.show(&name, shown(&self.pod, &metadata, &data));
         let source = Source { file: format!("GitMirror/{name}"), content: content(&name, &data) };
@@ -119,10 +126,25 @@ impl Objects {
     }
 
     fn forget(&mut self, name: &str) -> bool {
-        let known = self.ages.remove(name).is_some_and(|age| self.known.remove(&age).is_some());
-        self.board.retain(|shown| shown != name);
-        known
+        self.board.forget(name);
+        self.withdraw(name)
     }
+
+    /// Takes a declaration back; says whether there was one.
+    fn withdraw(&mut self, name: &str) -> bool {
+        self.ages.remove(name).is_some_and(|age| self.known.remove(&age).is_some())
+    }
+}
+
+/// The repository of an object on its way out whose objects in the store are waited for.
+fn to_be_removed(metadata: &ObjectMeta, data: &Value) -> Option<RepoId> {
+    let finalizers = metadata.finalizers.as_deref().unwrap_or_default();
+    if !finalizers.iter().any(|finalizer| finalizer == STORE_FINALIZER) {
+        return None;
+    }
+    let spec = GitMirrorSpec::deserialize(data.get("spec")?).ok()?;
+    let delete = spec.deletion_policy == DeletionPolicy::Delete;
+    RepoId::from_url(&spec.url).ok().filter(|_| delete)
 }
 
 /// The Secret that a declaration names.
@@ -229,6 +251,30 @@ mod tests {
         one.metadata.deletion_timestamp = one.metadata.creation_timestamp.clone();
         assert_eq!(objects.take(Event::Apply(one)), Change::Declared);
         assert!(files(&objects).is_empty());
+    }
+
+    #[test]
+    fn what_is_on_its_way_out_is_shown_until_it_is_gone() {
+        let board = Board::default();
+        let mut objects = Objects::new("p", board.clone());
+        let mut one =
+            object("a", "2026-01-01T00:00:00Z", &json!({"url": "https://h/a", "deletionPolicy": "Delete"}));
+        objects.take(Event::Apply(one.clone()));
+        one.metadata.finalizers = Some(vec![STORE_FINALIZER.to_owned()]);
+        one.metadata.deletion_timestamp = one.metadata.creation_timestamp.clone();
+        assert_eq!(objects.take(Event::Apply(one.clone())), Change::Declared);
+        assert!(files(&objects).is_empty() && board.read(BTreeMap::is_empty));
+        assert_eq!(board.unremoved().len(), 1);
+        board.removed("a");
+        // What was done stays known while the object changes.
+        objects.take(Event::Apply(one.clone()));
+        assert!(board.leaving("a").unwrap().removed);
+        objects.take(Event::Delete(one.clone()));
+        assert_eq!(board.leaving("a"), None);
+        // Objects that are to stay are nobody's business.
+        one.data["spec"]["deletionPolicy"] = json!("Retain");
+        objects.take(Event::Apply(one));
+        assert!(board.unremoved().is_empty());
     }
 
     #[test]

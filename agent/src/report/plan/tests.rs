@@ -239,7 +239,7 @@ proptest! {
                     world.wanted.remove(&name(who));
                     world.shown.remove(&name(who));
                     world.last.remove(&name(who));
-                    plan.retain(|known| known != name(who));
+                    plan.forget(&name(who));
                 }
                 Happening::Pass(millis) => {
                     let until = now + Duration::from_millis(millis.into());
