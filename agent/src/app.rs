@@ -19,7 +19,7 @@ use crate::{
     config::{self, Pod},
     fleet::{
         Fleet,
-        cluster::{self, Cluster, ClusterError, Scope, endpoints},
+        cluster::{self, Cluster, ClusterError, Scope, cleanup::Cleanup, endpoints},
         desired::{Rules, from_url},
         manifests::Manifests,
     },
@@ -155,7 +155,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let admin_port = listen(config.admin_listen).await?;
     let watching = match cluster {
         // Not waited for: the API server may be away.
-        Some((scope, pod)) => in_cluster(&scope, pod, rules, &fleet, found, &metrics),
+        Some((scope, pod)) => {
+            let store = archive.clone().zip(peers.clone());
+            in_cluster(&scope, pod, rules, &fleet, found, store, &metrics)
+        }
         None => {
             // Watching begins before the first reading, so that no change falls in between.
             let changes = manifests.changes();
@@ -207,12 +210,15 @@ fn in_cluster(
     rules: Rules,
     fleet: &Arc<Fleet>,
     found: watch::Sender<Arc<[Address]>>,
+    store: Option<(Arc<Archive>, Peers)>,
     metrics: &Metrics,
 ) -> Vec<AbortOnDropHandle<()>> {
     let cluster = Cluster::new(scope.clone(), rules, metrics.clone());
     let reporter = Reporter::new(scope, pod.clone(), fleet.clone(), cluster.board(), metrics.clone());
     let peers = endpoints::follow(scope.clone(), found, metrics.clone());
+    let cleanup = Cleanup { board: cluster.board(), fleet: fleet.clone(), store };
     vec![
+        AbortOnDropHandle::new(tokio::spawn(cleanup.run())),
         AbortOnDropHandle::new(tokio::spawn(peers)),
         AbortOnDropHandle::new(tokio::spawn(cluster.follow(fleet.clone()))),
         AbortOnDropHandle::new(tokio::spawn(reporter.run())),

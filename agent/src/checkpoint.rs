@@ -23,6 +23,7 @@ pub mod publish;
 pub mod restore;
 pub mod retain;
 pub mod turns;
+pub mod wipe;
 
 use std::sync::Arc;
 

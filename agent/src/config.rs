@@ -182,6 +182,8 @@ pub enum StoreCommand {
     Verify(VerifyArgs),
     /// Remove checkpoints that newer ones have replaced, and what nobody names any more
     Gc(GcArgs),
+    /// Remove everything of one mirror; one that is still declared is published anew
+    Rm(RmArgs),
 }
 
 /// Flags of every `tarn-agent store` command.
@@ -236,6 +238,18 @@ pub struct GcArgs {
         default_value_t = 24
     )]
     pub grace_hours: u32,
+}
+
+/// Flags of `tarn-agent store rm`.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// The store.
+    #[command(flatten)]
+    pub flags: StoreFlags,
+
+    /// The mirror, as `ls` names it
+    #[arg(value_name = "HOST/PATH")]
+    pub mirror: String,
 }
 
 /// The pod that the agent runs in, as the downward API tells it.

@@ -3,6 +3,7 @@
 mod collect;
 mod list;
 mod print;
+mod remove;
 mod verify;
 
 use std::{
@@ -61,6 +62,7 @@ pub async fn run(command: StoreCommand) -> Result<(), InspectError> {
         StoreCommand::Ls(args) => list::run(&args).await,
         StoreCommand::Verify(args) => verify::run(&args).await,
         StoreCommand::Gc(args) => collect::run(&args).await,
+        StoreCommand::Rm(args) => remove::run(args).await,
     }
 }
 

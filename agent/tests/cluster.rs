@@ -2,6 +2,7 @@
 //! the test kit's; a real one has its turn in the tests of the whole.
 
 mod declared;
+mod deleted;
 mod outage;
 mod secrets;
 mod told;

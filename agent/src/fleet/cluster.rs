@@ -3,6 +3,7 @@
 //! *Invariant:* what runs goes on while the API server is away; only what it says takes anything away.
 
 pub mod board;
+pub mod cleanup;
 pub mod endpoints;
 mod objects;
 mod requests;

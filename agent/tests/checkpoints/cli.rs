@@ -1,4 +1,4 @@
-//! `tarn-agent store`: ls, verify, gc.
+//! `tarn-agent store`: ls, verify, gc, rm.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -11,6 +11,7 @@ on_both_stores!(
     ls_names_mirrors_and_generations,
     verify_finds_damage_and_says_where,
     gc_removes_what_nobody_names_and_nothing_else,
+    rm_removes_a_mirror_and_whoever_mirrors_it_publishes_it_anew,
 );
 
 #[tokio::test]
@@ -85,5 +86,26 @@ async fn gc_removes_what_nobody_names_and_nothing_else(kind: Kind) -> Result<()>
     stage.expect_clone(&fresh, "clone").await?;
     fresh.stop().await?;
     ensure!(stage.bad()? == 0, "what a kept generation names was removed");
+    Ok(())
+}
+
+async fn rm_removes_a_mirror_and_whoever_mirrors_it_publishes_it_anew(kind: Kind) -> Result<()> {
+    let stage = Stage::new(kind).await?;
+    let agent = stage.ready().await?;
+    stage.published(&agent).await?;
+    let other = stage.store().join("v1/example.org/other.git/refs");
+    std::fs::create_dir_all(&other)?;
+    std::fs::write(other.join("kept"), "kept")?;
+    let table = store(&stage, &["rm", &stage.repo()]).await?;
+    ensure!(table.contains(&stage.repo()), "{table}");
+    ensure!(files(&stage.objects().join("checkpoints"), "json")?.is_empty(), "a manifest is left");
+    ensure!(files(&stage.objects().join("packs"), "pack")?.is_empty(), "a pack is left");
+    ensure!(other.join("kept").exists(), "another mirror's object is gone");
+    let again = attempt(&stage, &["rm", &stage.repo()]).await?;
+    ensure!(!again.status.success() && again.stderr.contains("has no mirror"), "{}", again.stderr);
+    // What is published then restores: it does not build on what is gone.
+    stage.origin.commit("main", &[("after.txt", "after")]).await?;
+    stage.published(&agent).await?;
+    store(&stage, &["verify"]).await?;
     Ok(())
 }
