@@ -2,6 +2,7 @@
 //! and requests handed on to it.
 
 pub mod credentials;
+pub mod github_app;
 pub mod forward;
 pub mod look;
 pub mod lfs;

@@ -2,6 +2,7 @@
 
 mod configuration;
 mod credentials;
+mod github_app;
 mod hostile;
 mod paths;
 mod ssh;

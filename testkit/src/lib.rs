@@ -6,6 +6,7 @@ pub mod apiserver;
 pub mod eventually;
 pub mod generate;
 pub mod git;
+pub mod github;
 pub mod listening;
 pub mod load;
 pub mod measure;

@@ -464,10 +464,11 @@ fn connect(git: &Git, disk: &Disk, settings: &Settings) -> Result<Upstream, Arc<
         |error: std::io::Error| LookError::Refused(format!("cannot write the credentials for git: {error}"));
     let installed = settings.credentials.install(&disk.private(), &settings.url).map_err(failed)?;
     let credentials = installed.as_ref().map(|installed| installed.config().to_owned());
+    let kept = installed.clone();
     let remote = Remote { url: settings.url.as_str().to_owned(), credentials };
     let (url, refs) = (settings.url.clone(), settings.refs.clone());
-    let looker = Looker::new(git.clone(), url, remote.clone(), &settings.credentials, refs)?;
-    Ok(Upstream { looker: Arc::new(looker), remote, _installed: installed })
+    let looker = Looker::new(git.clone(), url, remote.clone(), &settings.credentials, installed, refs)?;
+    Ok(Upstream { looker: Arc::new(looker), remote, _installed: kept })
 }
 
 /// Waits for the look or the job, whichever ends first; for ever where there is neither.

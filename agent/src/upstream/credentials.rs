@@ -9,11 +9,13 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use tarn_crds::repo::{Scheme, UpstreamUrl};
+
+use super::github_app::App;
 
 /// A text that cannot be printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,6 +45,7 @@ pub struct Credentials {
     authorization: Option<Secret>,
     identity: Option<Secret>,
     known_hosts: Option<Secret>,
+    app: Option<App>,
     ca: Option<Secret>,
 }
 
@@ -59,7 +62,8 @@ pub enum CredentialsError {
     },
     /// None of the known keys is there.
     #[error(
-        "the Secret has none of the keys username and password, bearerToken, identity and known_hosts, ca.crt"
+        "the Secret has none of the keys username and password, bearerToken, identity and known_hosts, githubAppID \
+         with githubAppInstallationID and githubAppPrivateKey, ca.crt"
     )]
     Empty,
     /// The transport takes other credentials.
@@ -107,8 +111,25 @@ impl Credentials {
                 });
             }
         };
+        let app = match ["githubAppID", "githubAppInstallationID", "githubAppPrivateKey"] {
+            keys if keys.iter().all(|key| !data.contains_key(*key)) => None,
+            [id, installation, key] => {
+                let needed = |key: &'static str, found: Option<&'_ str>| {
+                    found.map(str::to_owned).ok_or(CredentialsError::Key { key, problem: "is missing" })
+                };
+                let ids = (needed(id, one_line(id)?)?, needed(installation, one_line(installation)?)?);
+                let pem = needed(key, text(key)?)?;
+                if authorization.is_some() {
+                    let problem = "excludes username, password and bearerToken";
+                    return Err(CredentialsError::Key { key: id, problem });
+                }
+                let app = App::new((&ids.0, &ids.1), &pem, one_line("githubAppBaseURL")?, url);
+                Some(app.map_err(|(key, problem)| CredentialsError::Key { key, problem })?)
+            }
+        };
         let secret = |key| Ok(text(key)?.map(Secret::new));
         let found = Self {
+            app,
             authorization: authorization.map(Secret::new),
             identity: secret("identity")?,
             known_hosts: secret("known_hosts")?,
@@ -125,6 +146,9 @@ impl Credentials {
                 Err(CredentialsError::Key { key: "known_hosts", problem: "is missing" })
             }
             Scheme::File => Err(CredentialsError::Scheme("file")),
+            Scheme::Ssh if found.app.is_some() => {
+                Err(CredentialsError::Key { key: "githubAppID", problem: "is for https upstreams" })
+            }
             Scheme::Https | Scheme::Http if found.identity.is_some() => {
                 Err(CredentialsError::Key { key: "identity", problem: "is for ssh upstreams" })
             }
@@ -135,6 +159,11 @@ impl Credentials {
     /// The `Authorization` header, if any.
     pub fn authorization(&self) -> Option<&Secret> {
         self.authorization.as_ref()
+    }
+
+    /// The GitHub App whose installation's tokens take the place of a password.
+    pub(super) fn app(&self) -> Option<&App> {
+        self.app.as_ref()
     }
 
     /// Certificates (PEM) to trust besides the system's.
@@ -152,14 +181,12 @@ impl Credentials {
             return Ok(None);
         }
         let name = format!("{:016x}", rand::random::<u64>());
-        let mut installed = Installed { config: dir.join(format!("{name}.config")), files: Vec::new() };
+        let config = dir.join(format!("{name}.config"));
+        // For this host only; git follows no redirects (see `git::remote`).
+        let origin = format!("{}://{}/", url.scheme().as_str(), url.id().host());
+        let (rest, authorized) = (String::new(), Mutex::default());
+        let mut installed = Installed { config, files: Vec::new(), origin, rest, authorized };
         let mut config = String::new();
-        if let Some(header) = &self.authorization {
-            // For this host only; git follows no redirects (see `git::remote`).
-            let origin = format!("{}://{}/", url.scheme().as_str(), url.id().host());
-            let value = header.expose().replace('\\', "\\\\").replace('"', "\\\"");
-            config.push_str(&format!("[http \"{origin}\"]\n\textraHeader = \"Authorization: {value}\"\n"));
-        }
         if let Some(ca) = &self.ca {
             let path = installed.write(&dir.join(format!("{name}.ca")), ca.expose())?;
             config.push_str(&format!("[http]\n\tsslCAInfo = \"{path}\"\n"));
@@ -174,8 +201,9 @@ impl Credentials {
                  -oUserKnownHostsFile={known_hosts} -i {identity}\"\n"
             ));
         }
-        let path = installed.config.clone();
-        installed.write(&path, &config)?;
+        installed.rest = config;
+        installed.files.extend([installed.config.clone(), installed.staged()]);
+        installed.replace(self.authorization.as_ref())?;
         Ok(Some(Arc::new(installed)))
     }
 }
@@ -185,12 +213,49 @@ impl Credentials {
 pub struct Installed {
     config: PathBuf,
     files: Vec<PathBuf>,
+    /// Where the authorization may be sent.
+    origin: String,
+    /// What else git is told.
+    rest: String,
+    /// The authorization that is in the file.
+    authorized: Mutex<Option<Secret>>,
 }
 
 impl Installed {
     /// The configuration file for git to include.
     pub fn config(&self) -> &Path {
         &self.config
+    }
+
+    /// Gives git this authorization from its next start on, in one instant.
+    ///
+    /// # Errors
+    /// The file cannot be written; git then has the one before.
+    pub(super) fn authorize(&self, header: &Secret) -> io::Result<()> {
+        let mut authorized = self.authorized.lock().unwrap_or_else(PoisonError::into_inner);
+        if authorized.as_ref() != Some(header) {
+            self.replace(Some(header))?;
+            *authorized = Some(header.clone());
+        }
+        Ok(())
+    }
+
+    fn staged(&self) -> PathBuf {
+        self.config.with_extension("new")
+    }
+
+    fn replace(&self, header: Option<&Secret>) -> io::Result<()> {
+        let header = header.map(|header| {
+            let value = header.expose().replace('\\', "\\\\").replace('"', "\\\"");
+            format!("[http \"{}\"]\n\textraHeader = \"Authorization: {value}\"\n", self.origin)
+        });
+        let staged = self.staged();
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+        file.write_all(header.unwrap_or_default().as_bytes())?;
+        file.write_all(self.rest.as_bytes())?;
+        drop(file);
+        fs::rename(&staged, &self.config)
     }
 
     fn write(&mut self, path: &Path, content: &str) -> io::Result<String> {

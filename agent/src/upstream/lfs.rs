@@ -111,8 +111,8 @@ impl Looker {
             .header(header::ACCEPT, MEDIA_TYPE)
             .header(header::CONTENT_TYPE, MEDIA_TYPE)
             .body(ask(objects));
-        if let Some(value) = &self.authorization {
-            post = post.header(header::AUTHORIZATION, value.clone());
+        if let Some(value) = self.authorization().await? {
+            post = post.header(header::AUTHORIZATION, value);
         }
         let response = patient(post.send()).await??;
         match response.status() {
@@ -143,8 +143,11 @@ impl Looker {
         let mut url = Url::parse(&action.href).map_err(|error| bad(error.to_string()))?;
         let mut headers = given(action);
         let own = Url::parse(self.url.as_str()).is_ok_and(|own| own.origin() == url.origin());
-        if let Some(value) = self.authorization.as_ref().filter(|_| own && !action.authenticated) {
-            headers.entry(header::AUTHORIZATION).or_insert_with(|| value.clone());
+        if own
+            && !action.authenticated
+            && let Some(value) = self.authorization().await?
+        {
+            headers.entry(header::AUTHORIZATION).or_insert(value);
         }
         for _ in 0..=MAX_REDIRECTS {
             if !matches!(url.scheme(), "http" | "https") {

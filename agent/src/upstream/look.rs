@@ -24,7 +24,10 @@ use tarn_crds::{
 };
 use tokio::time::timeout;
 
-use super::credentials::Credentials;
+use super::{
+    credentials::{Credentials, Installed, Secret},
+    github_app::{TokenError, Tokens},
+};
 use crate::{
     git::{
         Git, GitError, ObjectFormat, RefSet,
@@ -74,6 +77,9 @@ pub enum LookError {
     /// It speaks git, but says it cannot.
     #[error("{0}")]
     Refused(String),
+    /// A GitHub App's installation has no token for the mirror.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// A git command failed.
     #[error(transparent)]
     Git(#[from] GitError),
@@ -92,6 +98,7 @@ impl LookError {
             Self::NotFound => FailureKind::NotFound,
             Self::NotGit(_) => FailureKind::NotGit,
             Self::Refused(_) => FailureKind::Other,
+            Self::Token(error) => error.kind,
             Self::Git(error) => error.kind(),
         }
     }
@@ -104,7 +111,7 @@ impl LookError {
             Self::Network(_) | Self::NotGit(_) => true,
             Self::Status(status) => *status >= 500,
             Self::TimedOut(_) | Self::Unauthorized(_) | Self::NotFound | Self::Redirected(_) => false,
-            Self::Refused(_) | Self::Git(_) => false,
+            Self::Refused(_) | Self::Token(_) | Self::Git(_) => false,
         }
     }
 }
@@ -139,13 +146,21 @@ impl From<reqwest::Error> for LookError {
     }
 }
 
+/// What the upstream is asked with.
+enum Authorization {
+    None,
+    Fixed(HeaderValue),
+    /// Tokens that git gets as well, by its file.
+    App(Arc<Tokens>, Option<Arc<Installed>>),
+}
+
 /// Looks at one upstream.
 pub struct Looker {
     pub(super) git: Git,
     pub(super) url: UpstreamUrl,
     remote: Remote,
     pub(super) client: Client,
-    pub(super) authorization: Option<HeaderValue>,
+    authorization: Authorization,
     /// Which refs are mirrored; the others are left out of every answer.
     declared: Refs,
     known: Mutex<Option<Known>>,
@@ -169,6 +184,13 @@ struct Known {
     unborn: bool,
 }
 
+fn sensitive(header: &Secret) -> Result<HeaderValue, LookError> {
+    let mut value = HeaderValue::from_str(header.expose())
+        .map_err(|_| LookError::Refused("the Secret's credentials do not fit into a header".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 impl fmt::Debug for Looker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Looker({})", self.url)
@@ -176,7 +198,8 @@ impl fmt::Debug for Looker {
 }
 
 impl Looker {
-    /// A looker at those refs of `url` that are `declared`; `remote` is the same upstream for git commands.
+    /// A looker at those refs of `url` that are `declared`; `remote` is the same upstream for git commands, which find
+    /// the credentials in what is `installed`.
     ///
     /// # Errors
     /// The credentials hold a bad certificate or header.
@@ -185,6 +208,7 @@ impl Looker {
         url: UpstreamUrl,
         remote: Remote,
         credentials: &Credentials,
+        installed: Option<Arc<Installed>>,
         declared: Refs,
     ) -> Result<Self, LookError> {
         let same_host = redirect::Policy::custom(|attempt| {
@@ -204,14 +228,11 @@ impl Looker {
             let certificates = reqwest::Certificate::from_pem_bundle(ca.expose().as_bytes()).map_err(bad)?;
             builder = builder.tls_certs_merge(certificates);
         }
-        let authorization = credentials.authorization().map(|header| {
-            let mut value = HeaderValue::from_str(header.expose()).map_err(|_| {
-                LookError::Refused("the Secret's credentials do not fit into a header".into())
-            })?;
-            value.set_sensitive(true);
-            Ok::<_, LookError>(value)
-        });
-        let authorization = authorization.transpose()?;
+        let authorization = match (credentials.authorization(), credentials.app()) {
+            (Some(header), _) => Authorization::Fixed(sensitive(header)?),
+            (None, Some(app)) => Authorization::App(Tokens::of(app, credentials.ca())?, installed),
+            (None, None) => Authorization::None,
+        };
         let client = builder.build()?;
         Ok(Self {
             git,
@@ -319,6 +340,26 @@ impl Looker {
         self.send_with(request, HeaderValue::from_static("version=2")).await
     }
 
+    /// The mirror's credentials as they are now. A token that is about to expire is renewed first, for git as well.
+    ///
+    /// # Errors
+    /// There is no token.
+    pub(super) async fn authorization(&self) -> Result<Option<HeaderValue>, LookError> {
+        match &self.authorization {
+            Authorization::None => Ok(None),
+            Authorization::Fixed(value) => Ok(Some(value.clone())),
+            Authorization::App(tokens, installed) => {
+                let header = tokens.authorization().await?;
+                if let Some(installed) = installed {
+                    installed.authorize(&header).map_err(|error| {
+                        LookError::Refused(format!("cannot write the credentials for git: {error}"))
+                    })?;
+                }
+                Ok(Some(sensitive(&header)?))
+            }
+        }
+    }
+
     /// Sends `request` with the mirror's credentials in the protocol version that `protocol` names.
     pub(super) async fn send_with(
         &self,
@@ -327,13 +368,18 @@ impl Looker {
     ) -> Result<Response, LookError> {
         let mut headers = HeaderMap::new();
         headers.insert(GIT_PROTOCOL, protocol);
-        if let Some(value) = &self.authorization {
+        let authorization = self.authorization().await?;
+        if let Some(value) = &authorization {
             headers.insert(header::AUTHORIZATION, value.clone());
         }
         let response = request.headers(headers).send().await?;
         match response.status() {
             StatusCode::OK => Ok(response),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                // Revoked before its time, or the installation's rights have changed: the next look has another.
+                if let (Authorization::App(tokens, _), Some(value)) = (&self.authorization, &authorization) {
+                    tokens.refused(value.as_bytes()).await;
+                }
                 Err(LookError::Unauthorized(status.as_u16()))
             }
             StatusCode::NOT_FOUND => Err(LookError::NotFound),
