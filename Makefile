@@ -5,7 +5,7 @@ CRATES := tarn-crds tarn-agent tarn-client tarn-operator tarn-testkit
 # Flags of the benchmark: make bench BENCH="--quick"; docs/benchmarks.md explains them.
 BENCH  ?=
 
-.PHONY: help demo lint test gen verify fuzz large bench bench-checkpoints bench-snapshots
+.PHONY: help demo lint test chart gen verify fuzz large bench bench-checkpoints bench-snapshots
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: ## formatting, clippy, each crate on its own, what the documentation names
 
 test: ## all tests; those of the store need versitygw (CONTRIBUTING.md)
 	$(CARGO) test --workspace --locked
+
+chart: ## lint the Helm chart, and test its templates; needs helm and helm-unittest (scripts/chart)
+	@scripts/chart
 
 gen: ## write what is generated: the CRDs of the chart
 	$(CARGO) run --quiet --locked --features tarn-crds/crdgen --bin crdgen

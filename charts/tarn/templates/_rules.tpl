@@ -1,0 +1,55 @@
+{{/*
+What the operator may do in the namespaces it looks after; docs/operator.md says what for. It must itself hold what it
+grants to agents, or the API server refuses their Roles.
+*/}}
+{{- define "tarn.operatorRules" -}}
+# What it reconciles. Whoever may update a status is not held to one entry by the admission policy.
+- apiGroups: [tarn.dev]
+  resources: [gitcaches, gitmirrors]
+  verbs: [get, list, watch]
+- apiGroups: [tarn.dev]
+  resources: [gitcaches/status, gitmirrors/status]
+  verbs: [get, patch, update]
+# Where OwnerReferencesPermissionEnforcement is on, who makes objects that a GitCache owns needs this.
+- apiGroups: [tarn.dev]
+  resources: [gitcaches/finalizers]
+  verbs: [update]
+# What it makes of a GitCache. A StatefulSet is deleted, without its pods, to be made anew.
+- apiGroups: [apps]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [serviceaccounts, services]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [roles, rolebindings]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch]
+# Volumes grow.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [list, patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# It asks for their metadata alone, but RBAC knows no such distinction; and it grants reading them, by name, to agents.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch]
+# It watches the agents' Leases, and grants agents to write them.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [get, list, watch, create, patch, update, delete]
+# Granted to agents, not used.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
