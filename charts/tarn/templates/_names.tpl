@@ -23,6 +23,11 @@ app.kubernetes.io/part-of: tarn
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{/* Labels and a user's own, of which none takes the place of the chart's: list LABELS OWN. */}}
+{{- define "tarn.merged" -}}
+{{ toYaml (merge (index . 0 | fromYaml) (index . 1)) }}
+{{- end }}
+
 {{- define "tarn.operatorLabels" -}}
 app.kubernetes.io/name: tarn-operator
 {{ include "tarn.labels" . }}
