@@ -5,4 +5,5 @@
 
 mod converge;
 mod golden;
+mod rights;
 mod sim;

@@ -132,6 +132,7 @@ impl Sim {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let mut state = self.0.lock().unwrap();
+        crate::rights::check(&parts.method, &parts.uri, |key| state.objects.contains_key(key));
         let (dies, effect) = match &mut state.fuse {
             None => (false, true),
             Some(Answer::LostAfter(left)) => (std::mem::replace(left, left.saturating_sub(1)) == 0, true),
