@@ -7,6 +7,10 @@ grants to agents, or the API server refuses their Roles.
 - apiGroups: [tarn.dev]
   resources: [gitcaches, gitmirrors]
   verbs: [get, list, watch]
+# The finalizer of those whose objects in the store are to go with them.
+- apiGroups: [tarn.dev]
+  resources: [gitmirrors]
+  verbs: [patch]
 - apiGroups: [tarn.dev]
   resources: [gitcaches/status, gitmirrors/status]
   verbs: [get, patch, update]
