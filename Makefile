@@ -1,14 +1,17 @@
 # The verbs of this repository; .ci/run calls the same ones.
 
 CARGO  ?= cargo
-CRATES := tarn-crds tarn-agent tarn-client tarn-operator tarn-testkit
+CRATES := tarn-crds tarn-agent tarn-client tarn-operator tarn-testkit tarn-e2e
 # Flags of the benchmark: make bench BENCH="--quick"; docs/benchmarks.md explains them.
 BENCH  ?=
 
-.PHONY: help demo lint test chart gen verify fuzz large bench bench-checkpoints bench-snapshots
+# Words: only those tests on the cluster whose names contain one of them.
+E2E    ?=
+
+.PHONY: help demo lint test chart e2e gen verify fuzz large bench bench-checkpoints bench-snapshots
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: ## mirror this checkout, push upstream, see the push through Tarn; leaves nothing behind
 	@scripts/demo
@@ -34,6 +37,9 @@ gen: ## write what is generated: the CRDs of the chart
 verify: gen ## fail if anything is generated anew, or not committed
 	@test -z "$$(git status --porcelain)" || { git status --short; git --no-pager diff; \
 	  echo 'verify: the tree is not as committed; run make gen, then commit what changed' >&2; exit 1; }
+
+e2e: ## tests on a real cluster of one node, built and taken down again; needs root (e2e/README.md)
+	@e2e/run $(E2E)
 
 # Seconds for each target.
 FUZZ   ?= 60

@@ -12,7 +12,21 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// An `Err` says what is still missing. When `timeout` has passed, the last one becomes the failure's text,
 /// after `what` was waited for. A probe that hangs is cut off at the timeout as well.
-pub async fn eventually<T, E, F>(timeout: Duration, what: &str, mut probe: F) -> Result<T>
+pub async fn eventually<T, E, F>(timeout: Duration, what: &str, probe: F) -> Result<T>
+where
+    F: AsyncFnMut() -> Result<T, E>,
+    E: Display,
+{
+    eventually_every(PAUSE, timeout, what, probe).await
+}
+
+/// As [`eventually`], with another time between two questions: where asking is dear.
+pub async fn eventually_every<T, E, F>(
+    pause: Duration,
+    timeout: Duration,
+    what: &str,
+    mut probe: F,
+) -> Result<T>
 where
     F: AsyncFnMut() -> Result<T, E>,
     E: Display,
@@ -31,7 +45,7 @@ where
             Err(_) => last = format!("{last}; then one question hung"),
         }
         asked += 1;
-        tokio::time::sleep(PAUSE.min(timeout.saturating_sub(start.elapsed()))).await;
+        tokio::time::sleep(pause.min(timeout.saturating_sub(start.elapsed()))).await;
     }
 }
 

@@ -1,0 +1,8 @@
+//! By what happens. Those of `alone` take something from the whole cluster, and come first: the runner goes by names.
+
+mod alone;
+mod outages;
+mod pods;
+mod removal;
+mod secrets;
+mod serving;
