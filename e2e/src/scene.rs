@@ -134,7 +134,8 @@ impl Scene {
     pub async fn create_upstream(&self, name: &str) -> Result<()> {
         let create = format!("git init --quiet --bare --initial-branch=main /data/{name}.git");
         self.shell("deployment/upstream", &create).await?;
-        self.push(name).await.map(drop)
+        // The pod is ready before every packet finds its way to it.
+        until(PATIENCE, "a push", async || self.push(name).await.map(drop)).await
     }
 
     /// Pushes a commit to the upstream, and returns its id.
@@ -205,7 +206,7 @@ impl Scene {
         self.until_status(mirror, "every pod to hold the mirror", held).await.map(drop)
     }
 
-    /// Waits until a checkpoint of this commit, or of one after it, is in the store: published after this time's.
+    /// Waits until a checkpoint of the mirror is in the store.
     pub async fn until_published(&self, mirror: &str) -> Result<()> {
         self.until_status(mirror, "a checkpoint", |status| status.checkpoint.is_some()).await.map(drop)
     }

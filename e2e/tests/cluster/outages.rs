@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use tarn_crds::v1alpha1::GitMirrorStatus;
 use tarn_e2e::cloner::{Cloner, Habit};
 use tarn_e2e::play::play;
-use tarn_e2e::scene::{head, is_true};
+use tarn_e2e::scene::{PATIENCE, head, is_true, until};
 
 #[tokio::test]
 async fn without_the_store_clones_go_on_and_status_says_so() -> Result<()> {
@@ -39,7 +39,8 @@ async fn without_the_upstream_clones_go_on_and_status_says_so() -> Result<()> {
         let status = scene.until_status("app", "Stale and FetchFailed", told).await?;
         ensure!(!is_true(&status, "Ready"), "not as fresh as asked for: {:?}", status.conditions);
         scene.scale("upstream", 1).await?;
-        let pushed = scene.push("app").await?;
+        // The pod is ready before every packet finds its way to it.
+        let pushed = until(PATIENCE, "a push", async || scene.push("app").await).await?;
         let mended =
             |status: &GitMirrorStatus| is_true(status, "Ready") && head(status) == Some(pushed.as_str());
         scene.until_status("app", "the push after the outage", mended).await?;
