@@ -52,7 +52,8 @@ add_busybox() {
 add_git() {
   local root=$1 core file
   core=$(git --exec-path)
-  mkdir -p "$root$core"
+  # Without the directory of templates every clone warns.
+  mkdir -p "$root$core" "$root/usr/share/git-core/templates"
   cp --dereference "$(command -v git)" "$root/usr/bin/git"
   # The others are built into git itself, or are for work that no pod does.
   for file in git-remote-http git-http-backend; do

@@ -4,5 +4,7 @@ mod alone;
 mod outages;
 mod pods;
 mod removal;
+mod rights;
 mod secrets;
 mod serving;
+mod volumes;

@@ -57,8 +57,8 @@ async fn a_killed_agent_breaks_what_is_under_way_and_every_retry_succeeds() -> R
         }
         for cloner in &cloners {
             let attempts = cloner.without_failure().await?;
-            let broken: Vec<_> =
-                attempts.iter().filter(|attempt| attempt.outcome == Outcome::Broken).collect();
+            let broken = attempts.iter().filter(|attempt| attempt.outcome == Outcome::Broken);
+            let broken: Vec<_> = broken.map(|attempt| attempt.text.as_str()).collect();
             note(&format!("{} of {} attempts broke: {broken:?}", broken.len(), attempts.len()));
             // One under way for each kill, and those that reach the dead pod before it is out of the Service.
             ensure!(broken.len() <= 8, "{broken:?}");
