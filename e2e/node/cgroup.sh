@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by up.sh and down.sh: the cgroups that the node's pods live in, for version 1 (or mixed) and version 2. Both
 # functions run outside of the node's namespaces, for only there every process of the machine has a number.
 CGROUPS=/sys/fs/cgroup

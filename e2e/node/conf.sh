@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced by the other scripts: where things are, and what the node is called.
 
 # These scripts.
@@ -24,7 +25,7 @@ CGROUP=tarn-e2e
 CONTAINERD_SOCKET=/run/containerd/containerd.sock
 
 fail() {
-  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  printf '%s: %s\n' "$0" "$*" >&2
   exit 1
 }
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by up.sh: writes the configuration of containerd, of the pods' network and of the kubelet.
 
 write_containerd_config() {

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by build.sh: sets GO to a Go of the version that the modules here ask for.
 
 # Go before 1.21 cannot fetch another version of itself, yet it can download a module, and each version of Go is one.
