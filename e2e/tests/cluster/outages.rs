@@ -7,7 +7,7 @@ use tarn_e2e::play::play;
 use tarn_e2e::scene::{PATIENCE, head, is_true, until};
 
 #[tokio::test]
-async fn without_the_store_clones_go_on_and_status_says_so() -> Result<()> {
+async fn without_the_store_pods_start_clones_go_on_and_status_says_so() -> Result<()> {
     play("store", async |scene| {
         scene.with_mirror("app").await?;
         scene.until_published("app").await?;
@@ -16,6 +16,9 @@ async fn without_the_store_clones_go_on_and_status_says_so() -> Result<()> {
         let told = |status: &GitMirrorStatus| is_true(status, "StoreFailed");
         let status = scene.until_status("app", "StoreFailed", told).await?;
         ensure!(is_true(&status, "Ready"), "serving needs no store: {:?}", status.conditions);
+        // With nothing to restore from, a new pod clones.
+        let uid = scene.replace("default-1").await?;
+        scene.until_pod_holds("app", &uid).await?;
         cloner.until_more(5).await?;
         let known = |status: &GitMirrorStatus| status.checkpoint.as_ref().map_or(0, |known| known.generation);
         let before = known(&scene.status("app").await?);
