@@ -25,93 +25,155 @@ const (
 	provisionedBy   = "pv.kubernetes.io/provisioned-by"
 )
 
-// provisionerMain answers PersistentVolumeClaims of StorageClasses whose provisioner
-// is tarn.local/directory with "local" volumes (unlike hostPath, kubelet applies fsGroup to
-// those): one directory each, removed when the volume is released.
+// provisioner makes a directory for each claim, and removes it when the volume is released.
+type provisioner struct {
+	client kubernetes.Interface
+	dir    string
+}
+
+// provisionerMain answers the PersistentVolumeClaims of StorageClasses whose provisioner is provisionerName. The
+// volumes are of the type "local": unlike hostPath, the kubelet gives those to the pod's fsGroup.
 func provisionerMain() {
-	fs := flag.NewFlagSet("local-provisioner", flag.ExitOnError)
-	kubeconfig := fs.String("kubeconfig", "", "kubeconfig file")
-	dir := fs.String("dir", "", "directory the volumes are made in")
-	fs.Parse(os.Args[1:])
-	cfg, err := clientcmd.BuildConfigFromFlags("", *kubeconfig)
+	flags := flag.NewFlagSet("local-provisioner", flag.ExitOnError)
+	kubeconfig := flags.String("kubeconfig", "", "kubeconfig file")
+	dir := flags.String("dir", "", "directory the volumes are made in")
+	flags.Parse(os.Args[1:])
+	config, err := clientcmd.BuildConfigFromFlags("", *kubeconfig)
 	if err != nil {
 		klog.Fatal(err)
 	}
-	cfg.QPS, cfg.Burst = 200, 400
-	client := kubernetes.NewForConfigOrDie(cfg)
+	config.QPS, config.Burst = 200, 400
 	ctx := context.Background()
-	factory := informers.NewSharedInformerFactory(client, time.Minute)
-	claims, volumes, classes := factory.Core().V1().PersistentVolumeClaims(), factory.Core().V1().PersistentVolumes(), factory.Storage().V1().StorageClasses()
+	p := provisioner{client: kubernetes.NewForConfigOrDie(config), dir: filepath.Clean(*dir)}
+
+	// Once a minute everything is looked at again, and what failed is tried again.
+	factory := informers.NewSharedInformerFactory(p.client, time.Minute)
+	claims := factory.Core().V1().PersistentVolumeClaims()
+	volumes := factory.Core().V1().PersistentVolumes()
+	classes := factory.Storage().V1().StorageClasses()
+	changed := watchAll(claims.Informer(), volumes.Informer(), classes.Informer())
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
+
+	for range changed {
+		all, _ := claims.Lister().List(labels.Everything())
+		for _, claim := range all {
+			if claim.Spec.VolumeName != "" || claim.Spec.StorageClassName == nil || claim.DeletionTimestamp != nil {
+				continue
+			}
+			class, err := classes.Lister().Get(*claim.Spec.StorageClassName)
+			if err != nil || class.Provisioner != provisionerName {
+				continue
+			}
+			if _, err := volumes.Lister().Get(volumeName(claim)); err == nil {
+				continue
+			}
+			if err := p.provision(ctx, claim, class); err != nil {
+				klog.Error(err)
+			}
+		}
+		made, _ := volumes.Lister().List(labels.Everything())
+		for _, volume := range made {
+			if err := p.reclaim(ctx, volume); err != nil {
+				klog.Error(err)
+			}
+		}
+	}
+}
+
+// watchAll returns a channel that holds a value when any object of the informers has changed.
+func watchAll(watched ...cache.SharedIndexInformer) chan struct{} {
 	changed := make(chan struct{}, 1)
 	wake := func() {
 		select {
 		case changed <- struct{}{}:
-		default:
+		default: // It holds one already.
 		}
 	}
-	handler := cache.ResourceEventHandlerFuncs{AddFunc: func(any) { wake() }, UpdateFunc: func(any, any) { wake() }, DeleteFunc: func(any) { wake() }}
-	for _, i := range []cache.SharedIndexInformer{claims.Informer(), volumes.Informer(), classes.Informer()} {
-		i.AddEventHandler(handler)
+	for _, informer := range watched {
+		informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { wake() },
+			UpdateFunc: func(any, any) { wake() },
+			DeleteFunc: func(any) { wake() },
+		})
 	}
-	factory.Start(ctx.Done())
-	factory.WaitForCacheSync(ctx.Done())
-	for range changed {
-		all, _ := claims.Lister().List(labels.Everything())
-		for _, c := range all {
-			if c.Spec.VolumeName != "" || c.Spec.StorageClassName == nil || c.DeletionTimestamp != nil {
-				continue
-			}
-			class, err := classes.Lister().Get(*c.Spec.StorageClassName)
-			if err != nil || class.Provisioner != provisionerName {
-				continue
-			}
-			node := c.Annotations[selectedNode]
-			if node == "" && class.VolumeBindingMode != nil && *class.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer {
-				continue
-			}
-			if node == "" {
-				node, _ = os.Hostname()
-			}
-			name := "pvc-" + string(c.UID)
-			if _, err := volumes.Lister().Get(name); err == nil {
-				continue
-			}
-			path := filepath.Join(*dir, name)
-			if err := os.MkdirAll(path, 0o777); err != nil {
-				klog.Error(err)
-				continue
-			}
-			os.Chmod(path, 0o777)
-			_, err = client.CoreV1().PersistentVolumes().Create(ctx, &corev1.PersistentVolume{
-				ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{provisionedBy: provisionerName}},
-				Spec: corev1.PersistentVolumeSpec{
-					Capacity:                      corev1.ResourceList{corev1.ResourceStorage: c.Spec.Resources.Requests[corev1.ResourceStorage]},
-					AccessModes:                   c.Spec.AccessModes,
-					VolumeMode:                    c.Spec.VolumeMode,
-					StorageClassName:              class.Name,
-					PersistentVolumeReclaimPolicy: *class.ReclaimPolicy,
-					ClaimRef:                      &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: c.Namespace, Name: c.Name, UID: c.UID},
-					PersistentVolumeSource:        corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}},
-					NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
-						MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}}}}}},
+	return changed
+}
+
+func volumeName(claim *corev1.PersistentVolumeClaim) string {
+	return "pvc-" + string(claim.UID)
+}
+
+// provision makes the claim's volume, unless the scheduler is yet to choose its pod's node.
+func (p provisioner) provision(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
+	node := claim.Annotations[selectedNode]
+	if node == "" {
+		if mode := class.VolumeBindingMode; mode != nil && *mode == storagev1.VolumeBindingWaitForFirstConsumer {
+			return nil
+		}
+		node, _ = os.Hostname()
+	}
+	name := volumeName(claim)
+	path := filepath.Join(p.dir, name)
+	if err := os.MkdirAll(path, 0o777); err != nil {
+		return err
+	}
+	// Whatever the umask: a pod may have any user.
+	if err := os.Chmod(path, 0o777); err != nil {
+		return err
+	}
+	onNode := corev1.NodeSelectorRequirement{
+		Key:      corev1.LabelHostname,
+		Operator: corev1.NodeSelectorOpIn,
+		Values:   []string{node},
+	}
+	volume := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{provisionedBy: provisionerName}},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity: corev1.ResourceList{
+				corev1.ResourceStorage: claim.Spec.Resources.Requests[corev1.ResourceStorage],
+			},
+			AccessModes:                   claim.Spec.AccessModes,
+			VolumeMode:                    claim.Spec.VolumeMode,
+			StorageClassName:              class.Name,
+			PersistentVolumeReclaimPolicy: *class.ReclaimPolicy,
+			ClaimRef: &corev1.ObjectReference{
+				APIVersion: "v1",
+				Kind:       "PersistentVolumeClaim",
+				Namespace:  claim.Namespace,
+				Name:       claim.Name,
+				UID:        claim.UID,
+			},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: path}},
+			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{
+				NodeSelectorTerms: []corev1.NodeSelectorTerm{
+					{MatchExpressions: []corev1.NodeSelectorRequirement{onNode}},
 				},
-			}, metav1.CreateOptions{})
-			if err != nil && !apierrors.IsAlreadyExists(err) {
-				klog.Error(err)
-			}
-		}
-		vols, _ := volumes.Lister().List(labels.Everything())
-		for _, v := range vols {
-			if v.Annotations[provisionedBy] != provisionerName || v.Status.Phase != corev1.VolumeReleased ||
-				v.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete || v.Spec.Local == nil || v.DeletionTimestamp != nil {
-				continue
-			}
-			if filepath.Dir(v.Spec.Local.Path) == filepath.Clean(*dir) {
-				os.RemoveAll(v.Spec.Local.Path)
-			}
-			if err := client.CoreV1().PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-				klog.Error(err)
-			}
+			}},
+		},
+	}
+	_, err := p.client.CoreV1().PersistentVolumes().Create(ctx, volume, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+// reclaim removes a volume of ours that is released and may go, and its directory before it.
+func (p provisioner) reclaim(ctx context.Context, volume *corev1.PersistentVolume) error {
+	ours := volume.Annotations[provisionedBy] == provisionerName && volume.Spec.Local != nil
+	if !ours || volume.Status.Phase != corev1.VolumeReleased || volume.DeletionTimestamp != nil ||
+		volume.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete {
+		return nil
+	}
+	if filepath.Dir(volume.Spec.Local.Path) == p.dir {
+		if err := os.RemoveAll(volume.Spec.Local.Path); err != nil {
+			return err
 		}
 	}
+	err := p.client.CoreV1().PersistentVolumes().Delete(ctx, volume.Name, metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
