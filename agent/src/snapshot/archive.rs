@@ -25,6 +25,18 @@ const LEVEL: i32 = 3;
 /// More compress no faster than one thread reads.
 const MAX_THREADS: usize = 4;
 
+/// Nobody waits for the archive any more. Not [`io::ErrorKind::Interrupted`], upon which writers try again for ever.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody waits for the archive any more")]
+pub struct Unwanted;
+
+impl Unwanted {
+    /// Whether that is what an error says.
+    pub fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
+}
+
 /// What time, in seconds, the entry of this name has.
 pub type Times<'a> = &'a dyn Fn(&Path) -> i64;
 
@@ -32,7 +44,7 @@ pub type Times<'a> = &'a dyn Fn(&Path) -> i64;
 /// once `unwanted` is set.
 ///
 /// # Errors
-/// A file cannot be read or written; [`io::ErrorKind::Interrupted`] where it is unwanted.
+/// A file cannot be read or written; [`Unwanted`] within where it is unwanted.
 pub fn write(dir: &Path, times: Times<'_>, out: &mut fs::File, unwanted: &AtomicBool) -> io::Result<()> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     thread::scope(|scope| {
@@ -97,7 +109,7 @@ struct Frames<'scope, 'env> {
 impl Frames<'_, '_> {
     fn cut(&mut self) -> io::Result<()> {
         if self.unwanted.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::Interrupted.into());
+            return Err(io::Error::other(Unwanted));
         }
         while self.under_way.len() >= self.threads {
             self.write_first()?;
@@ -205,9 +217,12 @@ mod tests {
     #[test]
     fn what_is_unwanted_ends_early() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("a"), "a").unwrap();
-        let mut out = tempfile::tempfile().unwrap();
-        let error = write(dir.path(), &|_| 7, &mut out, &AtomicBool::new(true)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        // Noticed at the end of the archive, and at the end of a frame.
+        for bytes in [1, FRAME + 1] {
+            fs::write(dir.path().join("a"), vec![1; bytes]).unwrap();
+            let mut out = tempfile::tempfile().unwrap();
+            let error = write(dir.path(), &|_| 7, &mut out, &AtomicBool::new(true)).unwrap_err();
+            assert!(Unwanted::is(&error), "{error}");
+        }
     }
 }

@@ -20,7 +20,11 @@ use jiff::Timestamp;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use tokio::sync::Mutex;
 
-use super::{SnapshotError, archive, manifest::Snapshot};
+use super::{
+    SnapshotError,
+    archive::{self, Unwanted},
+    manifest::Snapshot,
+};
 use crate::{
     blockfile::digest_file,
     checkpoint::manifest::Writer,
@@ -93,10 +97,7 @@ impl Build {
             digest_file(&written)
         })
         .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => SnapshotError::GivenUp,
-            _ => error.into(),
-        })?;
+        .map_err(|error| if Unwanted::is(&error) { SnapshotError::GivenUp } else { error.into() })?;
         let branch = match self.refs.head() {
             Head::Symbolic(name) => Some(name.to_string()),
             Head::Detached(_) | Head::Missing => None,
