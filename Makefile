@@ -8,7 +8,7 @@ BENCH  ?=
 # Words: only those tests on the cluster whose names contain one of them.
 E2E    ?=
 
-.PHONY: help demo lint test chart e2e gen verify fuzz large bench bench-checkpoints bench-snapshots
+.PHONY: help demo lint test chart e2e gen verify fuzz large bench bench-checkpoints bench-snapshots bench-cluster
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-snapshots: ## download and clone by snapshot, cold and warm, beside raw do
 	$(CARGO) build --release --locked -p tarn-client
 	AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=testtesttest NO_PROXY=127.0.0.1 \
 	  $(CARGO) bench --locked -p tarn-agent --bench snapshots -- $(BENCH)
+
+bench-cluster: ## on a real cluster: a pod's start with a large mirror, the operator with thousands of mirrors; needs root
+	@e2e/run --bench
 
 bench: ## compare git http-backend and Tarn, side by side; takes about half an hour
 	$(CARGO) build --release --locked --bin tarn-agent --bin bench

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # image.sh OUT.tar [NAME]: builds Tarn and writes the image that the e2e tests use for all their pods: agent, operator,
 # git upstream, S3 server, clients. Without Docker and without a registry: busybox and git are this machine's. NAME is
-# tarn.local/tarn:e2e by default.
+# tarn.local/tarn:e2e by default. Of the debug build, or, with TARN_E2E_PROFILE=release, of that.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 1 ] || { echo 'usage: image.sh OUT.tar [NAME]' >&2; exit 2; }
@@ -65,8 +65,9 @@ add_git() {
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-(cd "$here/.." && $cargo build --locked --quiet --bin tarn-agent --bin tarn-operator --bin git-tarn --bin upstream)
-built=${CARGO_TARGET_DIR:-$here/../target}/debug
+profile=${TARN_E2E_PROFILE:-dev}
+(cd "$here/.." && $cargo build --locked --quiet --profile "$profile" --bin tarn-agent --bin tarn-operator --bin git-tarn --bin upstream)
+built=${CARGO_TARGET_DIR:-$here/../target}/${profile/%dev/debug}
 s3_server=$(find_s3_server)
 
 mkdir -p "$work"/system/{bin,etc/ssl/certs,tmp,usr/bin} "$work/programs"

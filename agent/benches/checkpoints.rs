@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::Value;
-use shared::{RANGE, SHAPED, builder, client, median, mib, repository, shown};
+use shared::{RANGE, SHAPED, builder, client, median, mib, shown};
 use tarn_agent::checkpoint::lineage::Lineage;
 use tarn_agent::checkpoint::manifest::{FileKind, Keys, Manifest};
 use tarn_agent::checkpoint::publish::Publish;
@@ -24,6 +24,7 @@ use tarn_agent::store::{S3Options, SharedStore, StoreLocation, list_all, open};
 use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::{Agent, repo_id};
 use tarn_testkit::eventually::eventually;
+use tarn_testkit::generate::kept;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::measure::peak_rss;
 use tarn_testkit::proxy::{FaultProxy, Trouble};
@@ -121,7 +122,7 @@ async fn large() -> Result<()> {
 }
 
 async fn restores() -> Result<()> {
-    let (repository, git) = (repository()?, Git::new()?.with_config("safe.directory", "*"));
+    let (repository, git) = (kept()?, Git::new()?.with_config("safe.directory", "*"));
     let work = tempfile::tempdir()?;
     let published = Published::new(&repository).await?;
     side_by_side(&published, &[("unshaped", None), ("2 Gbit/s", Some(SHAPED))], ROUNDS).await?;
@@ -193,14 +194,8 @@ async fn fetches_beside_a_publish() -> Result<()> {
     const FETCHES: usize = 9;
     let (work, git) = (tempfile::tempdir_in("/var/tmp")?, Git::new()?.with_config("safe.directory", "*"));
     let path = work.path().join("origin.git");
-    git.run([
-        "clone",
-        "--quiet",
-        "--mirror",
-        &repository()?.display().to_string(),
-        &path.display().to_string(),
-    ])
-    .await?;
+    git.run(["clone", "--quiet", "--mirror", &kept()?.display().to_string(), &path.display().to_string()])
+        .await?;
     let origin = Repo::open(git, path);
     let published = Published::new(origin.path()).await?;
     let Published { url, id, s3, .. } = &published;

@@ -14,10 +14,11 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http::Method;
-use shared::{RANGE, SHAPED, builder, client, median, mib, ratios, repository, shown};
+use shared::{RANGE, SHAPED, builder, client, median, mib, ratios, shown};
 use tarn_agent::store::SharedStore;
 use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::{Agent, repo_id};
+use tarn_testkit::generate::kept;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::load::{Client, Download};
 use tarn_testkit::measure::{Server, Usage, peak_rss, reaped_cpu};
@@ -63,7 +64,7 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Result<Self> {
-        let url = tarn_testkit::git::file_url(&repository()?);
+        let url = tarn_testkit::git::file_url(&kept()?);
         let (s3, work) = (S3Server::start().await?, tempfile::tempdir_in("/var/tmp")?);
         let repo = repo_id(&url);
         let mut publisher = builder(&s3.endpoint()).mirror(&url).start().await?;

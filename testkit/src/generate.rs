@@ -13,7 +13,7 @@ mod stream;
 mod text;
 mod tree;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -56,6 +56,25 @@ impl Profile {
         let Self { name, objects, refs, files, seed } = self;
         format!("{name}-{objects}-{refs}-{files}-seed{seed}-v{VERSION}")
     }
+}
+
+/// The repository of the profile `full` that `make large` and `make bench` generate and keep.
+///
+/// # Errors
+/// There is none yet.
+pub fn kept() -> Result<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+        PathBuf::from,
+    );
+    let profile = Profile::named("full").context("the profile")?;
+    let repository = cache.join("tarn/bench").join(profile.key()).join("repo.git");
+    ensure!(
+        repository.exists(),
+        "there is no repository in {} yet: run `make large` first",
+        repository.display()
+    );
+    Ok(repository)
 }
 
 /// What was made.

@@ -1,9 +1,8 @@
 //! What both benchmarks need: the repository, agents with a bucket, and figures in their form.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tarn_agent::store::{S3Options, SharedStore, StoreLocation, open};
 use tarn_testkit::agent::Builder;
 use tarn_testkit::s3::S3Server;
@@ -12,21 +11,6 @@ use tarn_testkit::s3::S3Server;
 pub(crate) const SHAPED: u64 = 250_000_000;
 /// The length of a range of a raw download: as the agent's own.
 pub(crate) const RANGE: u64 = 8 << 20;
-
-/// The repository that `make large` and `make bench` generate and keep.
-pub(crate) fn repository() -> Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
-        PathBuf::from,
-    );
-    for entry in std::fs::read_dir(cache.join("tarn/bench")).context("run `make large` first")? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("full-") {
-            return Ok(entry.path().join("repo.git"));
-        }
-    }
-    anyhow::bail!("there is no repository yet: run `make large` first")
-}
 
 /// An agent with an empty disk, and the bucket at `endpoint`.
 pub(crate) fn builder(endpoint: &str) -> Builder {
