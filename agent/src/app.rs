@@ -38,7 +38,7 @@ use crate::{
     },
     popularity,
     report::{Reporter, lease},
-    serve::{self, ServeError, Serving, proxy::Proxy},
+    serve::{self, ServeError, Serving, hooks::Hooks, proxy::Proxy},
     shutdown,
     store::{self, StoreError},
 };
@@ -141,6 +141,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let proxy = Proxy::new(called, addresses, metrics.clone())?;
     let serving =
         Serving::new(fleet.clone(), git.clone(), &disk, packs, popularity, proxy, metrics.clone()).await?;
+    let serving = serving.with_hooks(Hooks::new(config.webhook_secret_file.clone()));
 
     let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
     let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));

@@ -97,6 +97,11 @@ pub struct Serve {
     )]
     pub peers: Vec<String>,
 
+    /// Secrets of webhooks, a line each, so that a new one can be brought in beside the old one; read for each request.
+    /// Without it no webhook is heard
+    #[arg(long, value_name = "FILE", env = "TARN_AGENT_WEBHOOK_SECRET_FILE", hide_env_values = true)]
+    pub webhook_secret_file: Option<PathBuf>,
+
     /// Where git clients connect
     #[arg(
         long,

@@ -99,6 +99,13 @@ impl Proxied {
     pub const BROKEN: Self = Self { outcome: "broken" };
 }
 
+/// What became of a webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HookOutcome {
+    /// `ok`, `ignored` where the event moves no refs, or the code of the refusal.
+    pub outcome: &'static str,
+}
+
 /// Handles on all metrics. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -113,6 +120,8 @@ pub struct Metrics {
     pub proxied: Family<Proxied, Counter>,
     /// `tarn_serve_proxied_bytes_total`: bytes of peers' answers sent on.
     pub proxied_bytes: Counter,
+    /// `tarn_serve_hooks_total`: webhooks.
+    pub hooks: Family<HookOutcome, Counter>,
     /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
     pub pack_lookups: Family<Lookup, Counter>,
     /// `tarn_packs_kept_bytes`: length of the answers kept.
@@ -182,6 +191,7 @@ impl Metrics {
             sent: Counter::default(),
             proxied: Family::default(),
             proxied_bytes: Counter::default(),
+            hooks: Family::default(),
             pack_lookups: Family::default(),
             pack_bytes: Gauge::default(),
             upload_packs: Gauge::default(),
@@ -218,6 +228,7 @@ impl Metrics {
         serve.register("proxied", "Requests handed to peers", metrics.proxied.clone());
         let bytes = metrics.proxied_bytes.clone();
         serve.register_with_unit("proxied", "Bytes of peers' answers sent on", Unit::Bytes, bytes);
+        serve.register("hooks", "Webhooks", metrics.hooks.clone());
         serve.register("upload_packs", "Running git upload-pack children", metrics.upload_packs.clone());
         let packs = registry.sub_registry_with_prefix("packs");
         packs.register(

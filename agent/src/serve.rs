@@ -9,6 +9,7 @@ pub mod conditional;
 mod content;
 pub mod proxy;
 pub mod ensure_refs;
+pub mod hooks;
 pub mod info_refs;
 pub mod snapshot;
 pub mod bundle;
@@ -45,6 +46,7 @@ use crate::{
     protocol::advertisement::{AdvertisementError, Capabilities},
 };
 use error::Failure;
+use hooks::Hooks;
 use proxy::{Ask, Origin, Proxy, is_cold};
 use queue::Queue;
 use rendered::Rendered;
@@ -65,6 +67,7 @@ pub struct Serving {
     sha256: Capabilities,
     packs: Packs,
     proxy: Proxy,
+    hooks: Hooks,
     queue: Queue,
     rendered: Rendered,
     /// Where agents tell each other what is asked for, if they share a store.
@@ -111,10 +114,17 @@ impl Serving {
             sha256,
             packs,
             proxy,
+            hooks: Hooks::new(None),
             queue,
             popularity,
             rendered: Rendered::default(),
         })
+    }
+
+    /// Hears webhooks, too.
+    #[must_use]
+    pub fn with_hooks(self, hooks: Hooks) -> Self {
+        Self { hooks, ..self }
     }
 
     /// Somebody is given something of `mirror`.
@@ -266,6 +276,10 @@ async fn dispatch(
     label: &mut &'static str,
 ) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
+    if let Some(sender) = hooks::Sender::of(parts.uri.path()) {
+        *label = "hook";
+        return hooks::handle(serving, sender, &parts, body).await;
+    }
     if let Some((repository, verb)) = lfs::split(parts.uri.path()) {
         *label = verb.label();
         return lfs::handle(serving, repository, verb, &parts, body).await;

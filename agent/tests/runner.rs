@@ -11,6 +11,7 @@ mod architecture;
 mod checkpoints;
 mod cli;
 mod cluster;
+mod hooks;
 mod lfs;
 mod manifests;
 mod p1_never_stale;

@@ -77,6 +77,11 @@ impl Addresses {
         self.0.borrow().len()
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<Address> {
+        self.0.borrow().to_vec()
+    }
+
     /// All of them, in the order in which they are to be asked for `id`: the same for all agents, and another for each
     /// mirror, so that the cold of many mirrors spread over the warm.
     pub fn ranked(&self, id: &RepoId) -> Vec<Address> {

@@ -13,8 +13,9 @@ use super::error::Failure;
 /// The longest request: 300,000 wants or haves of 50 bytes each. Git splits longer negotiations.
 pub const MAX_REQUEST: usize = 16 * 1024 * 1024;
 
-/// How much of a body that is too long is read and thrown away, so that the client gets the answer.
-const MAX_DISCARDED: usize = 4 * MAX_REQUEST;
+/// How much of a body that is too long is read and thrown away, so that the client gets the answer: so many times its
+/// limit.
+const DISCARDED: usize = 4;
 
 /// Reads the whole body, which must be of the type `expected`.
 ///
@@ -31,7 +32,7 @@ pub async fn read(headers: &HeaderMap, body: Body, expected: &'static str) -> Re
     if announced.is_some_and(|length| length > MAX_REQUEST) {
         return Err(Failure::too_large(MAX_REQUEST));
     }
-    let bytes = collect(body).await?;
+    let bytes = collect(body, MAX_REQUEST).await?;
     match named(header::CONTENT_ENCODING).unwrap_or("identity") {
         "identity" => Ok(bytes),
         "gzip" | "x-gzip" => gunzip(&bytes),
@@ -39,20 +40,26 @@ pub async fn read(headers: &HeaderMap, body: Body, expected: &'static str) -> Re
     }
 }
 
-async fn collect(mut body: Body) -> Result<Bytes, Failure> {
+/// Reads the whole body, as it is.
+///
+/// # Errors
+/// It is longer than `limit`, or cut short.
+pub(super) async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Failure> {
     let (mut bytes, mut length) = (BytesMut::new(), 0_usize);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Failure::bad_request("BodyCutShort", "the body ended early"))?;
         let Some(data) = frame.data_ref() else { continue };
         length = length.saturating_add(data.len());
-        match length {
-            0..=MAX_REQUEST => bytes.extend_from_slice(data),
+        if length <= limit {
+            bytes.extend_from_slice(data);
+        } else if length <= limit.saturating_mul(DISCARDED) {
             // A client that is still sending reads no answer: let it finish, within reason, and learn why.
-            _ if length <= MAX_DISCARDED => bytes.clear(),
-            _ => break,
+            bytes.clear();
+        } else {
+            break;
         }
     }
-    if length > MAX_REQUEST { Err(Failure::too_large(MAX_REQUEST)) } else { Ok(bytes.freeze()) }
+    if length > limit { Err(Failure::too_large(limit)) } else { Ok(bytes.freeze()) }
 }
 
 fn gunzip(bytes: &[u8]) -> Result<Bytes, Failure> {

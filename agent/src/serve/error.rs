@@ -33,6 +33,11 @@ impl Failure {
         Self { status, code, external, retry_after: None }
     }
 
+    /// One word for what it is.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// The request makes no sense.
     pub fn bad_request(code: &'static str, reason: impl Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, reason)
@@ -67,6 +72,18 @@ impl Failure {
     /// Another method is needed.
     pub fn method(allowed: &'static str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", format!("use {allowed}"))
+    }
+
+    /// Nobody said which webhooks are to be heard.
+    pub fn no_hooks() -> Self {
+        let text = "webhooks are not heard: start the agent with --webhook-secret-file and a readable file";
+        Self::new(StatusCode::NOT_FOUND, "NoWebhooks", text)
+    }
+
+    /// A webhook whose sender does not know the secret.
+    pub fn not_genuine() -> Self {
+        let text = "the signature is missing, or not of this body with a secret of --webhook-secret-file";
+        Self::new(StatusCode::UNAUTHORIZED, "BadSignature", text)
     }
 
     /// The body has another type than git's.

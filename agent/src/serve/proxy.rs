@@ -39,6 +39,9 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// How long a peer may take to answer, and be silent within an answer: as an upstream may. A cold one says so at once.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// Peers that are told of a webhook at once.
+const TELLING: usize = 8;
+
 /// The most peers that one request asks.
 const TRIES: usize = 3;
 
@@ -121,6 +124,17 @@ pub(super) struct Ask<'a> {
     pub(super) body: Bytes,
 }
 
+/// What a webhook said, for the other agents to hear as well: they judge it anew.
+#[derive(Clone, Debug)]
+pub(super) struct Notice {
+    /// Such as `/hooks/github`.
+    pub(super) path: String,
+    /// Event and signature.
+    pub(super) headers: HeaderMap,
+    /// As it was signed.
+    pub(super) body: Bytes,
+}
+
 /// Why a peer's answer is not passed back.
 enum Passed {
     /// It has no such mirror on its disk either.
@@ -188,6 +202,27 @@ impl Proxy {
             self.metrics.proxied.get_or_create(&outcome).inc();
         }
         None
+    }
+
+    /// Hands a webhook to all peers. One that does not hear it looks with its next fetch, as without webhooks.
+    pub(super) async fn tell(&self, notice: &Notice) {
+        let one = |peer: Address| async move {
+            let mut headers = notice.headers.clone();
+            headers.insert(PROXIED_BY, self.name.clone());
+            let request = self.client.post(peer.url(&notice.path)).headers(headers).body(notice.body.clone());
+            let answer = match timeout(SILENCE, request.send()).await {
+                Ok(answer) => answer.map_err(unreachable),
+                Err(_) => Err(Passed::Unreachable("it does not answer".to_owned())),
+            };
+            let reason = match answer {
+                Ok(answer) if answer.status().is_success() => return,
+                Ok(answer) => format!("it answers {}", answer.status()),
+                Err(Passed::Unreachable(reason)) => reason,
+                Err(Passed::Cold | Passed::Refused(_)) => return,
+            };
+            tracing::debug!(%peer, reason, "a peer does not hear a webhook");
+        };
+        stream::iter(self.addresses.all()).for_each_concurrent(TELLING, one).await;
     }
 
     async fn ask_one(&self, peer: &Address, id: &RepoId, ask: &Ask<'_>) -> Result<Response, Passed> {
