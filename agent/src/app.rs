@@ -14,6 +14,12 @@ use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    access::{
+        self, Guard, Means,
+        peers::{Judge, OwnToken, PeersError},
+        reviews::Reviews,
+        tokens::{Tokens, TokensError},
+    },
     admin::{self, Admin, gauges::Gauges, status::Probed},
     checkpoint::Archive,
     config::{self, Pod},
@@ -64,6 +70,12 @@ pub enum StartError {
     /// The store's location makes no sense, or its directory cannot be used.
     #[error("--store: {0}")]
     Store(#[from] StoreError),
+    /// The callers' tokens.
+    #[error("--tokens: {0}")]
+    Tokens(#[from] TokensError),
+    /// What the agent proves itself with.
+    #[error("--peer-token: {0}")]
+    PeerToken(#[from] PeersError),
     /// `--mirror` or `--peer` values; all that are wrong.
     #[error("{0}")]
     Flags(String),
@@ -102,7 +114,11 @@ pub enum StartError {
 /// # Errors
 /// It cannot start.
 pub async fn run(config: config::Serve) -> Result<(), StartError> {
-    let rules = Rules { allow_file: config.allow_file_upstreams, in_cluster: config.in_cluster };
+    let rules = Rules {
+        allow_file: config.allow_file_upstreams,
+        in_cluster: config.in_cluster,
+        tokens: config.tokens.is_some(),
+    };
     let flags = each("--mirror", &config.mirrors, |url| from_url(url, rules))?;
     let (addresses, found) = Addresses::new(each("--peer", &config.peers, Address::parse)?);
     let cluster = cluster(&config).await?;
@@ -139,8 +155,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
     let called = cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
     let proxy = Proxy::new(called, addresses, metrics.clone())?;
-    let serving =
-        Serving::new(fleet.clone(), git.clone(), &disk, packs, popularity, proxy, metrics.clone()).await?;
+    let (means, _following) = means(&config, cluster.as_ref().map(|(scope, _)| scope))?;
+    let guard = Guard::new(means, metrics.clone());
+    let (served, known) = (fleet.clone(), metrics.clone());
+    let serving = Serving::new(served, guard, git.clone(), &disk, packs, popularity, proxy, known).await?;
     let serving = serving.with_hooks(Hooks::new(config.webhook_secret_file.clone()));
 
     let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
@@ -193,6 +211,23 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     stopped.cancel();
     drop(admin);
     Ok(())
+}
+
+/// What callers are judged by, and what keeps it up to date.
+fn means(
+    config: &config::Serve,
+    scope: Option<&Scope>,
+) -> Result<(Means, Vec<AbortOnDropHandle<()>>), StartError> {
+    let mut following = Vec::new();
+    let tokens = config.tokens.as_deref().map(Tokens::open).transpose()?;
+    following.extend(tokens.clone().map(|tokens| AbortOnDropHandle::new(tokio::spawn(tokens.follow()))));
+    let reviews =
+        scope.map(|scope| Reviews::new(scope.client.clone(), scope.namespace.clone(), config.audiences()));
+    let judge = if reviews.is_some() { Judge::Cluster } else { Judge::Shared };
+    let own = config.peer_token.as_deref().map(|path| OwnToken::open(path, judge)).transpose()?;
+    following.extend(own.clone().map(|own| AbortOnDropHandle::new(tokio::spawn(own.follow()))));
+    let peers = own.map(|own| access::peers::Peers::new(own, reviews.as_ref()));
+    Ok((Means { tokens, reviews, peers }, following))
 }
 
 /// Where the declarations are, and which pod this is, if it runs in a cluster.

@@ -102,6 +102,27 @@ pub struct Serve {
     #[arg(long, value_name = "FILE", env = "TARN_AGENT_WEBHOOK_SECRET_FILE", hide_env_values = true)]
     pub webhook_secret_file: Option<PathBuf>,
 
+    /// Whom a caller's Kubernetes token must be for; may be repeated, one of them is enough [default: tarn]
+    #[arg(
+        long = "audience",
+        value_name = "NAME",
+        env = "TARN_AGENT_AUDIENCE",
+        hide_env_values = true,
+        value_delimiter = ',',
+        requires = "in_cluster"
+    )]
+    pub audiences: Vec<String>,
+
+    /// File with the callers of mirrors whose access is Authenticated: a name, a blank and a token in each line; read
+    /// again when it changes
+    #[arg(long, value_name = "FILE", env = "TARN_AGENT_TOKENS", hide_env_values = true)]
+    pub tokens: Option<PathBuf>,
+
+    /// File with what this agent proves itself with to its peers, where not everybody may have a mirror: in a cluster a
+    /// token of its service account for the audience peers.tarn.dev, elsewhere a secret that all of them share
+    #[arg(long, value_name = "FILE", env = "TARN_AGENT_PEER_TOKEN", hide_env_values = true)]
+    pub peer_token: Option<PathBuf>,
+
     /// Where git clients connect
     #[arg(
         long,
@@ -165,6 +186,17 @@ pub struct StoreFlags {
     /// Put the bucket into the path, not into the host name, as most servers other than Amazon's want it
     #[arg(long, env = "TARN_AGENT_S3_PATH_STYLE", hide_env_values = true)]
     pub s3_path_style: bool,
+}
+
+/// The audience of callers' tokens where none is named.
+const AUDIENCE: &str = "tarn";
+
+impl Serve {
+    /// The audiences of which a caller's token must name one.
+    pub fn audiences(&self) -> Vec<String> {
+        let none = self.audiences.is_empty();
+        if none { vec![AUDIENCE.to_owned()] } else { self.audiences.clone() }
+    }
 }
 
 impl StoreFlags {

@@ -2,9 +2,13 @@
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+/// How often a followed file is read: a mounted Secret changes by a link's moving, of which not every file system tells.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The suffix of a file that is being written; the start removes leftovers.
 pub const STAGED_SUFFIX: &str = ".tarn-new";
@@ -42,4 +46,33 @@ pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// Reads the whole file, which must not be longer than `limit`.
+///
+/// # Errors
+/// It cannot be read, or is longer.
+pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    fs::File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut content)?;
+    if u64::try_from(content.len()).unwrap_or(u64::MAX) > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes")));
+    }
+    Ok(content)
+}
+
+/// Gives `changed` the file's content whenever it is another than before, at first once more what it is now; for ever.
+/// A file that cannot be read is as one that has not changed.
+pub async fn follow(path: &Path, limit: u64, mut changed: impl FnMut(&[u8])) {
+    let mut last: Option<blake3::Hash> = None;
+    loop {
+        let of = path.to_owned();
+        if let Ok(content) = blocking(move || read_bounded(&of, limit)).await {
+            let digest = blake3::hash(&content);
+            if last.replace(digest) != Some(digest) {
+                changed(&content);
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }

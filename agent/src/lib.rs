@@ -23,6 +23,7 @@ pub mod peers;
 pub mod snapshot;
 pub mod mirror;
 pub mod fleet;
+pub mod access;
 pub mod serve;
 pub mod admin;
 pub mod report;

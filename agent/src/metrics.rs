@@ -47,6 +47,15 @@ pub struct Route {
     pub status: u16,
 }
 
+/// How a caller was judged.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Decision {
+    /// The access of the mirror: `Anonymous`, `Authenticated`, `RBAC` or `Upstream`.
+    pub access: &'static str,
+    /// `allowed`, `unauthenticated`, `denied`, or `away`: nobody could judge.
+    pub outcome: &'static str,
+}
+
 /// What an answer about refs rested on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Basis {
@@ -112,6 +121,8 @@ pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     /// `tarn_serve_requests_total`: requests to the git port.
     pub requests: Family<Route, Counter>,
+    /// `tarn_access_decisions_total`: requests, by how their callers were judged.
+    pub decisions: Family<Decision, Counter>,
     /// `tarn_serve_answers_total`: answers about refs.
     pub answers: Family<Basis, Counter>,
     /// `tarn_serve_sent_bytes_total`: bytes of packs sent.
@@ -187,6 +198,7 @@ impl Metrics {
         let metrics = Self {
             registry: Arc::default(),
             requests: Family::default(),
+            decisions: Family::default(),
             answers: Family::default(),
             sent: Counter::default(),
             proxied: Family::default(),
@@ -230,6 +242,8 @@ impl Metrics {
         serve.register_with_unit("proxied", "Bytes of peers' answers sent on", Unit::Bytes, bytes);
         serve.register("hooks", "Webhooks", metrics.hooks.clone());
         serve.register("upload_packs", "Running git upload-pack children", metrics.upload_packs.clone());
+        let access = registry.sub_registry_with_prefix("access");
+        access.register("decisions", "Requests, by how their callers were judged", metrics.decisions.clone());
         let packs = registry.sub_registry_with_prefix("packs");
         packs.register(
             "lookups",

@@ -35,6 +35,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, reque
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
 
 use crate::{
+    access::{Guard, Voucher, caller::Caller},
     fleet::Fleet,
     git::{
         Git, GitError, Head, ObjectFormat, Ref, RefSet, refs::RefsError, remote, upload_pack::ProtocolVersion,
@@ -61,6 +62,7 @@ pub const FRESHNESS: HeaderName = HeaderName::from_static("tarn-freshness");
 /// What the handlers share.
 pub struct Serving {
     fleet: Arc<Fleet>,
+    guard: Guard,
     git: Git,
     metrics: Metrics,
     sha1: Capabilities,
@@ -93,8 +95,10 @@ impl Serving {
     ///
     /// # Errors
     /// Git fails: above all because the disk is full.
+    #[expect(clippy::too_many_arguments, reason = "one for each part, so that none is forgotten")]
     pub async fn new(
         fleet: Arc<Fleet>,
+        guard: Guard,
         git: Git,
         disk: &Disk,
         packs: Packs,
@@ -108,6 +112,7 @@ impl Serving {
         let queue = Queue::new(processors * UPLOAD_PACKS_PER_PROCESSOR);
         Ok(Self {
             fleet,
+            guard,
             git,
             metrics,
             sha1,
@@ -141,23 +146,44 @@ impl Serving {
         }
     }
 
-    /// The mirror behind a route, if its declaration lets anyone read it.
-    fn mirror(&self, route: &str) -> Result<Mirror, Failure> {
+    /// The one door: the mirror behind a route, for a caller who may have it. Nothing else leads from a route to a mirror.
+    /// Who the caller is stands in the request's extensions afterwards, as a [`Caller`].
+    ///
+    /// # Errors
+    /// There is no such mirror, or not for this caller.
+    async fn admit(&self, route: &str, purpose: Purpose, parts: &mut Parts) -> Result<Mirror, Failure> {
         let id = RepoId::from_route(route).map_err(|error| Failure::bad_request("BadRepository", error))?;
-        let mirror = self.fleet.get(&id).ok_or_else(|| Failure::undeclared(&id))?;
-        match mirror.settings().access {
-            Access::Anonymous => Ok(mirror),
-            access => Err(Failure::access(&id, access)),
-        }
+        let origin = Origin::of(&parts.headers);
+        let Some(mirror) = self.fleet.get(&id) else {
+            return Err(match (purpose, origin) {
+                // It may know of declarations that have not come here yet: they are not here, and not wrong.
+                (Purpose::Read, Origin::Peer) => Failure::cold(),
+                _ => Failure::undeclared(&id),
+            });
+        };
+        let settings = mirror.settings();
+        let caller = match (purpose, origin) {
+            (Purpose::Read, Origin::Client) => {
+                self.guard.admit(&settings, mirror.upstream(), &parts.headers).await?
+            }
+            (Purpose::Read, Origin::Peer) => self.guard.admit_peer(&settings, &parts.headers).await?,
+            // The upstream judges who may push, by credentials that are for it.
+            (Purpose::Push, _) => {
+                push::upstream(&mirror)?;
+                self.guard.may_leave(&parts.headers)?;
+                Caller::anonymous()
+            }
+        };
+        parts.extensions.insert(caller);
+        parts.extensions.insert(AdmittedBy(settings.access));
+        Ok(mirror)
     }
 
-    /// The mirror behind a route that another agent may ask for. It may know of declarations that have not come here
-    /// yet: what it then asks for is not here, and not wrong.
-    fn mirror_for(&self, route: &str, origin: Origin) -> Result<Mirror, Failure> {
-        match RepoId::from_route(route) {
-            Ok(id) if origin == Origin::Peer && self.fleet.get(&id).is_none() => Err(Failure::cold()),
-            _ => self.mirror(route),
-        }
+    /// What another agent is told of the caller who was let in.
+    fn vouch(&self, parts: &Parts) -> Voucher {
+        let (by, caller) = (parts.extensions.get::<AdmittedBy>(), parts.extensions.get::<Caller>());
+        by.zip(caller)
+            .map_or(Voucher::Impossible, |(AdmittedBy(access), caller)| self.guard.vouch(*access, caller))
     }
 
     /// The answer of an agent that has the mirror, for one that is cold here; `None` where none has it.
@@ -171,6 +197,8 @@ impl Serving {
         ask: Ask<'_>,
     ) -> Result<Option<Response>, Failure> {
         match origin {
+            // Without a word for the caller the others would refuse.
+            Origin::Client if matches!(ask.voucher, Voucher::Impossible) => Ok(None),
             Origin::Client => Ok(self.proxy.ask(mirror.id(), ask).await),
             Origin::Peer => Err(Failure::cold()),
         }
@@ -187,7 +215,7 @@ impl Serving {
             return Ok(None);
         }
         let (method, headers) = (request.method.clone(), &request.headers);
-        let ask = Ask { method, verb, headers, body: Bytes::new() };
+        let ask = Ask { method, verb, headers, body: Bytes::new(), voucher: self.vouch(request) };
         self.of_peer(mirror, Origin::of(headers), ask).await
     }
 }
@@ -210,6 +238,19 @@ async fn capabilities(git: &Git, disk: &Disk, format: ObjectFormat) -> Result<Ca
 /// The router of the git port.
 pub fn router(serving: Arc<Serving>) -> Router {
     Router::new().fallback(handle).with_state(serving)
+}
+
+/// By which access a request's caller was let in. The declaration may have changed since.
+#[derive(Clone, Copy)]
+struct AdmittedBy(Access);
+
+/// What a caller wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Have what the mirror has.
+    Read,
+    /// Hand something to the upstream.
+    Push,
 }
 
 /// What a request wants of a repository.
@@ -244,6 +285,31 @@ impl Verb {
             .find_map(|(suffix, verb)| Some((rest.strip_suffix(suffix)?, *verb)))
             .ok_or_else(Failure::no_route)
     }
+
+    /// Refuses other methods than those it has.
+    fn check(self, method: &Method) -> Result<(), Failure> {
+        let (fits, allowed) = match self {
+            Self::Snapshot | Self::LfsSnapshot => {
+                (matches!(*method, Method::GET | Method::HEAD), "GET or HEAD")
+            }
+            Self::InfoRefs | Self::Bundle => (method == Method::GET, "GET"),
+            Self::UploadPack | Self::ReceivePack | Self::EnsureRefs => (method == Method::POST, "POST"),
+        };
+        if fits { Ok(()) } else { Err(Failure::method(allowed)) }
+    }
+
+    /// Its label in metrics; a request for objects or refs finds its own when it is read.
+    const fn label(self) -> &'static str {
+        match self {
+            Self::InfoRefs => "info-refs",
+            Self::UploadPack => "other",
+            Self::ReceivePack => "push",
+            Self::EnsureRefs => "ensure-refs",
+            Self::Snapshot => "snapshot",
+            Self::LfsSnapshot => "lfs-snapshot",
+            Self::Bundle => "bundle",
+        }
+    }
 }
 
 async fn handle(
@@ -252,6 +318,13 @@ async fn handle(
     request: Request,
 ) -> Response {
     let started = Instant::now();
+    let mut request = request;
+    for header in [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE] {
+        // So that no log of headers, whoever writes it, shows them.
+        if let http::header::Entry::Occupied(mut values) = request.headers_mut().entry(header) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
+        }
+    }
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = Origin::of(request.headers());
     let mut label = "other";
@@ -275,47 +348,48 @@ async fn dispatch(
     request: Request,
     label: &mut &'static str,
 ) -> Result<Response, Failure> {
-    let (parts, body) = request.into_parts();
-    if let Some(sender) = hooks::Sender::of(parts.uri.path()) {
+    let (mut parts, body) = request.into_parts();
+    let path = parts.uri.path().to_owned();
+    if let Some(sender) = hooks::Sender::of(&path) {
         *label = "hook";
         return hooks::handle(serving, sender, &parts, body).await;
     }
-    if let Some((repository, verb)) = lfs::split(parts.uri.path()) {
+    if let Some((repository, verb)) = lfs::split(&path) {
         *label = verb.label();
-        return lfs::handle(serving, repository, verb, &parts, body).await;
+        let answered = async {
+            verb.check(&parts.method)?;
+            let mirror = serving.admit(repository, Purpose::Read, &mut parts).await?;
+            lfs::handle(serving, &mirror, verb, &parts, body).await
+        };
+        return Ok(answered.await.unwrap_or_else(Failure::into_lfs));
     }
-    let (repository, verb) = Verb::split(parts.uri.path())?;
-    let origin = Origin::of(&parts.headers);
-    match (verb, &parts.method) {
-        (Verb::InfoRefs, &Method::GET) => {
-            *label = "info-refs";
-            let service = service(parts.uri.query().unwrap_or_default())?;
-            match service {
-                Service::UploadPack => {
-                    let mirror = serving.mirror_for(repository, origin)?;
-                    let verb = "/info/refs?service=git-upload-pack";
-                    match serving.warmer(&mirror, &parts, verb).await? {
-                        Some(answer) => Ok(answer),
-                        None => info_refs::handle(serving, &mirror, &parts.headers).await,
-                    }
-                }
-                Service::ReceivePack => push::advertise(&serving.mirror(repository)?, &parts.headers).await,
+    let (repository, verb) = Verb::split(&path)?;
+    verb.check(&parts.method)?;
+    *label = verb.label();
+    let service = match verb {
+        Verb::InfoRefs => service(parts.uri.query().unwrap_or_default())?,
+        Verb::ReceivePack => Service::ReceivePack,
+        Verb::UploadPack | Verb::EnsureRefs | Verb::Snapshot | Verb::LfsSnapshot | Verb::Bundle => {
+            Service::UploadPack
+        }
+    };
+    let purpose = match service {
+        Service::UploadPack => Purpose::Read,
+        Service::ReceivePack => Purpose::Push,
+    };
+    let mirror = serving.admit(repository, purpose, &mut parts).await?;
+    match verb {
+        Verb::InfoRefs if service == Service::ReceivePack => push::advertise(&mirror, &parts.headers).await,
+        Verb::InfoRefs => {
+            match serving.warmer(&mirror, &parts, "/info/refs?service=git-upload-pack").await? {
+                Some(answer) => Ok(answer),
+                None => info_refs::handle(serving, &mirror, &parts.headers).await,
             }
         }
-        (Verb::UploadPack, &Method::POST) => {
-            upload_pack::handle(serving, repository, client.ip(), &parts.headers, body, label).await
-        }
-        (Verb::ReceivePack, &Method::POST) => {
-            *label = "push";
-            push::receive(&serving.mirror(repository)?, &parts.headers, body).await
-        }
-        (Verb::EnsureRefs, &Method::POST) => {
-            *label = "ensure-refs";
-            ensure_refs::handle(&serving.mirror(repository)?, &parts.headers, body).await
-        }
-        (Verb::Snapshot, &Method::GET | &Method::HEAD) => {
-            *label = "snapshot";
-            let mirror = serving.mirror_for(repository, origin)?;
+        Verb::UploadPack => upload_pack::handle(serving, mirror, client.ip(), &parts, body, label).await,
+        Verb::ReceivePack => push::receive(&mirror, &parts.headers, body).await,
+        Verb::EnsureRefs => ensure_refs::handle(&mirror, &parts.headers, body).await,
+        Verb::Snapshot => {
             // What is here, or streams from the store, is as good as a peer's.
             if is_cold(&mirror)
                 && mirror.snapshots().known(Duration::ZERO).await.is_err()
@@ -325,9 +399,7 @@ async fn dispatch(
             }
             snapshot::handle(serving, &mirror, &parts).await
         }
-        (Verb::LfsSnapshot, &Method::GET | &Method::HEAD) => {
-            *label = "lfs-snapshot";
-            let mirror = serving.mirror_for(repository, origin)?;
+        Verb::LfsSnapshot => {
             if mirror.worktree_lfs().open(Duration::ZERO).await.is_err()
                 && let Some(answer) = serving.warmer(&mirror, &parts, "/lfs-snapshot.tar.zst").await?
             {
@@ -335,18 +407,13 @@ async fn dispatch(
             }
             lfs::snapshot(serving, &mirror, &parts).await
         }
-        (Verb::Bundle, &Method::GET) => {
-            *label = "bundle";
-            let mirror = serving.mirror_for(repository, origin)?;
+        Verb::Bundle => {
             let base = bundle::base(parts.uri.query().unwrap_or_default())?;
             match serving.warmer(&mirror, &parts, &format!("/snapshot.bundle?base={base}")).await? {
                 Some(answer) => Ok(answer),
                 None => bundle::handle(serving, &mirror, &parts).await,
             }
         }
-        (Verb::Snapshot | Verb::LfsSnapshot, _) => Err(Failure::method("GET or HEAD")),
-        (Verb::InfoRefs | Verb::Bundle, _) => Err(Failure::method("GET")),
-        (Verb::UploadPack | Verb::ReceivePack | Verb::EnsureRefs, _) => Err(Failure::method("POST")),
     }
 }
 

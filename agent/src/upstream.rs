@@ -5,6 +5,7 @@ pub mod credentials;
 pub mod github_app;
 pub mod forward;
 pub mod look;
+pub mod admission;
 pub mod lfs;
 
 pub use credentials::{Credentials, Secret};

@@ -1,6 +1,7 @@
 //! The agent in a cluster: what the API server declares is mirrored, and what is true of it is told. The API server is
 //! the test kit's; a real one has its turn in the tests of the whole.
 
+mod access;
 mod declared;
 mod deleted;
 mod outage;

@@ -1,5 +1,6 @@
 //! P8: only declared repositories, only for those who may, and no credential where it can be read.
 
+mod access;
 mod configuration;
 mod credentials;
 mod github_app;
@@ -8,4 +9,5 @@ mod paths;
 mod ssh;
 mod undeclared;
 
+pub(crate) use self::access::{PUSHES, READS, ask};
 pub(crate) use self::credentials::{CANARY, CANARY_BASE64, expect_no_canary};

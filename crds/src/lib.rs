@@ -32,6 +32,14 @@ pub const STORE_FINALIZER: &str = "tarn.dev/store";
 /// Every object that belongs to a GitCache, its pods and their Leases included, carries this label with its name.
 pub const CACHE_LABEL: &str = "tarn.dev/cache";
 
+/// The audience of the tokens by which a GitCache's agents prove themselves to each other; for nothing else.
+pub const PEER_AUDIENCE: &str = "peers.tarn.dev";
+
+/// The name of the ServiceAccount of a GitCache's agents.
+pub fn agent_account(cache: &str) -> String {
+    format!("{cache}-agent")
+}
+
 /// The name of a GitCache's headless Service, by whose EndpointSlices its pods find each other.
 pub fn pods_service(cache: &str) -> String {
     format!("{cache}-pods")

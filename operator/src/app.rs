@@ -110,7 +110,8 @@ async fn work(client: &Client, config: &Config, metrics: &Metrics, stopping: &Ca
     };
     let run = |scope| {
         let (client, image) = (client.clone(), config.agent_image.clone());
-        Box::pin(controllers::run(client, scope, image, metrics.clone(), stopping.clone()))
+        let reviewers = config.token_reviewers.clone();
+        Box::pin(controllers::run(client, scope, image, reviewers, metrics.clone(), stopping.clone()))
     };
     join_all(scopes.into_iter().map(run)).await;
     metrics.leader.set(0);

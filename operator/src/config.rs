@@ -22,6 +22,11 @@ pub struct Config {
     )]
     pub namespaces: Vec<String>,
 
+    /// ClusterRoleBinding in which to name the GitCaches' agents, so that they may ask whose a caller's token is; without
+    /// it, mirrors with access RBAC turn everybody away
+    #[arg(long, value_name = "NAME", env = "TARN_OPERATOR_TOKEN_REVIEWERS", hide_env_values = true)]
+    pub token_reviewers: Option<String>,
+
     /// Work only while holding a Lease, so that several operators may run
     #[arg(long, env = "TARN_OPERATOR_LEADER_ELECT", hide_env_values = true)]
     pub leader_elect: bool,

@@ -42,7 +42,7 @@ use crate::{
     context::{Claims, Context, Stores, expired},
     error::Error,
     events::Recorder,
-    gitcache, gitmirror,
+    gitcache, gitmirror, reviewers,
 };
 
 /// Pods report a change within moments of each other; it is summed up once.
@@ -57,6 +57,7 @@ pub async fn run(
     client: Client,
     namespace: Option<String>,
     image: String,
+    reviewers: Option<String>,
     metrics: Metrics,
     stopping: CancellationToken,
 ) {
@@ -99,7 +100,8 @@ pub async fn run(
             drain(pod_stream),
             drain(lease_stream),
             drain(secret_stream),
-            look_over(&context.stores, &poke_mirrors, &poke_caches)
+            look_over(&context.stores, &poke_mirrors, &poke_caches),
+            reviewers::follow(&client, reviewers.as_deref(), scope, &context.stores.caches)
         )
     };
     let controllers = async { tokio::join!(of_mirrors, of_caches) };

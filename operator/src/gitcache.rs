@@ -64,8 +64,8 @@ pub async fn reconcile(cache: Arc<GitCache>, context: Arc<Context>) -> Result<Ac
 }
 
 async fn advance(cache: &GitCache, around: &Referenced, context: &Context) -> Result<Progress, Error> {
-    if let Some(secret) = &around.missing_secret {
-        let message = format!("there is no Secret {secret}, which spec.store.s3.secretRef names: add it");
+    if let Some((secret, field)) = &around.missing_secret {
+        let message = format!("there is no Secret {secret}, which {field} names: add it");
         return Ok(Progress::Stalled(Note::new(Reason::SecretNotFound, message)));
     }
     let mut valid = match validate(cache, around.secrets.clone(), &context.image)? {

@@ -12,6 +12,7 @@ pub mod context;
 
 pub mod gitcache;
 pub mod gitmirror;
+pub mod reviewers;
 
 pub mod config;
 

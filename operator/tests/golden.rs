@@ -55,5 +55,5 @@ fn built_objects_are_as_reviewed() {
         assert_eq!(built, reviewed, "{golden:?}: review, then run with TARN_UPDATE_GOLDEN=1");
         samples += 1;
     }
-    assert_eq!(samples, 3);
+    assert_eq!(samples, 4);
 }

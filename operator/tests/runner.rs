@@ -5,5 +5,6 @@
 
 mod converge;
 mod golden;
+mod reviewers;
 mod rights;
 mod sim;

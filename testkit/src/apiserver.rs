@@ -3,6 +3,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "a missing field of a JSON value is a null, or is made")]
 
+mod reviews;
 mod state;
 
 use std::convert::Infallible;
@@ -19,6 +20,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde_json::{Value, json};
 
+pub use self::reviews::Review;
 pub use self::state::Write;
 use self::state::{Selector, State};
 use crate::listening::Listening;
@@ -166,6 +168,36 @@ impl ApiServer {
         entries.iter().find(|entry| entry["pod"] == pod).cloned()
     }
 
+    /// A new token of a user for an audience: a JWT in form, as service accounts have them.
+    pub fn mint(&self, user: &str, audience: &str) -> String {
+        self.state.reviews.mint(user, audience)
+    }
+
+    /// Lets a token be valid no longer.
+    pub fn revoke(&self, token: &str) {
+        self.state.reviews.revoke(token);
+    }
+
+    /// Lets a user or a group `get` the subresource `clone` of a GitMirror.
+    pub fn grant(&self, subject: &str, mirror: &str) {
+        self.state.reviews.grant(subject, mirror);
+    }
+
+    /// Takes that right back.
+    pub fn take_back(&self, subject: &str, mirror: &str) {
+        self.state.reviews.take_back(subject, mirror);
+    }
+
+    /// Answers from now on as a server that has never heard of audiences, to which any token is good.
+    pub fn forget_audiences(&self) {
+        self.state.reviews.forget_audiences();
+    }
+
+    /// Every review that was asked for, in order.
+    pub fn reviews(&self) -> Vec<Review> {
+        self.state.reviews.asked()
+    }
+
     /// Every write that was accepted, in order.
     pub fn writes(&self) -> Vec<Write> {
         self.state.writes()
@@ -208,6 +240,17 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
         let spaced = pair.replace('+', " ");
         Some(decode(&spaced))
     };
+    let review = ["/apis/authentication.k8s.io/v1/", "/apis/authorization.k8s.io/v1/namespaces/ci/"];
+    let review = review.iter().find_map(|prefix| parts.uri.path().strip_prefix(prefix));
+    if let (&Method::POST, Some(kind)) = (&parts.method, review) {
+        let text = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let answered =
+            serde_json::from_slice(&text).ok().and_then(|review| state.reviews.answer(kind, review));
+        return match answered {
+            Some(answered) => json_answer(StatusCode::CREATED, &answered),
+            None => status(StatusCode::BAD_REQUEST, "BadRequest", "no such review"),
+        };
+    }
     let Some(target) = Target::of(parts.uri.path()) else {
         return status(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource");
     };

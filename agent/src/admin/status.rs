@@ -59,6 +59,8 @@ pub struct MirrorStatus {
     name: String,
     repo: String,
     url: String,
+    /// Who may read it, the default worked out.
+    access: Option<&'static str>,
     phase: Phase,
     head: Option<HeadStatus>,
     refs_digest: Option<String>,
@@ -157,6 +159,7 @@ fn mirror(mirror: &Mirror, store: Option<&Probed>) -> MirrorStatus {
         name: settings.name.clone(),
         repo: mirror.id().to_string(),
         url: settings.url.to_string(),
+        access: Some(settings.access.as_str()),
         phase: view.phase,
         head: stored.map(|stored| HeadStatus {
             name: match stored.refs.head() {
@@ -198,6 +201,7 @@ fn stalled(stalled: Stalled) -> MirrorStatus {
         name: stalled.name,
         repo: stalled.repo.to_string(),
         url: stalled.url.to_string(),
+        access: None,
         phase: Phase::Absent,
         head: None,
         refs_digest: None,

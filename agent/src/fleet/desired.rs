@@ -86,6 +86,8 @@ pub struct Rules {
     pub allow_file: bool,
     /// There is a cluster, which can tell who its users are.
     pub in_cluster: bool,
+    /// There are tokens of callers to compare with.
+    pub tokens: bool,
 }
 
 /// The settings of a mirror declared by nothing but its URL.
@@ -267,19 +269,26 @@ fn resolve(
         let reason = format!("{why} needs a Kubernetes cluster: set Anonymous, Authenticated or Upstream");
         return Err(rejected("spec.access", reason));
     }
+    let stalled = |(reason, message)| {
+        let (name, repo, url) = (name.clone(), url.id().clone(), url.clone());
+        Unresolved::Stalled(Box::new(Stalled { name, repo, url, reason, message }))
+    };
+    if let Some(message) = unsupported(spec.effective_access(), rules) {
+        return Err(stalled((Reason::AccessUnsupported, message.into())));
+    }
     let credentials = match &spec.secret_ref {
         None => Credentials::default(),
-        Some(secret) => credentials(&secret.name, secrets, &url).map_err(|(reason, message)| {
-            Unresolved::Stalled(Box::new(Stalled {
-                name: name.clone(),
-                repo: url.id().clone(),
-                url: url.clone(),
-                reason,
-                message,
-            }))
-        })?,
+        Some(secret) => credentials(&secret.name, secrets, &url).map_err(stalled)?,
     };
     Ok(settings(name, spec, url, credentials))
+}
+
+/// What the access that is asked for lacks.
+fn unsupported(access: Access, rules: Rules) -> Option<&'static str> {
+    (access == Access::Authenticated && !rules.tokens).then_some(
+        "access Authenticated needs tokens to compare with: give the agent --tokens FILE, or the GitCache \
+         spec.auth.tokensSecretRef",
+    )
 }
 
 fn check_scheme(url: &UpstreamUrl, rules: Rules) -> Result<(), String> {
@@ -448,6 +457,13 @@ mod tests {
             assert_eq!(rejected.field, "spec.access");
             assert!(rejected.reason.contains("needs a Kubernetes cluster"), "{}", rejected.reason);
         }
+        let tokens = source("a.yaml", &mirror("one", "url: https://h/o/r, access: Authenticated"));
+        let out = run(std::slice::from_ref(&tokens));
+        let stalled = out.stalled.first().unwrap();
+        assert_eq!(stalled.reason, Reason::AccessUnsupported);
+        assert!(stalled.message.contains("--tokens"), "{}", stalled.message);
+        let rules = Rules { tokens: true, ..Rules::default() };
+        assert_eq!(desired(&[], &[tokens], &mut BTreeMap::new(), rules).mirrors.len(), 1);
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::fmt::Display;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use tarn_crds::{repo::RepoId, v1alpha1::Access};
+use tarn_crds::repo::RepoId;
 
 use super::proxy::{PEER, Told};
 use crate::{
+    access::Refusal,
     mirror::{BringError, freshness::Unavailable, snapshots::Unready},
     protocol::{lfs::MEDIA_TYPE, pktline},
 };
@@ -25,12 +26,17 @@ pub struct Failure {
     external: String,
     /// Seconds after which to try again.
     retry_after: Option<u16>,
+    /// What credentials are asked for.
+    challenge: Option<HeaderValue>,
 }
+
+/// What git and its credential helpers understand; a token goes as the password.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"Tarn\", charset=\"UTF-8\"");
 
 impl Failure {
     fn new(status: StatusCode, code: &'static str, external: impl Display) -> Self {
         let external = external.to_string().replace(|c: char| c.is_control(), " ");
-        Self { status, code, external, retry_after: None }
+        Self { status, code, external, retry_after: None, challenge: None }
     }
 
     /// One word for what it is.
@@ -53,12 +59,6 @@ impl Failure {
     pub fn undeclared(id: &RepoId) -> Self {
         let text = format!("no GitMirror declares {id}; declare one, or clone from the upstream");
         Self::new(StatusCode::NOT_FOUND, "RepositoryUndeclared", text)
-    }
-
-    /// The mirror is not for everybody, and callers cannot be told apart yet.
-    pub fn access(id: &RepoId, access: Access) -> Self {
-        let text = format!("{id} has access {access:?}, and this agent can serve access Anonymous only");
-        Self::new(StatusCode::FORBIDDEN, "AccessDenied", text)
     }
 
     /// This mirror's pushes go to the upstream itself.
@@ -170,6 +170,35 @@ impl Failure {
     }
 }
 
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Malformed(text) => Self::bad_request("BadCredentials", text),
+            Refusal::Unauthenticated(text) => {
+                let challenge = Some(CHALLENGE);
+                Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "Unauthenticated", text) }
+            }
+            Refusal::Denied(text) => Self::new(StatusCode::FORBIDDEN, "AccessDenied", text),
+            Refusal::Upstream { status: 401, challenge } => {
+                let text = "the upstream asks for credentials of its own, or refuses these";
+                let challenge = Some(challenge.unwrap_or(CHALLENGE));
+                Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "Unauthenticated", text) }
+            }
+            Refusal::Upstream { status: 404, .. } => {
+                let text = "the upstream shows no such repository to these credentials";
+                Self::new(StatusCode::NOT_FOUND, "RepositoryNotFound", text)
+            }
+            Refusal::Upstream { .. } => {
+                Self::new(StatusCode::FORBIDDEN, "AccessDenied", "the upstream refuses these credentials")
+            }
+            Refusal::Away(text) => {
+                let away = Self::new(StatusCode::SERVICE_UNAVAILABLE, "AccessUnknown", text);
+                Self { retry_after: Some(5), ..away }
+            }
+        }
+    }
+}
+
 impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
         let code = match &error {
@@ -213,6 +242,9 @@ impl IntoResponse for Failure {
         let mut response = (self.status, format!("{}: {}\n", self.code, self.external)).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(challenge) = self.challenge {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         if self.code == COLD {
             response.headers_mut().insert(PEER, HeaderValue::from_static("cold"));

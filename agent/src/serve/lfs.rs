@@ -63,6 +63,16 @@ impl Verb<'_> {
             Self::Locks(_) => "lfs-locks",
         }
     }
+
+    /// Refuses other methods than those it has.
+    pub(super) fn check(self, method: &Method) -> Result<(), Failure> {
+        let (fits, allowed) = match self {
+            Self::Batch => (method == Method::POST, "POST"),
+            Self::Object(_) => (matches!(*method, Method::GET | Method::HEAD), "GET or HEAD"),
+            Self::Locks(_) => (matches!(*method, Method::GET | Method::POST), "GET or POST"),
+        };
+        if fits { Ok(()) } else { Err(Failure::method(allowed)) }
+    }
 }
 
 /// Splits `/git/{repository}/info/lfs/…`; nothing where it is no such path. The path is still percent-encoded, so an
@@ -84,43 +94,36 @@ fn is_lock(id: &str) -> bool {
     !id.is_empty() && id.len() <= MAX_LOCK && id.bytes().all(plain)
 }
 
-/// Answers a request of the LFS API; what goes wrong is said as git-lfs shows it.
+/// Answers a request of the LFS API whose caller was let in.
 ///
 /// # Errors
-/// None: the type is that of the other routes.
+/// The request makes no sense, or the upstream fails.
 pub(super) async fn handle(
     serving: &Serving,
-    repository: &str,
+    mirror: &Mirror,
     verb: Verb<'_>,
     parts: &Parts,
     body: Body,
 ) -> Result<Response, Failure> {
-    let answered = async {
-        let mirror = serving.mirror(repository)?;
-        match (verb, &parts.method) {
-            (Verb::Batch, &Method::POST) => batch(&mirror, parts, body).await,
-            (Verb::Object(oid), &Method::GET | &Method::HEAD) => object(serving, &mirror, oid, parts).await,
-            (Verb::Locks(rest), &Method::GET | &Method::POST) => {
-                let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-                let body = match parts.method {
-                    Method::POST => body::read(&parts.headers, body, MEDIA_TYPE).await?,
-                    _ => Bytes::new(),
-                };
-                forward(&mirror, parts, &format!("/{rest}{query}"), body).await
-            }
-            (Verb::Batch, _) => Err(Failure::method("POST")),
-            (Verb::Object(_), _) => Err(Failure::method("GET or HEAD")),
-            (Verb::Locks(_), _) => Err(Failure::method("GET or POST")),
+    match verb {
+        Verb::Batch => batch(serving, mirror, parts, body).await,
+        Verb::Object(oid) => object(serving, mirror, oid, parts).await,
+        Verb::Locks(rest) => {
+            let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+            let body = match parts.method {
+                Method::POST => body::read(&parts.headers, body, MEDIA_TYPE).await?,
+                _ => Bytes::new(),
+            };
+            forward(serving, mirror, parts, &format!("/{rest}{query}"), body).await
         }
-    };
-    Ok(answered.await.unwrap_or_else(Failure::into_lfs))
+    }
 }
 
-async fn batch(mirror: &Mirror, parts: &Parts, body: Body) -> Result<Response, Failure> {
+async fn batch(serving: &Serving, mirror: &Mirror, parts: &Parts, body: Body) -> Result<Response, Failure> {
     let body = body::read(&parts.headers, body, MEDIA_TYPE).await?;
     let batch = Batch::parse(&body)?;
     if batch.operation == Operation::Upload {
-        return forward(mirror, parts, "/objects/batch", body).await;
+        return forward(serving, mirror, parts, "/objects/batch", body).await;
     }
     let base = base(&parts.headers, mirror)?;
     let upstream = mirror.upstream();
@@ -190,8 +193,15 @@ fn send(serving: &Serving, reading: &Reading, part: Range<u64>) -> Chunks<TailEr
 }
 
 /// Hands a request on with the caller's own credentials.
-async fn forward(mirror: &Mirror, parts: &Parts, rest: &str, body: Bytes) -> Result<Response, Failure> {
+async fn forward(
+    serving: &Serving,
+    mirror: &Mirror,
+    parts: &Parts,
+    rest: &str,
+    body: Bytes,
+) -> Result<Response, Failure> {
     let upstream = push::upstream(mirror)?;
+    serving.guard.may_leave(&parts.headers)?;
     let mut headers = parts.headers.clone();
     // The body has been read, and unpacked.
     headers.remove(header::CONTENT_ENCODING);

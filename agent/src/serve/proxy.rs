@@ -4,8 +4,9 @@
 //! back. An agent that gets such a request never hands it on again: where it is cold as well, it says `cold` at once,
 //! and the next one is asked. So two cold agents that know each other ask each other once, and then the upstream.
 //!
-//! *Invariant:* what the caller sent besides the request itself stays here: no credentials, no cookies. A peer judges
-//! access by itself, as of somebody unknown. What it shows of refs rests on a look of its own (P1).
+//! *Invariant:* what the caller sent besides the request itself stays here: no credentials, no cookies. Where not everybody
+//! may have the mirror, this agent proves who it is and says who the caller is and by which access it was let in; the peer
+//! believes that of an agent of its own cache (`access::peers`). What it shows of refs rests on a look of its own (P1).
 
 use std::{
     collections::HashMap,
@@ -22,6 +23,7 @@ use tarn_crds::repo::RepoId;
 use tokio::time::timeout;
 
 use crate::{
+    access::Voucher,
     metrics::{Metrics, Proxied},
     mirror::Mirror,
     peers::addresses::{Address, Addresses},
@@ -122,6 +124,8 @@ pub(super) struct Ask<'a> {
     pub(super) headers: &'a HeaderMap,
     /// The body, unpacked.
     pub(super) body: Bytes,
+    /// What the peer is told of the caller.
+    pub(super) voucher: Voucher,
 }
 
 /// What a webhook said, for the other agents to hear as well: they judge it anew.
@@ -232,6 +236,9 @@ impl Proxy {
             for value in ask.headers.get_all(&name) {
                 headers.append(&name, value.clone());
             }
+        }
+        if let Voucher::Headers(vouched) = &ask.voucher {
+            headers.extend(vouched.clone());
         }
         headers.insert(PROXIED_BY, self.name.clone());
         let url = peer.url(&format!("/git/{}{}", id.route(), ask.verb));

@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderValue, Method, header, request::Parts};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
@@ -48,17 +48,16 @@ const QUEUE_WAIT: Duration = Duration::from_secs(60);
 /// Answers the request of `client`; `label` becomes its kind.
 ///
 /// # Errors
-/// The request makes no sense, or the repository is not declared. What goes wrong later is answered with
-/// an `ERR` packet, which git shows.
+/// The request makes no sense. What goes wrong later is answered with an `ERR` packet, which git shows.
 pub async fn handle(
     serving: &Arc<Serving>,
-    repository: &str,
+    mirror: Mirror,
     client: IpAddr,
-    headers: &HeaderMap,
+    parts: &Parts,
     body: Body,
     label: &mut &'static str,
 ) -> Result<Response, Failure> {
-    let mirror = serving.mirror_for(repository, Origin::of(headers))?;
+    let headers = &parts.headers;
     let version = version(headers);
     let bytes = body::read(headers, body, REQUEST).await?;
     if is_cold(&mirror) {
@@ -67,7 +66,8 @@ pub async fn handle(
         } else {
             "fetch"
         };
-        let ask = Ask { method: Method::POST, verb: "/git-upload-pack", headers, body: bytes.clone() };
+        let (method, verb, voucher) = (Method::POST, "/git-upload-pack", serving.vouch(parts));
+        let ask = Ask { method, verb, headers, body: bytes.clone(), voucher };
         if let Some(answer) = serving.of_peer(&mirror, Origin::of(headers), ask).await? {
             return Ok(answer);
         }

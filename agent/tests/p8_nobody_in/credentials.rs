@@ -16,7 +16,7 @@ pub(crate) const CANARY: &str = "kanarienvogel-7f3a";
 /// The canary in base64, as an `Authorization` header would show it behind `ada:`.
 pub(crate) const CANARY_BASE64: &str = "YWRhOmthbmFyaWVudm9nZWwtN2YzYQ==";
 
-fn secret(upstream: &Upstream, data: &[(&str, &str)]) -> String {
+pub(super) fn secret(upstream: &Upstream, data: &[(&str, &str)]) -> String {
     let mut yaml = format!(
         "apiVersion: v1\nkind: Secret\nmetadata:\n  name: creds\n  labels: {{tarn.dev/credentials: 'true'}}\n  \
          annotations: {{tarn.dev/hosts: '127.0.0.1,{}'}}\nstringData:\n",

@@ -30,23 +30,6 @@ async fn an_undeclared_repository_is_not_found_by_name_and_git_shows_the_reason(
 }
 
 #[tokio::test]
-async fn a_mirror_that_is_not_for_everybody_is_forbidden_with_the_reason() -> Result<()> {
-    for access in ["Authenticated", "Upstream"] {
-        let scene = Scene::with(&[&format!("access: {access}")]).await?;
-        for (method, service) in [("GET", "info/refs?service=git-upload-pack"), ("POST", "git-upload-pack")] {
-            let target = format!("{}/{service}", scene.path());
-            let headers = [("Content-Type", "application/x-git-upload-pack-request")];
-            let answer = scene.connect().await?.ask(method, &target, &headers, b"0000").await?;
-            ensure!(answer.status == 403, "{access}: {} {}", answer.status, answer.text());
-            ensure!(answer.text().contains(access), "{}", answer.text());
-        }
-        let output = scene.git.attempt(["ls-remote", &scene.url()?]).await?;
-        ensure!(output.stderr.contains("403") && output.stderr.contains(access), "{}", output.stderr);
-    }
-    Ok(())
-}
-
-#[tokio::test]
 async fn access_that_only_a_cluster_can_check_is_refused_at_load() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let upstream = Upstream::start(dir.path())?;

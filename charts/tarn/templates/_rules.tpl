@@ -50,6 +50,9 @@ grants to agents, or the API server refuses their Roles.
   resources: [leases]
   verbs: [get, list, watch, create, patch, update, delete]
 # Granted to agents, not used.
+- apiGroups: [authorization.k8s.io]
+  resources: [localsubjectaccessreviews]
+  verbs: [create]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, list, watch]

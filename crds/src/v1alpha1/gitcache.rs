@@ -92,7 +92,7 @@ pub struct GitCacheSpec {
     /// Serve over TLS. Without it Tarn serves plain HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
-    /// How callers' Kubernetes tokens are checked.
+    /// How callers are known.
     #[serde(default)]
     pub auth: Auth,
     /// Where the pods may run.

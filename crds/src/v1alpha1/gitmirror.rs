@@ -159,8 +159,8 @@ pub struct GitMirrorSpec {
     /// the most cloned of its GitCache. Never: only when asked for.
     #[serde(default)]
     pub prewarm: Prewarm,
-    /// Who may read the mirror. Anonymous: anyone who reaches the port. Authenticated: anyone with a valid Kubernetes
-    /// token. RBAC: anyone whose Kubernetes token may `get` the subresource `clone` of this GitMirror. Upstream: anyone
+    /// Who may read the mirror. Anonymous: anyone who reaches the port. Authenticated: anyone with a token of the
+    /// GitCache's auth.tokensSecretRef. RBAC: anyone whose Kubernetes token may `get` the subresource `clone` of this GitMirror. Upstream: anyone
     /// whose own credentials the upstream accepts. By default Anonymous without a secretRef and RBAC with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "present::<Access>")]
@@ -188,7 +188,7 @@ fn default_timeout() -> Duration {
 pub enum Access {
     /// Anyone who reaches the port.
     Anonymous,
-    /// Anyone with a valid Kubernetes token.
+    /// Anyone with a token of the GitCache's `auth.tokensSecretRef`.
     Authenticated,
     /// Anyone whose Kubernetes token may `get` the subresource `clone` of this GitMirror.
     #[serde(rename = "RBAC")]

@@ -125,7 +125,7 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 
 /// The name of the pods' account and role.
 fn agent_name(cache: &Validated) -> String {
-    format!("{}-agent", cache.name)
+    tarn_crds::agent_account(&cache.name)
 }
 
 /// The name of the headless Service.

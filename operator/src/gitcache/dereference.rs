@@ -27,8 +27,8 @@ pub struct Referenced {
     pub silent: BTreeSet<String>,
     /// The Secrets that its mirrors name and may use.
     pub secrets: BTreeSet<String>,
-    /// The name of the store's Secret, if there is no such Secret.
-    pub missing_secret: Option<String>,
+    /// A Secret that its pods cannot start without, if there is no such Secret: its name, and the field that names it.
+    pub missing_secret: Option<(String, &'static str)>,
     /// Its StatefulSet, as it is.
     pub stateful_set: Option<StatefulSet>,
 }
@@ -53,11 +53,16 @@ pub async fn dereference(cache: &GitCache, context: &Context, now: Timestamp) ->
     let secrets = mirrors.iter().filter_map(allowed).collect();
     let store_secret = cache.spec.store.as_ref().and_then(|store| store.s3.as_ref()?.secret_ref.as_ref());
     let mut missing_secret = None;
-    if let Some(secret) = store_secret {
+    let tokens_secret = cache.spec.auth.tokens_secret_ref.as_ref();
+    let named = [(store_secret, "spec.store.s3.secretRef"), (tokens_secret, "spec.auth.tokensSecretRef")];
+    for (secret, field) in named {
+        let Some(secret) = secret else { continue };
         let secrets = Api::<Secret>::namespaced(context.client.clone(), &namespace);
         let found = secrets.get_metadata_opt(&secret.name).await;
         let found = found.map_err(|error| Error::api("read", format!("Secret {}", secret.name), error))?;
-        missing_secret = found.is_none().then(|| secret.name.clone());
+        if found.is_none() {
+            missing_secret = Some((secret.name.clone(), field));
+        }
     }
     let sets = Api::<StatefulSet>::namespaced(context.client.clone(), &namespace);
     let stateful_set = sets

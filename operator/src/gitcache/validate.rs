@@ -8,7 +8,7 @@ use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta:
 use kube::{Resource, ResourceExt};
 use tarn_crds::{
     summarize::Note,
-    v1alpha1::{GitCache, S3, Scheduling, Service, Storage, conditions::Reason},
+    v1alpha1::{Auth, GitCache, S3, Scheduling, Service, Storage, conditions::Reason},
 };
 
 use crate::{error::Error, ssa::covers};
@@ -34,6 +34,8 @@ pub struct Validated {
     pub s3: Option<S3>,
     /// The client Service.
     pub service: Service,
+    /// How callers are known.
+    pub auth: Auth,
     /// Where pods may run.
     pub scheduling: Scheduling,
     /// What is merged over the pod template.
@@ -74,6 +76,7 @@ pub fn validate(
         storage: spec.storage.clone(),
         s3: spec.store.as_ref().and_then(|store| store.s3.clone()),
         service: spec.service.clone(),
+        auth: spec.auth.clone(),
         scheduling: spec.scheduling.clone().unwrap_or_default(),
         overrides,
         secrets,

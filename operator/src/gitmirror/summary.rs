@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tarn_crds::{
     summarize::summarize,
-    v1alpha1::{GitMirror, GitMirrorStatus, Head, Phase, Replica},
+    v1alpha1::{GitMirror, GitMirrorStatus, Head, Phase, Replica, conditions::Reason},
 };
 
 use super::{
@@ -38,10 +38,18 @@ pub fn status(mirror: &GitMirror, observed: &Observed, now: Timestamp) -> GitMir
     };
     let checkpoint = living().filter_map(|replica| replica.checkpoint.as_ref()).chain(&old.checkpoint);
     let snapshot = living().filter_map(|replica| replica.snapshot.as_ref()).chain(&old.snapshot);
+    let access = mirror.spec.effective_access();
+    let mut conditions = summarize(&facts(mirror, observed), &old.conditions, &Time(now));
+    let serving = |condition: &&mut Condition| condition.reason == Reason::Serving.as_str();
+    for ready in conditions.iter_mut().filter(serving) {
+        // To whom: the default depends on another field, and is worth being read.
+        ready.message.push_str(&format!("; access {}", access.as_str()));
+    }
     let status = GitMirrorStatus {
         observed_generation: mirror.metadata.generation,
-        conditions: summarize(&facts(mirror, observed), &old.conditions, &Time(now)),
+        conditions,
         revision: head.as_ref().and_then(revision),
+        access: Some(access),
         head,
         pods: Some(format!("{ready}/{}", observed.desired)),
         size: lead.and_then(|lead| lead.bytes).and_then(|bytes| u64::try_from(bytes).ok()).map(size),

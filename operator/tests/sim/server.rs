@@ -87,6 +87,13 @@ impl Sim {
         state.store(&key, "user", &object, false);
     }
 
+    /// Puts an object there that belongs to no namespace.
+    pub(crate) fn put_global(&self, plural: &str, object: Value) {
+        let mut state = self.0.lock().unwrap();
+        let key = format!("{plural}//{}", object["metadata"]["name"].as_str().unwrap());
+        state.store(&key, "user", &object, false);
+    }
+
     /// Writes the status of an object as somebody.
     pub(crate) fn put_status(&self, plural: &str, name: &str, manager: &str, status: &Value) {
         let mut state = self.0.lock().unwrap();
@@ -168,10 +175,11 @@ fn failure(code: u16, message: &str) -> Response<Body> {
 impl State {
     fn handle(&mut self, method: &Method, uri: &http::Uri, body: &[u8]) -> (u16, Value) {
         let path: Vec<&str> = uri.path().split('/').collect();
-        let at = path.iter().position(|part| *part == "namespaces").unwrap();
-        let (namespace, plural) = (path[at + 1], path[at + 2]);
-        let name = path.get(at + 3).copied();
-        let status = path.get(at + 4) == Some(&"status");
+        let at = path.iter().position(|part| *part == "namespaces");
+        // What belongs to no namespace: /apis/GROUP/VERSION/PLURAL/NAME.
+        let (namespace, plural, at) = at.map_or(("", path[4], 5), |at| (path[at + 1], path[at + 2], at + 3));
+        let name = path.get(at).copied();
+        let status = path.get(at + 1) == Some(&"status");
         if plural == "events" {
             let event: Value = serde_json::from_slice(body).unwrap();
             self.events.push(format!("{}: {}", event["reason"], event["note"]));
@@ -212,6 +220,15 @@ impl State {
                 let there = found.and_then(|found| found.object["metadata"]["resourceVersion"].as_str());
                 if wanted.is_some() && wanted != there {
                     return (409, Value::Null);
+                }
+                if let (true, Some(subjects)) = (namespace.is_empty(), body.get("subjects")) {
+                    // A merge, which replaces lists.
+                    let mut merged = self.objects[&key].clone();
+                    merged.object["subjects"] = subjects.clone();
+                    self.version += 1;
+                    merged.object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+                    self.objects.insert(key, merged.clone());
+                    return (200, merged.object);
                 }
                 (200, self.store(&key, manager, &body, status))
             }

@@ -79,6 +79,7 @@ struct Inner {
 /// All objects.
 #[derive(Debug, Default)]
 pub(super) struct State {
+    pub(super) reviews: super::reviews::Reviews,
     inner: Mutex<Inner>,
     changed: watch::Sender<()>,
 }

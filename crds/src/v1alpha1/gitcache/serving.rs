@@ -57,16 +57,20 @@ pub struct Tls {
     pub secret_ref: SecretRef,
 }
 
-/// How callers' Kubernetes tokens are checked, for mirrors whose access is Authenticated or RBAC.
+/// How callers are known, for mirrors whose access is Authenticated or RBAC.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Auth {
-    /// Audiences of which a token must name one, 1 to 8. Defaults to `tarn`: a token made for the API server is not
+    /// Audiences of which a Kubernetes token must name one, 1 to 8. Defaults to `tarn`: a token made for the API server is not
     /// accepted, so that Tarn never holds one.
     #[serde(default = "default_audiences")]
     #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 253)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub audiences: Vec<String>,
+    /// Secret whose key `tokens` lists the callers of mirrors with access Authenticated: a name, a blank and a token of
+    /// 16 characters or more in each line. A change takes effect within about a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_secret_ref: Option<SecretRef>,
 }
 
 fn default_audiences() -> Vec<String> {
@@ -75,6 +79,6 @@ fn default_audiences() -> Vec<String> {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { audiences: default_audiences() }
+        Self { audiences: default_audiences(), tokens_secret_ref: None }
     }
 }

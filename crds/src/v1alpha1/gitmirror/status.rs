@@ -5,8 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::v1alpha1::Replica;
 use crate::v1alpha1::conditions::{pending, schema as conditions_schema};
+use crate::v1alpha1::{Access, Replica};
 
 /// What is true of the mirror now.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
@@ -21,6 +21,9 @@ pub struct GitMirrorStatus {
     #[schemars(schema_with = "conditions_schema")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Who may read the mirror, the default worked out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
     /// The upstream's HEAD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<Head>,

@@ -10,6 +10,8 @@ pub(super) fn build(cache: &Validated) -> Role {
         rule("tarn.dev", "gitmirrors", &["get", "list", "watch"]),
         rule("tarn.dev", "gitmirrors/status", &["patch"]),
         rule("discovery.k8s.io", "endpointslices", &["get", "list", "watch"]),
+        // Whether a caller may clone. Whose a token is belongs to no namespace: see `reviewers`.
+        rule("authorization.k8s.io", "localsubjectaccessreviews", &["create"]),
         // The name of what is created is not known to the authorizer, so this cannot be limited to the pods' own.
         rule("coordination.k8s.io", "leases", &["create"]),
     ];

@@ -9,10 +9,12 @@ use k8s_openapi::{
         },
         core::v1::{
             Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-            HTTPGetAction, Lifecycle, LifecycleHandler, ObjectFieldSelector, PersistentVolumeClaim,
-            PersistentVolumeClaimSpec, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec,
-            PodTemplateSpec, Probe, SeccompProfile, SecretKeySelector, SecurityContext, SleepAction, Volume,
-            VolumeMount, VolumeResourceRequirements, WeightedPodAffinityTerm,
+            HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler, ObjectFieldSelector,
+            PersistentVolumeClaim, PersistentVolumeClaimSpec, PodAffinityTerm, PodAntiAffinity,
+            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, SeccompProfile,
+            SecretKeySelector, SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection,
+            SleepAction, Volume, VolumeMount, VolumeProjection, VolumeResourceRequirements,
+            WeightedPodAffinityTerm,
         },
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -26,6 +28,14 @@ use crate::ssa::covers;
 pub const DATA: &str = "data";
 /// Digest of the pods' template, which tells a change of the pods from one of, say, their number.
 pub const TEMPLATE_ANNOTATION: &str = "tarn.dev/template";
+/// Where the token is by which the pods know each other; the kubelet renews it.
+const PEER: &str = "/var/run/secrets/tarn.dev/peer";
+/// Where the callers' tokens are.
+const TOKENS: &str = "/etc/tarn/tokens";
+/// The key of the Secret with the callers' tokens.
+const TOKENS_KEY: &str = "tokens";
+/// Seconds for which a token for peers is good.
+const PEER_TOKEN: i64 = 3600;
 /// The agent's user and group: any but root's, the same in image and volume.
 const USER: i64 = 65532;
 /// Seconds between a pod's leaving the Services and its being told to stop: clients' connections move over meanwhile.
@@ -141,6 +151,9 @@ fn agent(cache: &Validated) -> Container {
         mount_path: path.into(),
         ..VolumeMount::default()
     };
+    let read_only = |name, path| VolumeMount { read_only: Some(true), ..mount(name, path) };
+    let mut mounts = vec![mount(DATA, "/data"), mount("tmp", "/tmp"), read_only("peer", PEER)];
+    mounts.extend(cache.auth.tokens_secret_ref.as_ref().map(|_| read_only("tokens", TOKENS)));
     Container {
         name: "agent".into(),
         image: Some(cache.image.clone()),
@@ -179,7 +192,7 @@ fn agent(cache: &Validated) -> Container {
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(vec![mount(DATA, "/data"), mount("tmp", "/tmp")]),
+        volume_mounts: Some(mounts),
         ..Container::default()
     }
 }
@@ -190,6 +203,13 @@ fn arguments(cache: &Validated) -> Vec<String> {
     arguments.extend(["--listen".into(), format!("0.0.0.0:{GIT_PORT}")]);
     arguments.extend(["--admin-listen".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
     arguments.extend(["--log-format".into(), "json".into()]);
+    arguments.extend(["--peer-token".into(), format!("{PEER}/token")]);
+    for audience in &cache.auth.audiences {
+        arguments.extend(["--audience".into(), audience.clone()]);
+    }
+    if cache.auth.tokens_secret_ref.is_some() {
+        arguments.extend(["--tokens".into(), format!("{TOKENS}/{TOKENS_KEY}")]);
+    }
     if let Some(S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ }) = &cache.s3 {
         let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
         arguments.extend(["--store".into(), format!("s3://{bucket}{prefix}")]);
@@ -256,7 +276,32 @@ fn volumes(cache: &Validated) -> Vec<Volume> {
     };
     let limit = cache.storage.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref());
     let data = cache.storage.volume_claim.is_none().then(|| empty(DATA, limit.map(Into::into)));
-    data.into_iter().chain([empty("tmp", None)]).collect()
+    let tokens = cache.auth.tokens_secret_ref.as_ref().map(|secret| Volume {
+        name: "tokens".into(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.name.clone()),
+            items: Some(vec![KeyToPath { key: TOKENS_KEY.into(), path: TOKENS_KEY.into(), mode: None }]),
+            default_mode: Some(0o440),
+            optional: None,
+        }),
+        ..Volume::default()
+    });
+    data.into_iter().chain([empty("tmp", None), peer()]).chain(tokens).collect()
+}
+
+/// A token of the pod's account that is good for nothing but to be known by the other pods.
+fn peer() -> Volume {
+    let token = ServiceAccountTokenProjection {
+        audience: Some(tarn_crds::PEER_AUDIENCE.into()),
+        expiration_seconds: Some(PEER_TOKEN),
+        path: "token".into(),
+    };
+    let source = VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
+    Volume {
+        name: "peer".into(),
+        projected: Some(ProjectedVolumeSource { sources: Some(vec![source]), default_mode: Some(0o440) }),
+        ..Volume::default()
+    }
 }
 
 fn volume_claim(claim: &VolumeClaim) -> PersistentVolumeClaim {

@@ -1,0 +1,247 @@
+//! Who may have what: the one place where callers are judged. The git port asks here before it does anything else.
+//!
+//! *Invariants:* nothing here answers "yes" because something else failed. A credential is kept as a keyed hash only,
+//! and leaves this process for whoever can judge it: the API server, or the mirror's own upstream. A token that is meant
+//! for Tarn never leaves for an upstream.
+
+pub mod caller;
+pub mod credential;
+mod answers;
+pub mod peers;
+pub mod reviews;
+pub mod tokens;
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, header};
+use tarn_crds::v1alpha1::Access;
+use tokio::time::timeout;
+
+use crate::{
+    metrics::{Decision, Metrics},
+    mirror::Settings,
+    upstream::{Looker, admission::Admission},
+};
+use answers::{Answers, Hashes, Key};
+use caller::{Caller, Kind};
+use credential::{Claims, Credential};
+use peers::Peers;
+use reviews::Reviews;
+use tokens::Tokens;
+
+/// Why a caller is not let in. The texts are for the caller, and hold no credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The credential makes no sense: two of them, say.
+    Malformed(String),
+    /// None came, or one that nobody vouches for: another may do.
+    Unauthenticated(String),
+    /// Whose it is is known, and that is not enough.
+    Denied(String),
+    /// The upstream refuses it so.
+    Upstream {
+        /// 401, 403 or 404.
+        status: u16,
+        /// What credentials the upstream asks for.
+        challenge: Option<HeaderValue>,
+    },
+    /// Whoever could judge does not answer.
+    Away(String),
+}
+
+impl Refusal {
+    /// Its label in metrics.
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) | Self::Unauthenticated(_) => "unauthenticated",
+            Self::Denied(_) | Self::Upstream { .. } => "denied",
+            Self::Away(_) => "away",
+        }
+    }
+}
+
+/// Judges callers.
+pub struct Guard {
+    hashes: Hashes,
+    tokens: Option<Arc<Tokens>>,
+    reviews: Option<Reviews>,
+    peers: Option<Peers>,
+    tried: Answers<()>,
+    metrics: Metrics,
+}
+
+/// What a [`Guard`] has to judge by.
+#[derive(Default)]
+pub struct Means {
+    /// The callers whose tokens stand in a file.
+    pub tokens: Option<Arc<Tokens>>,
+    /// A cluster, which knows its users.
+    pub reviews: Option<Reviews>,
+    /// What the agents of a cache know each other by.
+    pub peers: Option<Peers>,
+}
+
+impl Guard {
+    /// Judges by these means.
+    pub fn new(means: Means, metrics: Metrics) -> Self {
+        let Means { tokens, reviews, peers } = means;
+        Self { hashes: Hashes::new(), tokens, reviews, peers, tried: Answers::default(), metrics }
+    }
+
+    /// Lets the sender of a request in to a mirror, or says why not.
+    ///
+    /// # Errors
+    /// The caller has no right to it, or nobody can tell.
+    pub async fn admit(
+        &self,
+        settings: &Settings,
+        upstream: Option<Arc<Looker>>,
+        headers: &HeaderMap,
+    ) -> Result<Caller, Refusal> {
+        let judged = match settings.access {
+            Access::Anonymous => Ok(Caller::anonymous()),
+            Access::Authenticated => self.by_token(headers),
+            Access::Rbac => self.by_review(settings, headers).await,
+            Access::Upstream => self.by_upstream(settings, upstream, headers).await,
+        };
+        self.count(settings.access, judged)
+    }
+
+    /// Lets another agent of the cache in, for a caller whom it has let in itself.
+    ///
+    /// # Errors
+    /// The sender is no such agent, or it judged by another access than the mirror has here.
+    pub async fn admit_peer(&self, settings: &Settings, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        let judged = match (settings.access, &self.peers) {
+            (Access::Anonymous, _) => Ok(Caller::anonymous()),
+            (_, None) => Err(Refusal::Denied("agents here have nothing to know each other by".into())),
+            (access, Some(peers)) => peers.admit(&self.hashes, access, headers).await,
+        };
+        self.count(settings.access, judged)
+    }
+
+    /// What this agent tells another of a caller it has let in: who it is itself, and who the caller. `None` where the
+    /// other needs no telling; without a credential of its own it must not ask at all.
+    pub fn vouch(&self, access: Access, caller: &Caller) -> Voucher {
+        match (access, &self.peers) {
+            (Access::Anonymous, _) => Voucher::NotNeeded,
+            (access, Some(peers)) => {
+                peers.vouch(access, caller).map_or(Voucher::Impossible, Voucher::Headers)
+            }
+            (_, None) => Voucher::Impossible,
+        }
+    }
+
+    /// Whether the sender's credential may be handed on to an upstream: not one that is meant for Tarn or the cluster.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn may_leave(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let credential = Credential::of(headers)?;
+        let Some(token) = credential.token() else { return Ok(()) };
+        let stands = self.tokens.as_ref().is_some_and(|tokens| tokens.find(token.expose()).is_some());
+        let ours = |claims: Claims| {
+            let audience = |name: &String| {
+                self.reviews.as_ref().is_some_and(|reviews| reviews.audiences().contains(name))
+                    || name == peers::AUDIENCE
+            };
+            claims.is_service_account() || claims.audiences.iter().any(audience)
+        };
+        if stands || Claims::read(token.expose()).is_some_and(ours) {
+            let text = "this token is for Tarn or for Kubernetes, and is not sent to the upstream: use the \
+                        upstream's own credentials";
+            return Err(Refusal::Denied(text.into()));
+        }
+        Ok(())
+    }
+
+    fn count(&self, access: Access, judged: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
+        let outcome = judged.as_ref().map_or_else(Refusal::label, |_| "allowed");
+        self.metrics.decisions.get_or_create(&Decision { access: access.as_str(), outcome }).inc();
+        judged
+    }
+
+    fn by_token(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        let tokens = self.tokens.as_ref();
+        let tokens =
+            tokens.ok_or_else(|| Refusal::Away("this agent was given no tokens to compare with".into()))?;
+        let wanted = || Refusal::Unauthenticated("give a token that the cache knows, as the password".into());
+        let credential = Credential::of(headers)?;
+        let found = tokens.find(credential.token().ok_or_else(wanted)?.expose());
+        let name =
+            found.ok_or_else(|| Refusal::Unauthenticated("the cache does not know this token".into()))?;
+        Ok(Caller::new(Kind::Token, name))
+    }
+
+    async fn by_review(&self, settings: &Settings, headers: &HeaderMap) -> Result<Caller, Refusal> {
+        let reviews = self.reviews.as_ref();
+        let reviews =
+            reviews.ok_or_else(|| Refusal::Away("there is no cluster that knows its users".into()))?;
+        let credential = Credential::of(headers)?;
+        let Some(token) = credential.token() else {
+            let audiences = reviews.audiences().join(" or ");
+            let text = format!("give a Kubernetes token for the audience {audiences}, as the password");
+            return Err(Refusal::Unauthenticated(text));
+        };
+        let user = reviews.user(&self.hashes, token).await?;
+        reviews.may_clone(&self.hashes, &user, &settings.name).await?;
+        Ok(Caller::new(Kind::Kubernetes, user.name.clone()))
+    }
+
+    async fn by_upstream(
+        &self,
+        settings: &Settings,
+        upstream: Option<Arc<Looker>>,
+        headers: &HeaderMap,
+    ) -> Result<Caller, Refusal> {
+        let credential = Credential::of(headers)?;
+        if let Err(Refusal::Denied(text)) = self.may_leave(headers) {
+            return Err(Refusal::Unauthenticated(text));
+        }
+        let given = headers.get(header::AUTHORIZATION).cloned();
+        let given = given.map(|mut value| {
+            value.set_sensitive(true);
+            value
+        });
+        let presented = given.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
+        let key = self.hashes.key("upstream", &[settings.url.as_str().as_bytes(), presented]);
+        let patience = settings.look_timeout;
+        let ask = async {
+            let away = |reason: String| Refusal::Away(format!("the upstream cannot judge: {reason}"));
+            let upstream = upstream.ok_or_else(|| away("it is not known yet".into()))?;
+            let asked = timeout(patience, upstream.admits(given.as_ref())).await;
+            match asked.map_err(|_| away(format!("no answer within {} s", patience.as_secs_f32())))? {
+                Ok(Admission::Admitted) => Ok(()),
+                Ok(Admission::Refused { status, challenge }) => Err(Refusal::Upstream { status, challenge }),
+                Err(error) => Err(away(error.to_string())),
+            }
+        };
+        match (self.tried.get(key, ask).await, &credential) {
+            // Git asks without credentials before it asks with them: who was let in a moment ago must get that far.
+            (Err(Refusal::Away(text)), Credential::None) => return Err(Refusal::Unauthenticated(text)),
+            (said, _) => said?,
+        }
+        Ok(match credential {
+            Credential::None => Caller::anonymous(),
+            // Its user may be a token, as some forges have it: a name nobody can use tells callers apart.
+            Credential::Bearer(_) | Credential::Basic { .. } => Caller::new(Kind::Upstream, label(&key)),
+        })
+    }
+}
+
+/// A name for a credential whose owner is not known; it is of use within this process only.
+fn label(key: &Key) -> String {
+    let hex = key.to_hex();
+    format!("credential-{}", hex.get(..8).unwrap_or_default())
+}
+
+/// What goes along with a request to another agent.
+#[derive(Clone, Debug)]
+pub enum Voucher {
+    /// Anyone may have what is asked for.
+    NotNeeded,
+    /// These headers.
+    Headers(HeaderMap),
+    /// This agent cannot prove who it is: the other would refuse.
+    Impossible,
+}
