@@ -44,7 +44,13 @@ use crate::{
     },
     popularity,
     report::{Reporter, lease},
-    serve::{self, ServeError, Serving, hooks::Hooks, proxy::Proxy},
+    serve::{
+        self, ServeError, Serving, connections,
+        hooks::Hooks,
+        limits,
+        proxy::Proxy,
+        tls::{Tls, TlsError},
+    },
     shutdown,
     store::{self, StoreError},
 };
@@ -104,6 +110,9 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The git port has no certificate to use.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Signals cannot be handled, or standard output is closed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -154,12 +163,17 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let packs = Packs::new(&disk.packs(), PACK_BUDGET, metrics.clone())?;
     let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
     let called = cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
-    let proxy = Proxy::new(called, addresses, metrics.clone())?;
+    let tls = tls(&config)?;
+    let _renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
+    let to_peers = tls.as_ref().map(Tls::to_peers).transpose()?;
+    let proxy = Proxy::new(called, addresses, to_peers, metrics.clone())?;
     let (means, _following) = means(&config, cluster.as_ref().map(|(scope, _)| scope))?;
     let guard = Guard::new(means, metrics.clone());
     let (served, known) = (fleet.clone(), metrics.clone());
     let serving = Serving::new(served, guard, git.clone(), &disk, packs, popularity, proxy, known).await?;
-    let serving = serving.with_hooks(Hooks::new(config.webhook_secret_file.clone()));
+    let serving = serving
+        .with_hooks(Hooks::new(config.webhook_secret_file.clone()))
+        .with_limits(request_limits(&config));
 
     let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
     let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));
@@ -194,9 +208,12 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let stopped = CancellationToken::new();
     let store = archive.zip(peers);
     let store = store.map(|(archive, peers)| Probed { archive, peers });
+    let measured = metrics.clone();
     let admin = Admin { fleet, metrics, store, stopping: stopping.clone() };
     let admin = spawn(admin_port, admin::router(admin), stopped.clone());
-    let mut serving = spawn(git_port, serve::router(Arc::new(serving)), stopping.clone());
+    let (router, until) = (serve::router(Arc::new(serving)), stopping.clone());
+    let serving = connections::serve(git_port, router, connection_limits(&config), tls, measured, until);
+    let mut serving = AbortOnDropHandle::new(tokio::spawn(serving));
     stopping.cancelled().await;
     drop(watching);
     if timeout(shutdown::DRAIN, &mut serving).await.is_err() {
@@ -211,6 +228,30 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     stopped.cancel();
     drop(admin);
     Ok(())
+}
+
+/// The certificate of the git port, if it has one.
+fn tls(config: &config::Serve) -> Result<Option<Arc<Tls>>, StartError> {
+    let pair = config.tls_certificate.clone().zip(config.tls_key.clone());
+    let tls = pair.map(|(certificate, key)| Tls::load(certificate, key)).transpose()?;
+    Ok(tls.map(Arc::new))
+}
+
+fn connection_limits(config: &config::Serve) -> connections::Limits {
+    connections::Limits {
+        connections: config.limits.max_connections,
+        per_client: config.limits.max_connections_per_client,
+        silence: Duration::from_secs(config.limits.client_timeout.into()),
+    }
+}
+
+fn request_limits(config: &config::Serve) -> limits::Limits {
+    limits::Limits {
+        requests: config.limits.max_requests,
+        per_caller: config.limits.max_requests_per_client,
+        rate: config.limits.max_rate,
+        rate_per_caller: config.limits.max_rate_per_client,
+    }
 }
 
 /// What callers are judged by, and what keeps it up to date.
@@ -319,19 +360,12 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
 }
 
+/// The admin port is for probes and scrapers of the cluster: no limit of clients' keeps them out.
 fn spawn(listener: TcpListener, router: Router, until: CancellationToken) -> AbortOnDropHandle<()> {
     let serving = async move {
-        use axum::serve::ListenerExt;
-        let listener = listener.tap_io(|stream| {
-            // Answers are written whole; waiting for more of them only delays the last packet.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-        });
-        let serve = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-            .with_graceful_shutdown(until.cancelled_owned());
+        let serve = axum::serve(listener, router).with_graceful_shutdown(until.cancelled_owned());
         if let Err(error) = serve.await {
-            tracing::error!(%error, "a port is no longer served");
+            tracing::error!(%error, "the admin port is no longer served");
         }
     };
     AbortOnDropHandle::new(tokio::spawn(serving))

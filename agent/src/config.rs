@@ -123,6 +123,31 @@ pub struct Serve {
     #[arg(long, value_name = "FILE", env = "TARN_AGENT_PEER_TOKEN", hide_env_values = true)]
     pub peer_token: Option<PathBuf>,
 
+    /// What clients may cost.
+    #[command(flatten)]
+    pub limits: LimitFlags,
+
+    /// Certificate of the git port, in PEM, with its chain; a new one is used as soon as it is there. With it the port
+    /// speaks TLS only
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TARN_AGENT_TLS_CERTIFICATE",
+        hide_env_values = true,
+        requires = "tls_key"
+    )]
+    pub tls_certificate: Option<PathBuf>,
+
+    /// Private key of the certificate, in PEM
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TARN_AGENT_TLS_KEY",
+        hide_env_values = true,
+        requires = "tls_certificate"
+    )]
+    pub tls_key: Option<PathBuf>,
+
     /// Where git clients connect
     #[arg(
         long,
@@ -166,6 +191,73 @@ pub struct Serve {
         default_value = "text"
     )]
     pub log_format: LogFormat,
+}
+
+/// What clients may cost.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct LimitFlags {
+    /// Connections to the git port at once
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TARN_AGENT_MAX_CONNECTIONS",
+        hide_env_values = true,
+        default_value_t = 4096,
+        value_parser = positive
+    )]
+    pub max_connections: usize,
+
+    /// Connections at once from one address; behind a proxy all clients have the same
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TARN_AGENT_MAX_CONNECTIONS_PER_CLIENT",
+        hide_env_values = true,
+        default_value_t = 1024,
+        value_parser = positive
+    )]
+    pub max_connections_per_client: usize,
+
+    /// Requests under way at once
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TARN_AGENT_MAX_REQUESTS",
+        hide_env_values = true,
+        default_value_t = 2048,
+        value_parser = positive
+    )]
+    pub max_requests: usize,
+
+    /// Requests under way at once from one address
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TARN_AGENT_MAX_REQUESTS_PER_CLIENT",
+        hide_env_values = true,
+        default_value_t = 512,
+        value_parser = positive
+    )]
+    pub max_requests_per_client: usize,
+
+    /// Bytes of answers a second to all clients; without it as many as there can be
+    #[arg(long, value_name = "BYTES", env = "TARN_AGENT_MAX_RATE", hide_env_values = true)]
+    pub max_rate: Option<u64>,
+
+    /// Bytes of answers a second to one address
+    #[arg(long, value_name = "BYTES", env = "TARN_AGENT_MAX_RATE_PER_CLIENT", hide_env_values = true)]
+    pub max_rate_per_client: Option<u64>,
+
+    /// Seconds that a client may be silent before a request is there, and take nothing of an answer
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "TARN_AGENT_CLIENT_TIMEOUT",
+        hide_env_values = true,
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub client_timeout: u16,
 }
 
 /// Which store, and how to reach it.
@@ -317,6 +409,11 @@ impl Pod {
         let pod = Self { name: get("POD_NAME"), namespace: get("POD_NAMESPACE"), uid: get("POD_UID") };
         if missing.is_empty() { Ok(pod) } else { Err(missing.join(", ")) }
     }
+}
+
+/// A number of which there is at least one.
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number from 1 on".into())
 }
 
 /// A name fit for a field selector: letters, digits, dashes and dots, as objects are named.

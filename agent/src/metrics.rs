@@ -131,6 +131,8 @@ pub struct Metrics {
     pub proxied: Family<Proxied, Counter>,
     /// `tarn_serve_proxied_bytes_total`: bytes of peers' answers sent on.
     pub proxied_bytes: Counter,
+    /// `tarn_serve_refused_connections_total`: connections that were too many.
+    pub refused_connections: Counter,
     /// `tarn_serve_hooks_total`: webhooks.
     pub hooks: Family<HookOutcome, Counter>,
     /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
@@ -203,6 +205,7 @@ impl Metrics {
             sent: Counter::default(),
             proxied: Family::default(),
             proxied_bytes: Counter::default(),
+            refused_connections: Counter::default(),
             hooks: Family::default(),
             pack_lookups: Family::default(),
             pack_bytes: Gauge::default(),
@@ -240,6 +243,8 @@ impl Metrics {
         serve.register("proxied", "Requests handed to peers", metrics.proxied.clone());
         let bytes = metrics.proxied_bytes.clone();
         serve.register_with_unit("proxied", "Bytes of peers' answers sent on", Unit::Bytes, bytes);
+        let refused = metrics.refused_connections.clone();
+        serve.register("refused_connections", "Connections that were too many", refused);
         serve.register("hooks", "Webhooks", metrics.hooks.clone());
         serve.register("upload_packs", "Running git upload-pack children", metrics.upload_packs.clone());
         let access = registry.sub_registry_with_prefix("access");

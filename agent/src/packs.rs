@@ -63,6 +63,7 @@ struct Entry {
 #[derive(Debug)]
 pub struct Shelf {
     tail: Tail,
+    lookup: Lookup,
     /// Keeps the maker going; nothing once the answer is whole.
     interest: Option<Arc<DropGuard>>,
 }
@@ -89,6 +90,11 @@ pub struct Spool {
 }
 
 impl Shelf {
+    /// How the request met the cache.
+    pub fn lookup(&self) -> Lookup {
+        self.lookup.clone()
+    }
+
     /// The answer's length, once it is whole.
     pub fn length(&self) -> Option<u64> {
         self.tail.length()
@@ -96,7 +102,7 @@ impl Shelf {
 
     /// The answer from its first byte, as it grows.
     pub fn read(self) -> impl Stream<Item = Result<Bytes, TailError>> + Send {
-        let Self { tail, interest } = self;
+        let Self { tail, interest, .. } = self;
         tail.read().inspect(move |_| {
             let _held = &interest;
         })
@@ -135,7 +141,7 @@ impl Packs {
                 entry.used = Instant::now();
                 let lookup = if entry.bytes.is_some() { Lookup::HIT } else { Lookup::JOINED };
                 self.shared.metrics.pack_lookups.get_or_create(&lookup).inc();
-                return Ok(Shelf { tail: entry.tail.clone(), interest });
+                return Ok(Shelf { tail: entry.tail.clone(), lookup, interest });
             }
         }
         self.shared.metrics.pack_lookups.get_or_create(&Lookup::MISS).inc();
@@ -164,7 +170,7 @@ impl Packs {
             let length = if whole.ended().await.is_ok() { whole.length() } else { None };
             packs.made(key, number, length.filter(|_| keep != Keep::Nothing), keep);
         });
-        Ok(Shelf { tail, interest: Some(interest) })
+        Ok(Shelf { tail, lookup: Lookup::MISS, interest: Some(interest) })
     }
 
     /// Keeps or removes a finished answer.

@@ -9,6 +9,10 @@ pub mod conditional;
 mod content;
 pub mod proxy;
 pub mod ensure_refs;
+pub mod limits;
+pub mod tls;
+pub mod connections;
+mod sent;
 pub mod hooks;
 pub mod info_refs;
 pub mod snapshot;
@@ -33,6 +37,7 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::{
     access::{Guard, Voucher, caller::Caller},
@@ -48,13 +53,18 @@ use crate::{
 };
 use error::Failure;
 use hooks::Hooks;
+use limits::Requests;
 use proxy::{Ask, Origin, Proxy, is_cold};
 use queue::Queue;
 use rendered::Rendered;
+use sent::Account;
 
 /// Children that may run at once, for each processor: they write to files, so they never wait for a
 /// client, and more of them would only take turns. Each has about 18 MB of its own besides the packs it maps.
 const UPLOAD_PACKS_PER_PROCESSOR: usize = 2;
+
+/// How long a client may be silent in the middle of a request's body.
+const BODY_SILENCE: Duration = Duration::from_secs(60);
 
 /// Says what an answer about refs rests on: `verified`, `reused; age=seconds` or `stale; age=seconds`.
 pub const FRESHNESS: HeaderName = HeaderName::from_static("tarn-freshness");
@@ -70,6 +80,7 @@ pub struct Serving {
     packs: Packs,
     proxy: Proxy,
     hooks: Hooks,
+    requests: Requests,
     queue: Queue,
     rendered: Rendered,
     /// Where agents tell each other what is asked for, if they share a store.
@@ -120,6 +131,7 @@ impl Serving {
             packs,
             proxy,
             hooks: Hooks::new(None),
+            requests: Requests::new(limits::Limits::default()),
             queue,
             popularity,
             rendered: Rendered::default(),
@@ -130,6 +142,12 @@ impl Serving {
     #[must_use]
     pub fn with_hooks(self, hooks: Hooks) -> Self {
         Self { hooks, ..self }
+    }
+
+    /// Has no more requests under way at once than these.
+    #[must_use]
+    pub fn with_limits(self, limits: limits::Limits) -> Self {
+        Self { requests: Requests::new(limits), ..self }
     }
 
     /// Somebody is given something of `mirror`.
@@ -237,7 +255,8 @@ async fn capabilities(git: &Git, disk: &Disk, format: ObjectFormat) -> Result<Ca
 
 /// The router of the git port.
 pub fn router(serving: Arc<Serving>) -> Router {
-    Router::new().fallback(handle).with_state(serving)
+    // A body that stops coming is an error to whoever reads it.
+    Router::new().fallback(handle).with_state(serving).layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
 }
 
 /// By which access a request's caller was let in. The declaration may have changed since.
@@ -327,45 +346,51 @@ async fn handle(
     }
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = Origin::of(request.headers());
-    let mut label = "other";
-    let mut response = match dispatch(&serving, client, request, &mut label).await {
-        Ok(response) => response,
-        Err(failure) => failure.into_response(),
+    let mut account = Account { label: "other", of: None };
+    let turn = serving.requests.begin(client.ip());
+    let answered = match &turn {
+        Ok(_) => dispatch(&serving, client, request, &mut account).await,
+        Err(full) => Err(Failure::full(*full)),
     };
+    let mut response = answered.unwrap_or_else(IntoResponse::into_response);
     if origin == Origin::Peer {
         proxy::mark(&mut response);
     }
     let status = response.status().as_u16();
-    serving.metrics.requests.get_or_create(&Route { route: label, status }).inc();
+    serving.metrics.requests.get_or_create(&Route { route: account.label, status }).inc();
     let millis = started.elapsed().as_millis();
     tracing::debug!(%method, path, status, millis, "request");
-    response
+    match turn {
+        Ok(turn) => sent::send(response, turn, account, client, started),
+        Err(_) => response,
+    }
 }
 
 async fn dispatch(
     serving: &Arc<Serving>,
     client: SocketAddr,
     request: Request,
-    label: &mut &'static str,
+    account: &mut Account,
 ) -> Result<Response, Failure> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     if let Some(sender) = hooks::Sender::of(&path) {
-        *label = "hook";
+        account.label = "hook";
         return hooks::handle(serving, sender, &parts, body).await;
     }
     if let Some((repository, verb)) = lfs::split(&path) {
-        *label = verb.label();
+        account.label = verb.label();
         let answered = async {
             verb.check(&parts.method)?;
             let mirror = serving.admit(repository, Purpose::Read, &mut parts).await?;
+            account.of = caller(&mirror, &parts);
             lfs::handle(serving, &mirror, verb, &parts, body).await
         };
         return Ok(answered.await.unwrap_or_else(Failure::into_lfs));
     }
     let (repository, verb) = Verb::split(&path)?;
     verb.check(&parts.method)?;
-    *label = verb.label();
+    account.label = verb.label();
     let service = match verb {
         Verb::InfoRefs => service(parts.uri.query().unwrap_or_default())?,
         Verb::ReceivePack => Service::ReceivePack,
@@ -378,6 +403,7 @@ async fn dispatch(
         Service::ReceivePack => Purpose::Push,
     };
     let mirror = serving.admit(repository, purpose, &mut parts).await?;
+    account.of = caller(&mirror, &parts);
     match verb {
         Verb::InfoRefs if service == Service::ReceivePack => push::advertise(&mirror, &parts.headers).await,
         Verb::InfoRefs => {
@@ -386,7 +412,9 @@ async fn dispatch(
                 None => info_refs::handle(serving, &mirror, &parts.headers).await,
             }
         }
-        Verb::UploadPack => upload_pack::handle(serving, mirror, client.ip(), &parts, body, label).await,
+        Verb::UploadPack => {
+            upload_pack::handle(serving, mirror, client.ip(), &parts, body, &mut account.label).await
+        }
         Verb::ReceivePack => push::receive(&mirror, &parts.headers, body).await,
         Verb::EnsureRefs => ensure_refs::handle(&mirror, &parts.headers, body).await,
         Verb::Snapshot => {
@@ -415,6 +443,11 @@ async fn dispatch(
             }
         }
     }
+}
+
+/// Who was let in, to what.
+fn caller(mirror: &Mirror, parts: &Parts) -> Option<(RepoId, Caller)> {
+    Some((mirror.id().clone(), parts.extensions.get::<Caller>()?.clone()))
 }
 
 /// The services of smart HTTP.

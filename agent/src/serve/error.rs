@@ -6,7 +6,10 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use tarn_crds::repo::RepoId;
 
-use super::proxy::{PEER, Told};
+use super::{
+    limits::Full,
+    proxy::{PEER, Told},
+};
 use crate::{
     access::Refusal,
     mirror::{BringError, freshness::Unavailable, snapshots::Unready},
@@ -99,6 +102,17 @@ impl Failure {
             "BodyTooLarge",
             format!("the request is longer than {limit} bytes"),
         )
+    }
+
+    /// Too many requests are under way.
+    pub(super) fn full(full: Full) -> Self {
+        let (status, code, text) = match full {
+            Full::Caller => {
+                (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "too many requests of yours are under way")
+            }
+            Full::All => (StatusCode::SERVICE_UNAVAILABLE, "Busy", "too many requests are under way"),
+        };
+        Self { retry_after: Some(5), ..Self::new(status, code, format!("{text}; try again")) }
     }
 
     /// Too many requests wait.

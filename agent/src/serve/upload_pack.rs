@@ -98,8 +98,12 @@ pub async fn handle(
         Request::Fetch(request) => {
             *label = "fetch";
             let wants = request.wants.clone();
-            serving.count(&mirror, taken(&mirror, &request));
-            Ok(wanted(Some(*request)).serve(&wants).await.unwrap_or_else(Failure::into_packet))
+            let taken = taken(&mirror, &request);
+            serving.count(&mirror, taken);
+            let answered = wanted(Some(*request)).serve(&wants).await;
+            let mut response = answered.unwrap_or_else(Failure::into_packet);
+            response.extensions_mut().insert(taken);
+            Ok(response)
         }
         Request::Negotiation { wants } => {
             *label = "fetch";
@@ -219,7 +223,7 @@ impl Wanted {
             .packs
             .get_or_make(key, keep, make)
             .map_err(|error| TailError::Read(Arc::new(error)))?;
-        let length = shelf.length();
+        let (length, lookup) = (shelf.length(), shelf.lookup());
         let mut chunks = Box::pin(shelf.read());
         let first = match chunks.next().await {
             Some(Ok(first)) => first,
@@ -227,6 +231,7 @@ impl Wanted {
             None => Bytes::new(),
         };
         let mut response = self.respond(first, chunks);
+        response.extensions_mut().insert(lookup);
         if let Some(length) = length {
             response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
@@ -294,7 +299,9 @@ impl Wanted {
         let held = child.inspect(move |_| {
             let _held = &running;
         });
-        Ok(self.respond(first, held))
+        let mut response = self.respond(first, held);
+        response.extensions_mut().insert(Lookup::BYPASS);
+        Ok(response)
     }
 
     /// From the upstream, while the mirror is being made. Requests that are the same share one answer.
