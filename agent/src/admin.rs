@@ -18,13 +18,18 @@ use http::{HeaderValue, Method, StatusCode, header};
 use tarn_crds::repo::RepoId;
 use tokio_util::sync::CancellationToken;
 
-use crate::{fleet::Fleet, metrics::Metrics};
+use crate::{
+    fleet::{Fleet, prewarm::Warmer},
+    metrics::Metrics,
+};
 
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Admin {
     /// All mirrors.
     pub fleet: Arc<Fleet>,
+    /// Who brings mirrors before anyone asks.
+    pub warmer: Warmer,
     /// All metrics.
     pub metrics: Metrics,
     /// The store, if there is one.
@@ -59,7 +64,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn status(State(admin): State<Admin>) -> Json<status::Status> {
-    Json(status::of(&admin.fleet, admin.store.as_ref()))
+    Json(status::of(&admin.fleet, &admin.warmer, admin.store.as_ref()))
 }
 
 /// `POST /mirrors/{host}/{path}/…`: `fetch` looks at the upstream now, and fetches what moved; `checkpoint`

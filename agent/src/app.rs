@@ -28,12 +28,13 @@ use crate::{
         cluster::{self, Cluster, ClusterError, Scope, cleanup::Cleanup, endpoints},
         desired::{Rules, from_url},
         manifests::Manifests,
+        prewarm::{self, Warmer},
     },
     git::{Git, GitError},
     lfs::Lfs,
     metrics::Metrics,
     mirror::{
-        Shared,
+        Limits, Shared,
         disk::{Disk, DiskError},
         state::retry_delay,
     },
@@ -42,7 +43,7 @@ use crate::{
         Peers,
         addresses::{Address, Addresses},
     },
-    popularity,
+    popularity::{self, Popularity},
     report::{Reporter, lease},
     serve::{
         self, ServeError, Serving, connections,
@@ -139,7 +140,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let disk = Arc::new(disk);
     let git = Git::detect(&disk.home(), &disk.mark(), config.allow_file_upstreams).await?;
     let metrics = Metrics::new();
-    let archive = archive(&config.store, &disk)?;
+    let popularity = Popularity::default();
+    let prewarm = &config.prewarm;
+    let at_once = prewarm.prewarm_concurrency;
+    let archive = archive(&config.store, &disk, at_once.get(), &popularity)?;
     let every = Duration::from_secs(config.heartbeat.into());
     let peers = archive
         .as_ref()
@@ -150,18 +154,21 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         git: git.clone(),
         disk: disk.clone(),
         metrics: metrics.clone(),
-        limits: Arc::default(),
+        limits: Arc::new(Limits::new(at_once.get(), popularity)),
         archive: archive.clone(),
         peers: peers.clone(),
         lfs,
     };
     let fleet = Arc::new(Fleet::new(shared));
-    metrics.collect_from(Box::new(Gauges(fleet.clone())));
     let manifests =
         |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
     let mut manifests = Manifests::new(config.manifests.clone(), flags, rules).map_err(manifests)?;
     let packs = Packs::new(&disk.packs(), PACK_BUDGET, metrics.clone())?;
     let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
+    let terms = prewarm::Rules { most_cloned: prewarm.prewarm_most_cloned.into(), at_once };
+    let warmer = Warmer::new(fleet.clone(), popularity.clone(), terms, metrics.clone());
+    metrics.collect_from(Box::new(Gauges { fleet: fleet.clone(), warmer: warmer.clone() }));
+    let _warming = AbortOnDropHandle::new(tokio::spawn(warmer.clone().run()));
     let called = cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
     let tls = tls(&config)?;
     let _renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
@@ -181,7 +188,8 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let beating = heart.map(|heart| AbortOnDropHandle::new(tokio::spawn(heart.run(stopping.clone()))));
     let counting = archive.as_ref().map(|archive| {
         let (popularity, store, agent) = (&archive.popularity, &archive.store, &archive.agent);
-        let counting = popularity::run(popularity.clone(), store.clone(), agent.clone(), stopping.clone());
+        let (popularity, store, agent) = (popularity.clone(), store.clone(), agent.clone());
+        let counting = popularity::run(popularity, store, agent, prewarm.prewarm_window, stopping.clone());
         AbortOnDropHandle::new(tokio::spawn(counting))
     });
     let git_port = listen(config.listen).await?;
@@ -209,7 +217,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let store = archive.zip(peers);
     let store = store.map(|(archive, peers)| Probed { archive, peers });
     let measured = metrics.clone();
-    let admin = Admin { fleet, metrics, store, stopping: stopping.clone() };
+    let admin = Admin { fleet, warmer, metrics, store, stopping: stopping.clone() };
     let admin = spawn(admin_port, admin::router(admin), stopped.clone());
     let (router, until) = (serve::router(Arc::new(serving)), stopping.clone());
     let serving = connections::serve(git_port, router, connection_limits(&config), tls, measured, until);
@@ -304,7 +312,12 @@ fn in_cluster(
 }
 
 /// The store, if there is one. It may be down: the agent starts and serves without.
-fn archive(flags: &config::StoreFlags, disk: &Disk) -> Result<Option<Arc<Archive>>, StartError> {
+fn archive(
+    flags: &config::StoreFlags,
+    disk: &Disk,
+    restores: usize,
+    popularity: &Popularity,
+) -> Result<Option<Arc<Archive>>, StartError> {
     let Some(location) = &flags.store else { return Ok(None) };
     let store = store::open(location, flags.s3())?;
     // Tells agents apart that share a store, and one that comes back from another: a host has several data
@@ -312,7 +325,7 @@ fn archive(flags: &config::StoreFlags, disk: &Disk) -> Result<Option<Arc<Archive
     let place = blake3::hash(disk.mark().as_encoded_bytes()).to_hex();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let name = format!("{host}-{}", place.get(..8).unwrap_or_default());
-    Ok(Some(Arc::new(Archive::new(store, name))))
+    Ok(Some(Arc::new(Archive::new(store, name, restores, popularity.clone()))))
 }
 
 /// Finds out what the store can do, as soon as it answers.

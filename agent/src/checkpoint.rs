@@ -44,8 +44,8 @@ use turns::Turns;
 /// Blocks of all restores in flight: enough to fill a link to a distant bucket.
 const FLIGHTS: usize = 16;
 
-/// Restores at once: each has the disk and the link to itself for a while, and is over the sooner.
-const RESTORES: usize = 2;
+/// Restores at once beyond those that are brought before anyone asks: for mirrors that somebody waits for.
+const AWAITED: usize = 2;
 
 /// Publishings at once: a large one must not keep small ones waiting for long.
 const PUBLISHES: usize = 2;
@@ -69,14 +69,13 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// The store of the agent called `agent`.
-    pub fn new(store: SharedStore, agent: String) -> Self {
-        let popularity = Popularity::default();
+    /// The store of the agent called `agent`, from which so many mirrors are restored at once that nobody waits for.
+    pub fn new(store: SharedStore, agent: String, restores: usize, popularity: Popularity) -> Self {
         Self {
             store,
             agent,
             flights: Arc::new(Semaphore::new(FLIGHTS)),
-            restores: Turns::new(RESTORES, popularity.clone()),
+            restores: Turns::new(restores, AWAITED, popularity.clone()),
             popularity,
             publishes: Semaphore::new(PUBLISHES),
             capable: OnceCell::new(),

@@ -3,6 +3,7 @@
 pub mod desired;
 pub mod manifests;
 pub mod cluster;
+pub mod prewarm;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,10 @@ use std::{
 };
 
 use tarn_crds::repo::RepoId;
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 
 use crate::{
     files::blocking,
@@ -23,6 +27,8 @@ pub struct Fleet {
     shared: Shared,
     declared: RwLock<Declared>,
     changed: Notify,
+    /// How often what is declared was applied.
+    applied: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -56,7 +62,12 @@ pub struct Refused {
 impl Fleet {
     /// An empty fleet.
     pub fn new(shared: Shared) -> Self {
-        Self { shared, declared: RwLock::default(), changed: Notify::new() }
+        Self {
+            shared,
+            declared: RwLock::default(),
+            changed: Notify::new(),
+            applied: watch::Sender::default(),
+        }
     }
 
     /// The mirror of `id`, if it is declared.
@@ -80,6 +91,11 @@ impl Fleet {
     /// Waits until [`Self::apply`] was called again. For one listener.
     pub async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// Counts the calls of [`Self::apply`].
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
     }
 
     /// Makes the fleet what `desired` says: starts, reconfigures and removes mirrors. A removed mirror's
@@ -130,6 +146,7 @@ impl Fleet {
             }
         }
         self.changed.notify_one();
+        self.applied.send_modify(|applied| *applied += 1);
     }
 
     async fn remove(&self, running: Running, data: Data) {

@@ -181,6 +181,8 @@ pub struct Metrics {
     pub unconditional: Gauge,
     /// `tarn_store_agents`: living agents that share the store, this one included.
     pub agents: Gauge,
+    /// `tarn_prewarm_attempts_total`: mirrors brought before anyone asked, by what came of it.
+    pub prewarms: Family<Outcome, Counter>,
     /// `tarn_report_writes_total`: attempts to write an entry of a GitMirror's status.
     pub report_writes: Family<ApiOutcome, Counter>,
     /// `tarn_report_waiting`: mirrors whose newest state the API server has not been told yet.
@@ -230,6 +232,7 @@ impl Metrics {
             lfs_snapshot_builds: Family::default(),
             unconditional: Gauge::default(),
             agents: Gauge::default(),
+            prewarms: Family::default(),
             report_writes: Family::default(),
             report_waiting: Gauge::default(),
             renewals: Family::default(),
@@ -317,6 +320,8 @@ impl Metrics {
             metrics.unconditional.clone(),
         );
         store.register("agents", "Living agents that share the store", metrics.agents.clone());
+        let prewarm = registry.sub_registry_with_prefix("prewarm");
+        prewarm.register("attempts", "Mirrors brought before anyone asked", metrics.prewarms.clone());
         let report = registry.sub_registry_with_prefix("report");
         report.register("writes", "Attempts to write an entry of status", metrics.report_writes.clone());
         report.register(

@@ -25,7 +25,7 @@ use bstr::BString;
 use jiff::Timestamp;
 use tarn_crds::{
     repo::{RepoId, UpstreamUrl},
-    v1alpha1::{Access, OnUpstreamFailure, Phase, Refs, conditions::Reason},
+    v1alpha1::{Access, OnUpstreamFailure, Phase, Prewarm, Refs, conditions::Reason},
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -37,11 +37,16 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use crate::{
-    checkpoint::{Archive, publish::Checkpoint},
+    checkpoint::{
+        Archive,
+        publish::Checkpoint,
+        turns::{Turns, Urgency},
+    },
     git::{Git, Oid, RefSet, remote},
     lfs::Lfs,
     metrics::Metrics,
     peers::Peers,
+    popularity::Popularity,
     upstream::{Credentials, LookError, Looker},
 };
 use cold::Cold;
@@ -53,10 +58,16 @@ use worktree_lfs::WorktreeLfs;
 /// Requests that wait for one mirror's task; more are turned away, the client retries.
 const MAX_QUEUED: usize = 4096;
 
+/// Clones at once.
+const CLONES: usize = 4;
+
+/// Clones at once beyond them, of mirrors that somebody waits for.
+const AWAITED: usize = 2;
+
 /// How much all mirrors of the agent may do at once.
 #[derive(Debug)]
 pub struct Limits {
-    clones: Semaphore,
+    clones: Turns,
     fetches: Semaphore,
     upkeep: Semaphore,
     /// Snapshots being built.
@@ -67,12 +78,12 @@ pub struct Limits {
     cold: Cold,
 }
 
-impl Default for Limits {
-    /// Clones are long and busy both sides; fetches are short, and someone may wait for them, so that they
+impl Limits {
+    /// `prewarms` clones at once, or four if that is more, are made of mirrors that nobody waits for. Clones are long and busy both sides; fetches are short, and someone may wait for them, so that they
     /// have places of their own; upkeep takes turns, and so does the building of snapshots.
-    fn default() -> Self {
+    pub fn new(prewarms: usize, popularity: Popularity) -> Self {
         Self {
-            clones: Semaphore::new(4),
+            clones: Turns::new(prewarms.max(CLONES), AWAITED, popularity),
             fetches: Semaphore::new(8),
             upkeep: Semaphore::new(1),
             snapshots: Semaphore::new(1),
@@ -105,6 +116,8 @@ pub struct Settings {
     pub on_upstream_failure: OnUpstreamFailure,
     /// Who may read, after the defaults.
     pub access: Access,
+    /// Whether it is brought before anyone asks for it.
+    pub prewarm: Prewarm,
     /// What the upstream is asked with.
     pub credentials: Credentials,
     /// What is kept in the store.
@@ -252,6 +265,8 @@ enum Message {
     Shallow,
     /// Publish a checkpoint now, if the refs have moved since the last.
     Checkpoint,
+    /// Bring the mirror here, if it is not here yet.
+    Want(Urgency),
     /// The user changed the declaration.
     Configure(Arc<Settings>),
 }
@@ -347,6 +362,11 @@ impl Mirror {
         }
     }
 
+    /// Where it is in its life.
+    pub fn phase(&self) -> Phase {
+        self.view.borrow().phase
+    }
+
     /// Waits until there is something on the disk to serve, but no longer than `patience`; says whether there is.
     pub async fn wait_for_data(&self, patience: Duration) -> bool {
         let mut view = self.view.clone();
@@ -383,6 +403,24 @@ impl Mirror {
     pub async fn configure(&self, settings: Settings) {
         // The task ends only when all handles are gone, and this is one.
         let _ = self.messages.send(Message::Configure(Arc::new(settings))).await;
+    }
+
+    /// Brings the mirror to the disk, if it is not there or on its way.
+    pub async fn want(&self) {
+        let _ = self.messages.send(Message::Want(Urgency::Idle)).await;
+    }
+
+    /// Says that somebody asks for the mirror: it is brought before those that nobody asks for.
+    pub fn asked(&self) {
+        if self.view.borrow().stored.is_none() {
+            // A full queue holds requests, which say as much.
+            let _ = self.messages.try_send(Message::Want(Urgency::Awaited));
+        }
+    }
+
+    /// Follows what the task publishes.
+    pub fn watch(&self) -> watch::Receiver<View> {
+        self.view.clone()
     }
 
     /// Says that someone clones shallowly, so that the next one may be cheap.

@@ -1,7 +1,7 @@
 //! How often mirrors are asked for, by all agents that share the store: what matters most is restored first.
 //!
 //! Every agent counts for itself and keeps one object per day in the store. All of them add up what lies there for the
-//! last two weeks, at start and hourly. No object has two writers, so nobody coordinates; one that is missing or
+//! last two weeks (or as long as `--prewarm-window` says), at start and hourly. No object has two writers, so nobody coordinates; one that is missing or
 //! damaged is passed over.
 //!
 //! ```text
@@ -20,7 +20,10 @@ use std::{
 use futures_util::{StreamExt, stream};
 use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
 use tarn_crds::repo::RepoId;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{PutMode, SharedStore, StoreError, list_all};
@@ -29,11 +32,11 @@ use day::{Day, MAX_DAY, Taken, Totals, Uses};
 /// Where the days lie. No repository's key begins so.
 const DAYS: &str = "v1/_clones/";
 
-/// How many days are added up, today included.
-const WINDOW: u32 = 14;
+/// How many days are added up by default, today included.
+pub const WINDOW: u32 = 14;
 
-/// Days older than this many are removed, …
-const KEPT: u32 = 31;
+/// Days older than this many are removed, so that no more can be added up, …
+pub const KEPT: u32 = 31;
 /// … those of so many days at a time: agents that never come back leave theirs to the others.
 const REMOVED: u32 = 7;
 
@@ -61,12 +64,19 @@ struct Shared {
     /// What has not been written yet, by day.
     counted: Mutex<BTreeMap<Date, Day>>,
     totals: RwLock<Arc<Totals>>,
+    /// How many sums there have been.
+    sums: watch::Sender<u64>,
 }
 
 impl Popularity {
     /// Somebody takes something of `id`.
     pub fn count(&self, id: &RepoId, taken: Taken) {
         self.counted().entry(today()).or_default().count(id, taken);
+    }
+
+    /// Counts the sums: the first makes known what all agents have counted.
+    pub fn sums(&self) -> watch::Receiver<u64> {
+        self.0.sums.subscribe()
     }
 
     /// How often `id` was asked for within two weeks; nothing before the first sum, and without a store.
@@ -81,12 +91,20 @@ impl Popularity {
 
     fn know(&self, totals: Totals) {
         *self.0.totals.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(totals);
+        self.0.sums.send_modify(|sums| *sums += 1);
     }
 }
 
-/// Writes what `popularity` counts as `agent`'s, and tells it what all agents have counted, until `stopping`.
-pub async fn run(popularity: Popularity, store: SharedStore, agent: String, stopping: CancellationToken) {
-    let mut book = Book { popularity, store, agent, days: BTreeMap::new() };
+/// Writes what `popularity` counts as `agent`'s, and tells it what all agents have counted within `window` days, until
+/// `stopping`.
+pub async fn run(
+    popularity: Popularity,
+    store: SharedStore,
+    agent: String,
+    window: u32,
+    stopping: CancellationToken,
+) {
+    let mut book = Book { popularity, store, agent, window: window.min(KEPT), days: BTreeMap::new() };
     tokio::select! {
         () = book.keep() => {}
         () = stopping.cancelled() => {}
@@ -101,6 +119,8 @@ struct Book {
     popularity: Popularity,
     store: SharedStore,
     agent: String,
+    /// How many days are added up.
+    window: u32,
     /// What the store has, or is to have next, of the days that are still written.
     days: BTreeMap<Date, Day>,
 }
@@ -138,7 +158,7 @@ impl Book {
                 self.popularity.counted().entry(date).or_default().add(day);
             }
         }
-        let oldest = today().saturating_sub(i64::from(WINDOW).days());
+        let oldest = today().saturating_sub(i64::from(self.window).days());
         self.popularity.counted().retain(|date, _| *date > oldest);
         let yesterday = today().saturating_sub(1.day());
         self.days.retain(|date, _| *date >= yesterday);
@@ -167,7 +187,7 @@ impl Book {
     /// What all agents have counted.
     async fn sum(&self) -> Result<Totals, StoreError> {
         let mut keys = Vec::new();
-        for back in 0..WINDOW {
+        for back in 0..self.window {
             let day = below(today().saturating_sub(i64::from(back).days()));
             keys.extend(list_all(&*self.store, &day).await?.into_iter().map(|meta| meta.key));
             if keys.len() > MAX_READS {
@@ -254,7 +274,13 @@ mod tests {
 
         fn book(&self, agent: &str) -> Book {
             let popularity = Popularity::default();
-            Book { popularity, store: self.store.clone(), agent: agent.to_owned(), days: BTreeMap::new() }
+            Book {
+                popularity,
+                store: self.store.clone(),
+                agent: agent.to_owned(),
+                window: WINDOW,
+                days: BTreeMap::new(),
+            }
         }
     }
 

@@ -194,6 +194,10 @@ impl Serving {
         };
         parts.extensions.insert(caller);
         parts.extensions.insert(AdmittedBy(settings.access));
+        // Whoever asked a peer has come to another agent, which brings the mirror.
+        if origin == Origin::Client {
+            mirror.asked();
+        }
         Ok(mirror)
     }
 

@@ -11,6 +11,7 @@ mod architecture;
 mod checkpoints;
 mod cli;
 mod cluster;
+mod fleet;
 mod hooks;
 mod lfs;
 mod manifests;

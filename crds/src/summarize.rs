@@ -17,6 +17,8 @@ pub struct Facts {
     pub generation: i64,
     /// Whether the user suspended it.
     pub suspended: bool,
+    /// Whether no pod has it, and none is to have it before somebody asks for it.
+    pub on_demand: bool,
     /// Pods that serve, and how many should.
     pub pods: Pods,
     /// What keeps anything from going on until a person acts.
@@ -137,6 +139,7 @@ fn reconciling(facts: &Facts, worst: Option<&Finding>) -> Option<Note> {
         (ready < desired)
             .then(|| Note::new(Reason::WaitingForPods, format!("{ready} of {desired} pods serve")))
     };
+    let waiting = || if facts.on_demand { None } else { waiting() };
     facts.progress.clone().or_else(|| worst.map(retrying)).or_else(waiting)
 }
 
@@ -154,6 +157,10 @@ fn ready(facts: &Facts, reconciling: Option<&Note>) -> (bool, Note) {
     if facts.suspended {
         let message = if served { "suspended; served as it is" } else { "suspended" };
         return (served && ready > 0, Note::new(Reason::Suspended, message));
+    }
+    if facts.on_demand && facts.findings.is_empty() {
+        let message = "on no pod's disk before somebody asks for it; requests are passed on meanwhile";
+        return (true, Note::new(Reason::OnDemand, message));
     }
     if desired == 0 && ready == 0 {
         return (false, Note::new(Reason::NoPods, "no pods are wanted, so none serve"));

@@ -11,10 +11,15 @@ use prometheus_client::{
 };
 use tarn_crds::v1alpha1::Phase;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, prewarm::Warmer};
 
 /// Computes the gauges.
-pub struct Gauges(pub Arc<Fleet>);
+pub struct Gauges {
+    /// All mirrors.
+    pub fleet: Arc<Fleet>,
+    /// Who brings mirrors before anyone asks.
+    pub warmer: Warmer,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByMirror {
@@ -36,7 +41,7 @@ impl Collector for Gauges {
         );
         let (looked, failing) = (Family::<ByMirror, Gauge>::default(), Family::<ByMirror, Gauge>::default());
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        for mirror in self.0.mirrors() {
+        for mirror in self.fleet.mirrors() {
             let (view, label) = (mirror.view(), ByMirror { mirror: mirror.id().to_string() });
             let is_ready = matches!(view.phase, Phase::Ready | Phase::Fetching);
             ready.get_or_create(&label).set(i64::from(is_ready));
@@ -46,7 +51,7 @@ impl Collector for Gauges {
             failing.get_or_create(&label).set(i64::from(view.trouble().is_some()));
             looked.get_or_create(&label).set(view.last_look.map_or(0, Timestamp::as_second));
         }
-        let refused = self.0.refused();
+        let refused = self.fleet.refused();
         let mut put =
             |name, help, unit: Option<&Unit>, family: &dyn Encode| family.put(&mut encoder, name, help, unit);
         put("mirror_ready", "Whether the mirror is whole and caught up", None, &ready)?;
@@ -60,6 +65,9 @@ impl Collector for Gauges {
             &looked,
         )?;
         let count = |n: usize| ConstGauge::new(i64::try_from(n).unwrap_or(i64::MAX));
+        let warm = self.warmer.progress();
+        put("prewarm_chosen", "Mirrors brought before anyone asks", None, &count(warm.total))?;
+        put("prewarm_warm", "Of those, the ones that are here and up to date", None, &count(warm.warmed))?;
         put(
             "fleet_stalled",
             "Mirrors that cannot be set up as declared",

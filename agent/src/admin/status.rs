@@ -12,7 +12,11 @@ use tarn_crds::{
 
 use crate::{
     checkpoint::Archive,
-    fleet::{Fleet, desired::Stalled},
+    fleet::{
+        Fleet,
+        desired::Stalled,
+        prewarm::{Progress, Warmer},
+    },
     git::Head,
     mirror::{Mirror, Trouble, View},
     peers::Peers,
@@ -25,8 +29,23 @@ use crate::{
 pub struct Status {
     version: &'static str,
     store: Option<StoreStatus>,
+    prewarm: PrewarmStatus,
     mirrors: Vec<MirrorStatus>,
     rejected: Vec<Rejected>,
+}
+
+/// The mirrors that are brought before anyone asks for them.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PrewarmStatus {
+    /// How many they are.
+    total: usize,
+    /// How many of them are here and up to date.
+    warmed: usize,
+    /// How many are being brought.
+    under_way: usize,
+    /// How many could not be brought, or not in time; they are tried on.
+    failed: usize,
 }
 
 /// The store, and what it turned out to be able to do.
@@ -127,7 +146,7 @@ struct Rejected {
 }
 
 /// The status of all mirrors now.
-pub fn of(fleet: &Fleet, store: Option<&Probed>) -> Status {
+pub fn of(fleet: &Fleet, warmer: &Warmer, store: Option<&Probed>) -> Status {
     let refused = fleet.refused();
     let mut mirrors: Vec<_> = fleet.mirrors().iter().map(|found| mirror(found, store)).collect();
     mirrors.extend(refused.stalled.into_iter().map(stalled));
@@ -147,7 +166,9 @@ pub fn of(fleet: &Fleet, store: Option<&Probed>) -> Status {
         agent: store.peers.name().to_owned(),
         agents: store.peers.living().to_vec(),
     });
-    Status { version: env!("CARGO_PKG_VERSION"), store, mirrors, rejected: rejected.collect() }
+    let Progress { total, warmed, under_way, failed } = warmer.progress();
+    let prewarm = PrewarmStatus { total, warmed, under_way, failed };
+    Status { version: env!("CARGO_PKG_VERSION"), store, prewarm, mirrors, rejected: rejected.collect() }
 }
 
 fn mirror(mirror: &Mirror, store: Option<&Probed>) -> MirrorStatus {
@@ -234,8 +255,9 @@ fn facts(view: &View, snapshot: Option<&Trouble>, suspended: bool) -> Facts {
         _ => None,
     };
     let findings = findings(view, snapshot);
+    let on_demand = view.phase == Phase::OnDemand;
     let ready = u32::from(view.phase.is_ready() || (suspended && view.stored.is_some()));
-    Facts { suspended, pods: Pods { ready, ..no_facts().pods }, progress, findings, ..no_facts() }
+    Facts { suspended, on_demand, pods: Pods { ready, ..no_facts().pods }, progress, findings, ..no_facts() }
 }
 
 /// What is wrong with a mirror on this agent, the worst first.
@@ -257,6 +279,7 @@ fn no_facts() -> Facts {
     Facts {
         generation: 0,
         suspended: false,
+        on_demand: false,
         pods: Pods { ready: 0, desired: 1, enough: 1 },
         stalled: None,
         progress: None,

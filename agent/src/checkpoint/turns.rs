@@ -1,4 +1,5 @@
-//! Whose restore is next: first the mirrors that somebody waits for, then the popular ones, then in the order of arrival.
+//! Whose restore or clone is next: first the mirrors that somebody waits for, then the popular ones, then in the order
+//! of arrival.
 //!
 //! What decides is the pure [`Queue`]. A [`Place`] in it is given up by dropping it, before its turn or after.
 
@@ -22,7 +23,7 @@ pub enum Urgency {
     Awaited,
 }
 
-/// As many turns at once as it was made with. Cheap to clone.
+/// As many turns at once as it was made with, and some more for those that somebody waits for. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Turns {
     queue: Arc<Mutex<Queue<oneshot::Sender<()>>>>,
@@ -30,9 +31,9 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Lets `free` go at once.
-    pub fn new(free: usize, popularity: Popularity) -> Self {
-        let queue = Queue { free, next: 0, waiting: BTreeMap::new() };
+    /// Lets `limit` go at once, and beyond them `spare` that somebody waits for.
+    pub fn new(limit: usize, spare: usize, popularity: Popularity) -> Self {
+        let queue = Queue { limit, spare, taken: 0, next: 0, waiting: BTreeMap::new() };
         Self { queue: Arc::new(Mutex::new(queue)), popularity }
     }
 
@@ -100,7 +101,10 @@ impl Lift {
 /// Who waits, and how many may still go.
 #[derive(Debug)]
 struct Queue<W> {
-    free: usize,
+    limit: usize,
+    spare: usize,
+    /// Turns under way.
+    taken: usize,
     next: u64,
     waiting: BTreeMap<u64, Waiting<W>>,
 }
@@ -128,19 +132,23 @@ impl<W> Queue<W> {
 
     /// Takes out whose turn it is; `None` while no turn is free or nobody waits.
     fn next(&mut self, weight: impl Fn(&RepoId) -> u64) -> Option<W> {
-        let left = self.free.checked_sub(1)?;
         let place = |(ticket, waiting): &(&u64, &Waiting<W>)| {
             (waiting.urgency, weight(&waiting.id), Reverse(**ticket))
         };
-        let ticket = *self.waiting.iter().max_by_key(place)?.0;
-        self.free = left;
+        let (ticket, first) = self.waiting.iter().max_by_key(place)?;
+        let spare = if first.urgency == Urgency::Awaited { self.spare } else { 0 };
+        if self.taken >= self.limit + spare {
+            return None;
+        }
+        let ticket = *ticket;
+        self.taken += 1;
         self.waiting.remove(&ticket).map(|waiting| waiting.who)
     }
 
     /// Gives a place up, or the turn that it has become.
     fn leave(&mut self, ticket: u64) {
         if self.waiting.remove(&ticket).is_none() {
-            self.free += 1;
+            self.taken -= 1;
         }
     }
 }
@@ -149,8 +157,8 @@ impl<W> Queue<W> {
 mod tests {
     use super::*;
 
-    fn queue(free: usize) -> Queue<&'static str> {
-        Queue { free, next: 0, waiting: BTreeMap::new() }
+    fn queue(limit: usize) -> Queue<&'static str> {
+        Queue { limit, spare: 0, taken: 0, next: 0, waiting: BTreeMap::new() }
     }
 
     fn id(name: &str) -> RepoId {
@@ -191,9 +199,22 @@ mod tests {
         assert_eq!(queue.next(alike), None);
     }
 
+    #[test]
+    fn spare_turns_are_for_those_that_somebody_waits_for() {
+        let mut queue = Queue { spare: 1, ..queue(1) };
+        queue.enter(id("x"), Urgency::Idle, "first");
+        let second = queue.enter(id("x"), Urgency::Idle, "second");
+        assert_eq!(queue.next(alike), Some("first"));
+        assert_eq!(queue.next(alike), None);
+        queue.lift(second);
+        assert_eq!(queue.next(alike), Some("second"));
+        queue.enter(id("x"), Urgency::Awaited, "third");
+        assert_eq!(queue.next(alike), None);
+    }
+
     #[tokio::test]
     async fn a_dropped_place_passes_its_turn_on() {
-        let turns = Turns::new(1, Popularity::default());
+        let turns = Turns::new(1, 0, Popularity::default());
         let (mut first, _) = turns.enter(&id("x"), Urgency::Idle);
         first.called().await;
         let (second, _) = turns.enter(&id("x"), Urgency::Idle);

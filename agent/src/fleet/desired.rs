@@ -342,6 +342,7 @@ fn settings(name: String, spec: &GitMirrorSpec, url: UpstreamUrl, credentials: C
         look_timeout: spec.freshness.look_timeout.get(),
         on_upstream_failure: spec.freshness.on_upstream_failure,
         access: spec.effective_access(),
+        prewarm: spec.prewarm,
         credentials,
         snapshot: SnapshotSettings {
             interval: spec.snapshot.interval.get(),

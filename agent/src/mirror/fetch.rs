@@ -11,6 +11,7 @@ use super::{
     disk::{Disk, size},
 };
 use crate::{
+    checkpoint::turns::Place,
     files::blocking,
     git::{
         Git, GitError, Oid, RefSet,
@@ -72,6 +73,8 @@ pub struct Fetch {
     pub progress: Arc<watch::Sender<Option<String>>>,
     /// How much all mirrors may do at once.
     pub limits: Arc<Limits>,
+    /// The turn of a clone.
+    pub turn: Option<Place>,
 }
 
 impl Fetch {
@@ -80,7 +83,7 @@ impl Fetch {
     ///
     /// # Errors
     /// The mirror on the disk, if any, is as it was.
-    pub async fn run(self) -> Result<u64, FetchError> {
+    pub async fn run(mut self) -> Result<u64, FetchError> {
         let limits = self.limits.clone();
         match &self.stored {
             Some(stored) if stored.format() == self.target.format() => {
@@ -89,7 +92,9 @@ impl Fetch {
             }
             // A new mirror, or an upstream replaced by one with another hash function.
             _ => {
-                let _place = limits.clones.acquire().await;
+                if let Some(turn) = &mut self.turn {
+                    turn.called().await;
+                }
                 self.create().await?;
             }
         }

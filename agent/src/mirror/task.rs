@@ -19,7 +19,7 @@ use std::{
 
 use bstr::BString;
 use jiff::Timestamp;
-use tarn_crds::repo::RepoId;
+use tarn_crds::{repo::RepoId, v1alpha1::Phase};
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     time,
@@ -38,7 +38,12 @@ use super::{
     upkeep::{Facts, Upkeep},
 };
 use crate::{
-    checkpoint::{Archive, CheckpointError, publish::Checkpoint, restore::Outcome, turns::Lift},
+    checkpoint::{
+        Archive, CheckpointError,
+        publish::Checkpoint,
+        restore::Outcome,
+        turns::{Lift, Urgency},
+    },
     files::blocking,
     git::{
         Git, GitError, ObjectFormat, Oid, RefSet, pack,
@@ -73,6 +78,8 @@ pub(super) struct Task {
     settings: Arc<Settings>,
     upstream: Result<Upstream, Arc<LookError>>,
     state: State,
+    /// It is to be on the disk; otherwise nothing is done before somebody asks.
+    wanted: bool,
     stored: Option<Arc<Stored>>,
     seen: Option<(Arc<RefSet>, Instant)>,
     last_look: Option<Timestamp>,
@@ -148,6 +155,8 @@ enum Job {
         target: Arc<RefSet>,
         tips: HashSet<Oid>,
         began: Instant,
+        /// Of a clone, while it waits for its turn.
+        lift: Option<Lift>,
         result: AbortOnDropHandle<Result<u64, FetchError>>,
     },
     Extra {
@@ -175,7 +184,7 @@ impl Task {
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
         let view = View {
-            phase: State::default().phase(),
+            phase: Phase::OnDemand,
             stored: None,
             seen: None,
             look_trouble: None,
@@ -202,6 +211,7 @@ impl Task {
             limits,
             settings,
             state: State::default(),
+            wanted: false,
             stored: None,
             seen: None,
             last_look: None,
@@ -243,11 +253,8 @@ impl Task {
 
     async fn serve(mut self, mut inbox: mpsc::Receiver<Message>) {
         self.load().await;
-        self.checkpoints.restore_due = true;
-        if self.settings.suspend {
-            self.happened(Event::Suspended);
-        } else {
-            self.happened(Event::Started);
+        if self.stored.is_some() {
+            self.want();
         }
         loop {
             self.start_what_is_due();
@@ -342,8 +349,14 @@ impl Task {
     fn receive(&mut self, message: Message) {
         if matches!(message, Message::Look(..) | Message::Settle(..) | Message::Extra(..)) {
             self.awaited();
+            self.want();
         }
         match message {
+            Message::Want(Urgency::Idle) => self.want(),
+            Message::Want(Urgency::Awaited) => {
+                self.awaited();
+                self.want();
+            }
             Message::Look(prefixes, reply) => {
                 self.next_look.push(Waiter::Look(prefixes, reply));
                 self.gather.joined(Instant::now());
@@ -353,6 +366,23 @@ impl Task {
             Message::Shallow => self.facts.shallow_asked = true,
             Message::Checkpoint => self.checkpoints.ordered = true,
             Message::Configure(settings) => self.configure(&settings),
+        }
+    }
+
+    /// From now on the mirror is to be here, and up to date.
+    fn want(&mut self) {
+        if mem::replace(&mut self.wanted, true) {
+            return;
+        }
+        self.checkpoints.restore_due = true;
+        self.happened(if self.settings.suspend { Event::Suspended } else { Event::Started });
+    }
+
+    /// Where it is in its life.
+    fn phase(&self) -> Phase {
+        match self.state.phase() {
+            Phase::Absent if !self.wanted => Phase::OnDemand,
+            phase => phase,
         }
     }
 
@@ -389,7 +419,9 @@ impl Task {
         self.seen = None;
         self.settings_out.send_replace(settings.clone());
         tracing::info!(url = %settings.url, suspend = settings.suspend, "mirror reconfigured");
-        if settings.suspend {
+        if !self.wanted {
+            // Nothing is under way that the change concerns.
+        } else if settings.suspend {
             self.happened(Event::Suspended);
         } else {
             if was_suspended {
@@ -400,10 +432,10 @@ impl Task {
     }
 
     fn happened(&mut self, event: Event) {
-        let before = self.state.phase();
+        let before = self.phase();
         let (state, action) = self.state.on(event);
         self.state = state;
-        let phase = state.phase();
+        let phase = self.phase();
         if phase != before {
             tracing::info!(from = ?before, to = ?phase, "phase");
         }
@@ -441,7 +473,7 @@ impl Task {
 
     fn publish(&self) {
         let view = View {
-            phase: self.state.phase(),
+            phase: self.phase(),
             stored: self.stored.clone(),
             seen: self.seen.clone(),
             look_trouble: self.look_trouble.clone(),

@@ -64,7 +64,7 @@ impl Uses {
     }
 
     /// The more of it, the more used; fetches decide between equals.
-    fn order(self) -> (u64, u64) {
+    pub fn order(self) -> (u64, u64) {
         (self.weight(), self.fetches)
     }
 }

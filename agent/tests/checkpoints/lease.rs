@@ -9,6 +9,7 @@ use tarn_agent::checkpoint::manifest::{Generation, Keys};
 use tarn_agent::checkpoint::publish::{Checkpoint, Publish};
 use tarn_agent::checkpoint::{Archive, CheckpointError};
 use tarn_agent::git::{Git as AgentGit, ObjectFormat, RefSet};
+use tarn_agent::popularity::Popularity;
 use tarn_agent::store::{PutMode, SharedStore, dir::DirStore};
 use tarn_crds::repo::RepoId;
 use tarn_testkit::git::Repo;
@@ -30,7 +31,7 @@ impl Publisher {
         let git = AgentGit::detect(&home, dir.as_os_str(), true).await?;
         let origin = Repo::seeded(dir.join(format!("{name}.git"))).await?;
         Ok(Self {
-            archive: Archive::new(store, name.to_owned()),
+            archive: Archive::new(store, name.to_owned(), 2, Popularity::default()),
             git,
             origin,
             work: dir.join(format!("{name}-work")),

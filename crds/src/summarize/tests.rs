@@ -32,6 +32,7 @@ fn facts(ready: u32, desired: u32) -> Facts {
     Facts {
         generation: 7,
         suspended: false,
+        on_demand: false,
         pods: Pods { ready, desired, enough: 1 },
         stalled: None,
         progress: None,
@@ -65,6 +66,12 @@ fn every_situation_has_its_conditions() {
         ("healthy", facts(3, 3), "Ready=True/Serving", Current),
         ("a pod is missing", facts(2, 3), "Ready=True/Serving Reconciling=True/WaitingForPods", InProgress),
         ("no pod yet", facts(0, 3), "Ready=False/WaitingForPods Reconciling=True/WaitingForPods", InProgress),
+        (
+            "nobody has asked for it",
+            with(facts(0, 2), |f| f.on_demand = true),
+            "Ready=True/OnDemand",
+            Current,
+        ),
         ("none wanted", facts(0, 0), "Ready=False/NoPods", InProgress),
         (
             "first clone",

@@ -92,6 +92,8 @@ reasons! {
     Pending,
     /// Ready True: served, and as fresh as asked for; or all pods run as specified.
     Serving,
+    /// Ready True: no pod has it on its disk, and none is to before somebody asks for it; requests are passed on.
+    OnDemand,
     /// Ready True or False: spec.suspend is set; what is on disk is served as it is.
     Suspended,
     /// Ready False: there are no pods to serve, because none are wanted.

@@ -49,6 +49,7 @@ use pods::open_object;
     printcolumn(name = "Pods", type_ = "string", json_path = ".status.pods", description = "Ready pods, of those wanted."),
     printcolumn(name = "Mirrors", type_ = "integer", json_path = ".status.mirrors", description = "GitMirrors that name this GitCache."),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Warm", type_ = "string", json_path = ".status.warm", description = "GitMirrors ready on a pod, of those not left until somebody asks for them.", priority = 1),
     printcolumn(name = "Bucket", type_ = "string", json_path = ".spec.store.s3.bucket", priority = 1),
     printcolumn(
         name = "Message",
@@ -189,6 +190,11 @@ pub struct GitCacheStatus {
     /// How many GitMirrors name this GitCache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirrors: Option<i32>,
+    /// GitMirrors that at least one pod has ready on its disk, of those that are not left until somebody asks for them,
+    /// for people: such as `18/20`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub warm: Option<String>,
     /// What the pods found the store able to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_capabilities: Option<StoreCapabilities>,

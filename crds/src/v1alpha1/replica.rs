@@ -20,7 +20,8 @@ pub struct Replica {
     pub pod_uid: Option<String>,
     /// Where the mirror is in its life on this pod. Absent: nothing on disk. Restoring: from the store. Cloning: from the
     /// upstream. CatchingUp: data on disk, its first look and fetch not done. Ready; a fetch under way is told as Ready
-    /// too, as it would double the writes. Backoff: restore or clone failed, another attempt follows.
+    /// too, as it would double the writes. Backoff: restore or clone failed, another attempt follows. OnDemand: nothing on
+    /// disk, and nothing brought before somebody asks this pod for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "present::<Phase>")]
     pub phase: Option<Phase>,
@@ -135,6 +136,8 @@ pub enum Phase {
     Fetching,
     /// Restore or clone failed; another attempt follows.
     Backoff,
+    /// Nothing is on disk, and nothing is brought before somebody asks for it here.
+    OnDemand,
 }
 
 impl Phase {
@@ -148,6 +151,7 @@ impl Phase {
             Self::Ready => "Ready",
             Self::Fetching => "Fetching",
             Self::Backoff => "Backoff",
+            Self::OnDemand => "OnDemand",
         }
     }
 

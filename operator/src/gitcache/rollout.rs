@@ -92,6 +92,8 @@ pub fn member(
             && own.any(|entry| match entry.phase {
                 // The pod before this one had it; this one has not said anything yet.
                 Some(phase) if entry.pod_uid != uid => phase.is_ready(),
+                // Nobody has asked this pod for it, and it is not among those brought before.
+                Some(Phase::OnDemand) => false,
                 Some(Phase::Absent) | None => !settled,
                 Some(phase) => !phase.is_ready(),
             })

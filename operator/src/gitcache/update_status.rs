@@ -6,7 +6,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 use tarn_crds::{
     summarize::{Facts, Note, Pods, summarize},
-    v1alpha1::{GitCache, GitCacheStatus, conditions::Reason},
+    v1alpha1::{GitCache, GitCacheStatus, Phase, conditions::Reason},
 };
 
 use super::{build::selector_text, dereference::Referenced};
@@ -47,6 +47,7 @@ pub fn status(cache: &GitCache, around: &Referenced, progress: &Progress, now: T
     let facts = Facts {
         generation: cache.metadata.generation.unwrap_or(0),
         suspended: false,
+        on_demand: false,
         pods: Pods { ready: number(ready), desired: number(desired), enough: number(desired) },
         stalled: match progress {
             Progress::Stalled(note) => Some(note.clone()),
@@ -64,9 +65,27 @@ pub fn status(cache: &GitCache, around: &Referenced, progress: &Progress, now: T
         pods: Some(format!("{ready}/{desired}")),
         selector: Some(selector_text(&cache.name_any())),
         mirrors: i32::try_from(around.mirrors.len()).ok(),
+        warm: Some(warm(around)),
         // Others' to write.
         store_capabilities: None,
     }
+}
+
+/// GitMirrors that a pod has ready, of those that pods have or are to have.
+fn warm(around: &Referenced) -> String {
+    let (mut warm, mut wanted) = (0_usize, 0_usize);
+    for mirror in &around.mirrors {
+        let entries = mirror.status.iter().flat_map(|status| &status.replicas);
+        let phases: Vec<Phase> = entries
+            .filter(|entry| {
+                around.pods.iter().any(|pod| pod.name_any() == entry.pod && pod.uid() == entry.pod_uid)
+            })
+            .filter_map(|entry| entry.phase)
+            .collect();
+        warm += usize::from(phases.iter().any(|phase| phase.is_ready()));
+        wanted += usize::from(phases.is_empty() || phases.iter().any(|phase| *phase != Phase::OnDemand));
+    }
+    format!("{warm}/{wanted}")
 }
 
 fn under_way(progress: &Progress, around: &Referenced) -> Option<Note> {

@@ -12,10 +12,14 @@ pub fn facts(mirror: &GitMirror, observed: &Observed) -> Facts {
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let ready = observed.entries.iter().filter(|entry| serves(entry, mirror.spec.suspend)).count();
     let told = || observed.entries.iter().find_map(stalled_by_pod);
+    let resting = observed.entries.iter().filter(|entry| rests(entry)).count();
+    // A pod that need not have it is not waited for.
+    let desired = observed.desired.min(observed.pods - i32::try_from(resting).unwrap_or(0)).max(0);
     Facts {
         generation: mirror.metadata.generation.unwrap_or(0),
         suspended: mirror.spec.suspend,
-        pods: Pods { ready: number(ready), desired: u32::try_from(observed.desired).unwrap_or(0), enough: 1 },
+        on_demand: resting > 0 && observed.entries.iter().all(|entry| entry.silent || rests(entry)),
+        pods: Pods { ready: number(ready), desired: u32::try_from(desired).unwrap_or(0), enough: 1 },
         stalled: observed.stalled.clone().or_else(told),
         progress: if ready == 0 { progress(&observed.entries) } else { None },
         findings: findings(&observed.entries),
@@ -27,6 +31,11 @@ pub fn serves(entry: &Entry, suspended: bool) -> bool {
     let replica = &entry.replica;
     let ready = replica.phase.is_some_and(Phase::is_ready);
     !entry.silent && (ready || (suspended && replica.head.is_some()))
+}
+
+/// Whether the pod has nothing of it, and waits to be asked.
+fn rests(entry: &Entry) -> bool {
+    !entry.silent && entry.replica.phase == Some(Phase::OnDemand)
 }
 
 /// What the pod that is furthest is doing, while none serves.
@@ -106,7 +115,8 @@ mod tests {
         let mut spec = GitMirrorSpec::for_url("https://h/o/r");
         spec.suspend = suspend;
         let mirror = GitMirror::new("m", spec);
-        let observed = Observed { stalled: None, desired: 2, entries, departed: Vec::new(), requested: None };
+        let observed =
+            Observed { stalled: None, desired: 2, pods: 2, entries, departed: Vec::new(), requested: None };
         let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH);
         let conditions = summarize(&facts(&mirror, &observed), &[], &now);
         let short = |c: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
@@ -131,6 +141,12 @@ mod tests {
             (vec![entry("c-0", Phase::Cloning)], "Ready=False/Cloning Reconciling=True/Cloning"),
             (vec![ready()], "Ready=True/Serving Reconciling=True/WaitingForPods"),
             (vec![ready(), entry("c-1", Phase::Fetching)], "Ready=True/Serving"),
+            (vec![ready(), entry("c-1", Phase::OnDemand)], "Ready=True/Serving"),
+            (vec![entry("c-0", Phase::OnDemand), entry("c-1", Phase::OnDemand)], "Ready=True/OnDemand"),
+            (
+                vec![entry("c-0", Phase::OnDemand), entry("c-1", Phase::Cloning)],
+                "Ready=False/Cloning Reconciling=True/Cloning",
+            ),
             (
                 vec![ready(), failing(entry("c-1", Phase::Ready), "Stale", "UpstreamTimeout")],
                 "Ready=False/UpstreamTimeout Reconciling=True/Retrying Stale=True/UpstreamTimeout",

@@ -28,6 +28,8 @@ pub struct Observed {
     pub desired: i32,
     /// What living pods say of it, each with what is known of the pod.
     pub entries: Vec<Entry>,
+    /// How many pods the cache is to have.
+    pub pods: i32,
     /// Names of pods that have an entry and are not there.
     pub departed: Vec<String>,
     /// The value of the annotation that asks for a look at once.
@@ -77,6 +79,7 @@ pub async fn observe(mirror: &GitMirror, context: &Context, now: Timestamp) -> R
     Ok(Observed {
         stalled: stalled(mirror, &namespace, cache.is_some(), context, now).await?,
         desired,
+        pods: cache.as_ref().map_or(0, |cache| cache.spec.replicas),
         entries: there.into_iter().filter_map(entry).collect(),
         departed: gone.into_iter().map(|entry| entry.pod.clone()).collect(),
         requested: mirror.annotations().get(REQUESTED_AT_ANNOTATION).cloned(),

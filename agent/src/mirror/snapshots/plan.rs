@@ -82,7 +82,12 @@ pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
     if facts.shared && facts.held.as_ref().is_some_and(|held| !held.published) {
         return Step::Publish;
     }
-    let Some(head) = facts.head.as_ref().filter(|_| facts.sound) else { return Step::Wait(None) };
+    let Some(head) = facts.head.as_ref().filter(|_| facts.sound) else {
+        // What the store had when this began goes from it once newer ones are there.
+        let again = facts.asked.filter(|_| facts.shared && facts.head.is_none());
+        let again = again.map(|asked| after(asked, facts.interval.max(SELDOM)));
+        return if again.is_some_and(|at| at <= now) { Step::Find } else { Step::Wait(again) };
+    };
     let due = match &facts.held {
         None => facts.since,
         Some(held) => after(held.time, if held.commit == *head { facts.max_age } else { facts.interval }),
@@ -157,7 +162,11 @@ mod tests {
     #[test]
     fn nothing_is_built_from_a_mirror_that_is_not_sound_or_has_no_commit() {
         assert_eq!(plan(&Facts { sound: false, ..moved() }, at(99)), Step::Wait(None));
-        assert_eq!(plan(&Facts { head: None, ..moved() }, at(99)), Step::Wait(None));
+        assert_eq!(plan(&Facts { head: None, shared: false, ..moved() }, at(99)), Step::Wait(None));
+        // The store may have newer ones, which whoever asks is to get.
+        let cold = Facts { head: None, asked: Some(at(50)), ..moved() };
+        assert_eq!(plan(&cold, at(99)), Step::Wait(Some(at(110))));
+        assert_eq!(plan(&cold, at(110)), Step::Find);
     }
 
     #[test]

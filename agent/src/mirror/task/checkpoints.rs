@@ -59,6 +59,11 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
+    /// How much it matters that the mirror comes soon.
+    pub(super) fn urgency(&self) -> Urgency {
+        if self.awaited { Urgency::Awaited } else { Urgency::Idle }
+    }
+
     /// Waits for the publishing under way; for ever where there is none.
     pub(super) async fn published(&mut self) -> Result<Option<Checkpoint>, CheckpointError> {
         match &mut self.publishing {
@@ -71,10 +76,10 @@ impl Checkpoints {
 }
 
 impl Task {
-    /// Somebody asks for the mirror: if it is to be restored, then before those that nobody has asked for.
+    /// Somebody asks for the mirror: if it is to be restored or cloned, then before those that nobody has asked for.
     pub(super) fn awaited(&mut self) {
         self.checkpoints.awaited = true;
-        if let Some(Job::Restore { lift, .. }) = &self.job {
+        if let Some(Job::Restore { lift, .. } | Job::Refs { lift: Some(lift), .. }) = &self.job {
             lift.lift();
         }
     }
@@ -92,8 +97,7 @@ impl Task {
         };
         let (disk, dir) = (self.disk.clone(), self.dir.clone());
         let limits = self.limits.clone();
-        let urgency = if self.checkpoints.awaited { Urgency::Awaited } else { Urgency::Idle };
-        let (mut turn, lift) = archive.restores.enter(&self.id, urgency);
+        let (mut turn, lift) = archive.restores.enter(&self.id, self.checkpoints.urgency());
         let run = async move {
             turn.called().await;
             let (staged, Parts(parts)) = (restore.staged.clone(), restore.parts.clone());

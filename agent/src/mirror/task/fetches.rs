@@ -29,6 +29,9 @@ impl Task {
         let target = target.clone();
         let stored = self.stored.as_ref().map(|stored| stored.refs.clone());
         log_moves(stored.as_deref(), &target);
+        let clone = self.stored.as_ref().is_none_or(|stored| stored.refs.format() != target.format());
+        let turn = clone.then(|| self.limits.clones.enter(&self.id, self.checkpoints.urgency()));
+        let (turn, lift) = turn.unzip();
         let fetch = Fetch {
             git: self.git.clone(),
             disk: self.disk.clone(),
@@ -41,10 +44,11 @@ impl Task {
             timeout: self.settings.timeout,
             progress: self.progress_out.clone(),
             limits: self.limits.clone(),
+            turn,
         };
         let tips = target.tips().collect();
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.run().in_current_span()));
-        self.job = Some(Job::Refs { target, tips, began: Instant::now(), result });
+        self.job = Some(Job::Refs { target, tips, began: Instant::now(), lift, result });
     }
 
     pub(super) fn start_extra(&mut self, wanted: Wanted) {

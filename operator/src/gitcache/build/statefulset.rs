@@ -19,7 +19,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use tarn_crds::v1alpha1::{S3, VolumeClaim};
+use tarn_crds::v1alpha1::{CachePrewarm, S3, VolumeClaim};
 
 use super::{ADMIN_PORT, GIT_PORT, Validated, agent_name, metadata, pods_name, selector, selector_labels};
 use crate::ssa::covers;
@@ -210,6 +210,7 @@ fn arguments(cache: &Validated) -> Vec<String> {
     if cache.auth.tokens_secret_ref.is_some() {
         arguments.extend(["--tokens".into(), format!("{TOKENS}/{TOKENS_KEY}")]);
     }
+    arguments.extend(warmth(&cache.prewarm));
     if let Some(S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ }) = &cache.s3 {
         let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
         arguments.extend(["--store".into(), format!("s3://{bucket}{prefix}")]);
@@ -221,6 +222,19 @@ fn arguments(cache: &Validated) -> Vec<String> {
         }
     }
     arguments
+}
+
+/// What differs from the agent's own defaults, so that an agent that knows no such flags does without.
+fn warmth(wanted: &CachePrewarm) -> Vec<String> {
+    let CachePrewarm { most_cloned, window, concurrency } = wanted;
+    let usual = CachePrewarm::default();
+    let flags = [
+        ("--prewarm-most-cloned", most_cloned.to_string(), *most_cloned != usual.most_cloned),
+        ("--prewarm-window", window.to_string(), *window != usual.window),
+        ("--prewarm-concurrency", concurrency.to_string(), *concurrency != usual.concurrency),
+    ];
+    let changed = flags.into_iter().filter(|(_, _, differs)| *differs);
+    changed.flat_map(|(flag, value, _)| [flag.to_owned(), value]).collect()
 }
 
 fn environment(cache: &Validated) -> Vec<EnvVar> {

@@ -1,0 +1,78 @@
+//! More mirrors than an agent has disk, or a start has time: which of them are here, and when.
+
+mod prewarm;
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use tarn_testkit::agent::{Agent, manifest, repo_id};
+use tarn_testkit::git::Git;
+use tarn_testkit::upstream::{Operation, Upstream};
+
+/// Upstream repositories and manifests that declare them.
+pub(crate) struct Repositories {
+    pub(crate) upstream: Upstream,
+    pub(crate) git: Git,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) yaml: String,
+}
+
+impl Repositories {
+    /// Seeds repositories of these names; each has these lines in its spec.
+    pub(crate) async fn new(names: &[(&str, &[&str])]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let root = dir.path().join("upstream");
+        std::fs::create_dir(&root)?;
+        let upstream = Upstream::start(&root)?;
+        let mut yaml = Vec::new();
+        for (name, spec) in names {
+            upstream.seed(&format!("{name}.git")).await?;
+            yaml.push(manifest(name, &upstream.url(&format!("{name}.git")), spec));
+        }
+        Ok(Self { upstream, git: Git::new()?, dir, yaml: yaml.join("---\n") })
+    }
+
+    /// What agents call the repository.
+    pub(crate) fn repo(&self, name: &str) -> String {
+        repo_id(&self.upstream.url(&format!("{name}.git")))
+    }
+
+    /// How often the upstream was asked for anything of the repository.
+    pub(crate) fn asked(&self, name: &str) -> usize {
+        let name = format!("{name}.git");
+        [Operation::Advertise, Operation::LsRefs, Operation::Fetch]
+            .iter()
+            .map(|what| self.upstream.count(&name, *what))
+            .sum()
+    }
+
+    /// Clones through the agent, and has git check what came.
+    pub(crate) async fn clone(&self, agent: &Agent, name: &str, place: &str) -> Result<()> {
+        let place = self.place(place);
+        let clone = self.git.clone_repo(&agent.git_url(&self.repo(name))?, &place, &[]).await?;
+        clone.fsck().await
+    }
+
+    fn place(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+/// The number that a metric has.
+pub(crate) async fn metric(agent: &Agent, name: &str) -> Result<u64> {
+    let text = agent.metrics().await?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(line.map_or(0, |value| value.parse().unwrap_or(0)))
+}
+
+/// Writes into a store what some agent counted today.
+pub(crate) fn counted(store: &Path, clones: &[(String, u64)]) -> Result<()> {
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let dir = store.join(format!("v1/_clones/{today}"));
+    std::fs::create_dir_all(&dir)?;
+    let mirrors: serde_json::Map<_, _> =
+        clones.iter().map(|(id, clones)| (id.clone(), serde_json::json!({ "clones": clones }))).collect();
+    std::fs::write(dir.join("earlier.json"), serde_json::json!({ "mirrors": mirrors }).to_string())?;
+    ensure!(dir.join("earlier.json").exists(), "written");
+    Ok(())
+}
