@@ -19,7 +19,7 @@ use tarn_crds::repo::RepoId;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fleet::{Fleet, prewarm::Warmer},
+    fleet::{Fleet, budget::Keeper, prewarm::Warmer},
     metrics::Metrics,
 };
 
@@ -30,6 +30,8 @@ pub struct Admin {
     pub fleet: Arc<Fleet>,
     /// Who brings mirrors before anyone asks.
     pub warmer: Warmer,
+    /// Who keeps the disk's budget.
+    pub budget: Keeper,
     /// All metrics.
     pub metrics: Metrics,
     /// The store, if there is one.
@@ -64,7 +66,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn status(State(admin): State<Admin>) -> Json<status::Status> {
-    Json(status::of(&admin.fleet, &admin.warmer, admin.store.as_ref()))
+    Json(status::of(&admin))
 }
 
 /// `POST /mirrors/{host}/{path}/…`: `fetch` looks at the upstream now, and fetches what moved; `checkpoint`

@@ -24,7 +24,7 @@ use crate::{
     checkpoint::Archive,
     config::{self, Pod},
     fleet::{
-        Fleet,
+        Fleet, budget,
         cluster::{self, Cluster, ClusterError, Scope, cleanup::Cleanup, endpoints},
         desired::{Rules, from_url},
         manifests::Manifests,
@@ -56,10 +56,10 @@ use crate::{
     store::{self, StoreError},
 };
 
-/// The most that cached answers take on the disk.
+/// The most that cached answers take on the disk, if an eighth of the budget is not less.
 const PACK_BUDGET: u64 = 10 << 30;
 
-/// The most that LFS objects take on the disk.
+/// The most that LFS objects take on the disk, if an eighth of the budget is not less.
 const LFS_BUDGET: u64 = 10 << 30;
 
 /// Why the agent cannot start. Each says what to do.
@@ -149,7 +149,8 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         .as_ref()
         .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
     let (peers, heart) = peers.unzip();
-    let lfs = Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET, metrics.clone())?;
+    let share = config.disk_budget.bytes_of(disk.volume()?.total) / 8;
+    let lfs = Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?;
     let shared = Shared {
         git: git.clone(),
         disk: disk.clone(),
@@ -163,11 +164,15 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let manifests =
         |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
     let mut manifests = Manifests::new(config.manifests.clone(), flags, rules).map_err(manifests)?;
-    let packs = Packs::new(&disk.packs(), PACK_BUDGET, metrics.clone())?;
     let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
     let terms = prewarm::Rules { most_cloned: prewarm.prewarm_most_cloned.into(), at_once };
     let warmer = Warmer::new(fleet.clone(), popularity.clone(), terms, metrics.clone());
-    metrics.collect_from(Box::new(Gauges { fleet: fleet.clone(), warmer: warmer.clone() }));
+    let packs = Packs::new(&disk.packs(), PACK_BUDGET.min(share), metrics.clone())?;
+    let (all, room) = (fleet.clone(), config.disk_budget.clone());
+    let budget = budget::Keeper::new(all, disk.clone(), packs.clone(), room, metrics.clone());
+    let gauges = Gauges { fleet: fleet.clone(), warmer: warmer.clone(), budget: budget.clone() };
+    metrics.collect_from(Box::new(gauges));
+    let _evicting = AbortOnDropHandle::new(tokio::spawn(budget.clone().run()));
     let _warming = AbortOnDropHandle::new(tokio::spawn(warmer.clone().run()));
     let called = cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
     let tls = tls(&config)?;
@@ -217,7 +222,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let store = archive.zip(peers);
     let store = store.map(|(archive, peers)| Probed { archive, peers });
     let measured = metrics.clone();
-    let admin = Admin { fleet, warmer, metrics, store, stopping: stopping.clone() };
+    let admin = Admin { fleet, warmer, budget, metrics, store, stopping: stopping.clone() };
     let admin = spawn(admin_port, admin::router(admin), stopped.clone());
     let (router, until) = (serve::router(Arc::new(serving)), stopping.clone());
     let serving = connections::serve(git_port, router, connection_limits(&config), tls, measured, until);

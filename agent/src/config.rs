@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZero, path::PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use tarn_crds::v1alpha1::Duration;
+use tarn_crds::v1alpha1::{Budget, Duration};
 
 use crate::{
     popularity,
@@ -154,6 +154,16 @@ pub struct Serve {
     /// Which mirrors are brought before anyone asks.
     #[command(flatten)]
     pub prewarm: PrewarmFlags,
+
+    /// How much of the disk the agent's data may take: a share of the volume, or an amount such as 500Gi
+    #[arg(
+        long,
+        value_name = "PERCENT|QUANTITY",
+        env = "TARN_AGENT_DISK_BUDGET",
+        hide_env_values = true,
+        default_value = "80%"
+    )]
+    pub disk_budget: Budget,
 
     /// Where git clients connect
     #[arg(

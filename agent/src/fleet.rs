@@ -4,10 +4,11 @@ pub mod desired;
 pub mod manifests;
 pub mod cluster;
 pub mod prewarm;
+pub mod budget;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use tarn_crds::repo::RepoId;
@@ -18,7 +19,7 @@ use tokio::{
 
 use crate::{
     files::blocking,
-    mirror::{Mirror, Shared},
+    mirror::{Limits, Mirror, Shared},
 };
 use desired::{Desired, Rejected, Stalled};
 
@@ -36,6 +37,8 @@ struct Declared {
     mirrors: BTreeMap<RepoId, Running>,
     stalled: Vec<Stalled>,
     rejected: Vec<Rejected>,
+    /// All declarations could be read.
+    complete: bool,
 }
 
 /// What becomes of the data of a mirror that no longer runs.
@@ -93,6 +96,19 @@ impl Fleet {
         self.changed.notified().await;
     }
 
+    /// How much all mirrors may do at once.
+    pub fn limits(&self) -> Arc<Limits> {
+        self.shared.limits.clone()
+    }
+
+    /// The repositories that are declared; `None` while it is not known of some whether they are.
+    pub fn declared(&self) -> Option<BTreeSet<RepoId>> {
+        self.read(|declared| {
+            let stalled = declared.stalled.iter().map(|stalled| stalled.repo.clone());
+            declared.complete.then(|| declared.mirrors.keys().cloned().chain(stalled).collect())
+        })
+    }
+
     /// Counts the calls of [`Self::apply`].
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
@@ -101,7 +117,8 @@ impl Fleet {
     /// Makes the fleet what `desired` says: starts, reconfigures and removes mirrors. A removed mirror's
     /// data go too; nobody but this function changes the set, so calls must not overlap.
     pub async fn apply(&self, desired: Desired) {
-        let Desired { mirrors, stalled, rejected } = desired;
+        let Desired { mirrors, stalled, rejected, pending } = desired;
+        let complete = rejected.is_empty() && pending == 0;
         // Declared, though it cannot run: its data stay for when it can.
         let kept: BTreeSet<RepoId> = stalled.iter().map(|stalled| stalled.repo.clone()).collect();
         let wanted: BTreeSet<RepoId> = mirrors.iter().map(|settings| settings.url.id().clone()).collect();
@@ -124,6 +141,7 @@ impl Fleet {
         }
         let gone: Vec<Running> = self.write(|declared| {
             (declared.stalled, declared.rejected) = (stalled, rejected);
+            declared.complete = complete;
             let (keep, gone) =
                 std::mem::take(&mut declared.mirrors).into_iter().partition(|(id, _)| wanted.contains(id));
             declared.mirrors = keep;

@@ -63,10 +63,10 @@ pub struct Basis {
     pub freshness: &'static str,
 }
 
-/// What was done to a mirror while it serves.
+/// What was done to a mirror while it serves, or what was evicted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Work {
-    /// `repack` or `seed`.
+    /// `repack` or `seed`; `undeclared`, `mirror`, `snapshot` or `packs`.
     pub work: &'static str,
 }
 
@@ -181,6 +181,10 @@ pub struct Metrics {
     pub unconditional: Gauge,
     /// `tarn_store_agents`: living agents that share the store, this one included.
     pub agents: Gauge,
+    /// `tarn_disk_evictions_total`: what left the disk so that others have room.
+    pub evictions: Family<Work, Counter>,
+    /// `tarn_disk_evicted_bytes_total`: its bytes.
+    pub evicted: Counter,
     /// `tarn_prewarm_attempts_total`: mirrors brought before anyone asked, by what came of it.
     pub prewarms: Family<Outcome, Counter>,
     /// `tarn_report_writes_total`: attempts to write an entry of a GitMirror's status.
@@ -232,6 +236,8 @@ impl Metrics {
             lfs_snapshot_builds: Family::default(),
             unconditional: Gauge::default(),
             agents: Gauge::default(),
+            evictions: Family::default(),
+            evicted: Counter::default(),
             prewarms: Family::default(),
             report_writes: Family::default(),
             report_waiting: Gauge::default(),
@@ -320,6 +326,9 @@ impl Metrics {
             metrics.unconditional.clone(),
         );
         store.register("agents", "Living agents that share the store", metrics.agents.clone());
+        let disk = registry.sub_registry_with_prefix("disk");
+        disk.register("evictions", "What left the disk for want of room", metrics.evictions.clone());
+        disk.register_with_unit("evicted", "Bytes of it", Unit::Bytes, metrics.evicted.clone());
         let prewarm = registry.sub_registry_with_prefix("prewarm");
         prewarm.register("attempts", "Mirrors brought before anyone asked", metrics.prewarms.clone());
         let report = registry.sub_registry_with_prefix("report");

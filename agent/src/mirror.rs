@@ -4,6 +4,8 @@
 //! read what it published last and to send it requests.
 
 pub mod cold;
+pub mod demand;
+pub mod room;
 pub mod disk;
 pub mod fetch;
 pub mod freshness;
@@ -50,8 +52,10 @@ use crate::{
     upstream::{Credentials, LookError, Looker},
 };
 use cold::Cold;
+use demand::{Demand, Reading};
 use disk::Disk;
 use fetch::FetchError;
+use room::Room;
 use snapshots::{Keeper, Snapshots};
 use worktree_lfs::WorktreeLfs;
 
@@ -76,6 +80,8 @@ pub struct Limits {
     finds: Semaphore,
     /// Answers streamed from the store.
     cold: Cold,
+    /// Whether the disk has room.
+    pub room: Room,
 }
 
 impl Limits {
@@ -89,6 +95,7 @@ impl Limits {
             snapshots: Semaphore::new(1),
             finds: Semaphore::new(8),
             cold: Cold::default(),
+            room: Room::default(),
         }
     }
 }
@@ -253,6 +260,23 @@ pub enum BringError {
     Removed,
 }
 
+/// Why a mirror stays on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EvictError {
+    /// Somebody reads it, or works on it.
+    #[error("it is in use")]
+    Busy,
+    /// Its newest state is not in the store, and the upstream was not seen to have it.
+    #[error("its newest state is nowhere else")]
+    OnlyHere,
+    /// It could not be moved away.
+    #[error("the disk fails")]
+    Disk,
+    /// It is being removed.
+    #[error("it is being removed")]
+    Removed,
+}
+
 /// What a request asks of the task.
 enum Message {
     /// A look that begins after this message arrived, at refs with these prefixes at least.
@@ -267,6 +291,8 @@ enum Message {
     Checkpoint,
     /// Bring the mirror here, if it is not here yet.
     Want(Urgency),
+    /// Leave the disk.
+    Evict(oneshot::Sender<Result<u64, EvictError>>),
     /// The user changed the declaration.
     Configure(Arc<Settings>),
 }
@@ -287,6 +313,7 @@ pub struct Mirror {
     snapshots: Snapshots,
     lfs: Lfs,
     worktree_lfs: WorktreeLfs,
+    demand: Demand,
 }
 
 /// Follows what is told of a mirror, and does not keep it.
@@ -316,7 +343,9 @@ impl Mirror {
         let id = settings.url.id().clone();
         let (dir, git) = (shared.disk.mirror(&id), shared.git.clone());
         let packs = Arc::default();
-        let (task, ports) = task::Task::new(shared.clone(), Arc::new(settings), Arc::clone(&packs));
+        let demand = Demand::default();
+        let settings = Arc::new(settings);
+        let (task, ports) = task::Task::new(shared.clone(), settings, Arc::clone(&packs), demand.clone());
         let task::Ports { view, settings, progress } = ports;
         let (keeper, snapshots) = Keeper::new(shared, packs, view.clone(), settings.clone());
         let span = tracing::info_span!("snapshots", repo = %id);
@@ -330,7 +359,9 @@ impl Mirror {
             drop((keeping, keeping_lfs));
         });
         let lfs = shared.lfs.clone();
-        (Self { id, dir, git, messages, view, settings, progress, snapshots, lfs, worktree_lfs }, handle)
+        let handles =
+            Self { id, dir, git, messages, view, settings, progress, snapshots, lfs, worktree_lfs, demand };
+        (handles, handle)
     }
 
     /// Which repository it mirrors.
@@ -360,6 +391,11 @@ impl Mirror {
             settings: self.settings.clone(),
             snapshots: self.snapshots.watch(),
         }
+    }
+
+    /// Its bytes on the disk.
+    pub fn bytes(&self) -> u64 {
+        self.view.borrow().bytes
     }
 
     /// Where it is in its life.
@@ -412,10 +448,31 @@ impl Mirror {
 
     /// Says that somebody asks for the mirror: it is brought before those that nobody asks for.
     pub fn asked(&self) {
+        self.demand.touch();
         if self.view.borrow().stored.is_none() {
             // A full queue holds requests, which say as much.
             let _ = self.messages.try_send(Message::Want(Urgency::Awaited));
         }
+    }
+
+    /// Begins to read its files: they stay while this is held, if they are there when it is taken.
+    pub fn read(&self) -> Reading {
+        self.demand.read()
+    }
+
+    /// Who uses it.
+    pub fn demand(&self) -> &Demand {
+        &self.demand
+    }
+
+    /// Takes its data off the disk; they come back when it is asked for. Returns their bytes.
+    ///
+    /// # Errors
+    /// It is in use, or nowhere else.
+    pub async fn evict(&self) -> Result<u64, EvictError> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.try_send(Message::Evict(reply)).map_err(|_| EvictError::Busy)?;
+        answer.await.unwrap_or(Err(EvictError::Removed))
     }
 
     /// Follows what the task publishes.

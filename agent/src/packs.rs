@@ -187,14 +187,28 @@ impl Packs {
         self.evict(&mut entries);
     }
 
+    /// The length of all whole answers.
+    pub fn bytes(&self) -> u64 {
+        u64::try_from(self.shared.metrics.pack_bytes.get()).unwrap_or(0)
+    }
+
+    /// Lets the least recently used answers go until `bytes` are left at most.
+    pub fn shrink(&self, bytes: u64) {
+        self.evict_to(&mut self.lock(), bytes);
+    }
+
     fn evict(&self, entries: &mut HashMap<Key, Entry>) {
+        self.evict_to(entries, self.shared.budget);
+    }
+
+    fn evict_to(&self, entries: &mut HashMap<Key, Entry>, budget: u64) {
         let mut whole: Vec<_> =
             entries.iter().filter_map(|(key, e)| Some((e.used, *key, e.bytes?))).collect();
         whole.sort_unstable_by(|a, b| b.cmp(a));
         let mut total = 0_u64;
         for (used, key, bytes) in whole {
             total = total.saturating_add(bytes);
-            if total > self.shared.budget || used.elapsed() > MAX_AGE {
+            if total > budget || used.elapsed() > MAX_AGE {
                 // Those who read it go on: the file lives until they are done.
                 total -= bytes;
                 if let Some(entry) = entries.remove(&key) {

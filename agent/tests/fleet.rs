@@ -1,12 +1,14 @@
 //! More mirrors than an agent has disk, or a start has time: which of them are here, and when.
 
+mod budget;
 mod prewarm;
 
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::{Agent, manifest, repo_id};
-use tarn_testkit::git::Git;
+use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::upstream::{Operation, Upstream};
 
 /// Upstream repositories and manifests that declare them.
@@ -32,9 +34,29 @@ impl Repositories {
         Ok(Self { upstream, git: Git::new()?, dir, yaml: yaml.join("---\n") })
     }
 
+    /// As [`Self::new`], with a commit of `bytes` that do not compress in each.
+    pub(crate) async fn large(names: &[&str], bytes: usize) -> Result<Self> {
+        let all: Vec<(&str, &[&str])> = names.iter().map(|name| (*name, &[][..])).collect();
+        let scene = Self::new(&all).await?;
+        for (name, seed) in names.iter().zip(1..) {
+            scene.origin(name).grow("main", 1, bytes, seed).await?;
+        }
+        Ok(scene)
+    }
+
+    /// The upstream repository itself.
+    pub(crate) fn origin(&self, name: &str) -> Repo {
+        Repo::open(self.git.clone(), self.upstream.root().join(format!("{name}.git")))
+    }
+
     /// What agents call the repository.
     pub(crate) fn repo(&self, name: &str) -> String {
         repo_id(&self.upstream.url(&format!("{name}.git")))
+    }
+
+    /// The repository.
+    pub(crate) fn id(&self, name: &str) -> RepoId {
+        RepoId::from_route(&self.repo(name)).expect("a name of the agent's")
     }
 
     /// How often the upstream was asked for anything of the repository.
@@ -53,7 +75,7 @@ impl Repositories {
         clone.fsck().await
     }
 
-    fn place(&self, name: &str) -> std::path::PathBuf {
+    pub(crate) fn place(&self, name: &str) -> std::path::PathBuf {
         self.dir.path().join(name)
     }
 }

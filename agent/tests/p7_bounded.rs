@@ -175,7 +175,8 @@ async fn many_mirrors_at_once_start_a_bounded_number_of_children() -> Result<()>
         .iter()
         .map(|name| manifest(&format!("m{}", name.trim_end_matches(".git")), &upstream.url(name), &[]))
         .collect();
-    let agent = agent().start_with(&[("all.yaml", &yaml.join("---\n"))]).await?;
+    let agent = agent().arg("--prewarm-most-cloned").arg(MIRRORS.to_string());
+    let agent = agent.start_with(&[("all.yaml", &yaml.join("---\n"))]).await?;
     eventually(Duration::from_secs(20), "clones under way", async || {
         let fetches = upstream.log().iter().filter(|seen| seen.operation == Operation::Fetch).count();
         ensure!(fetches >= 2, "{fetches}");

@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 use tarn_crds::v1alpha1::Phase;
 
-use crate::fleet::{Fleet, prewarm::Warmer};
+use crate::fleet::{Fleet, budget::Keeper, prewarm::Warmer};
 
 /// Computes the gauges.
 pub struct Gauges {
@@ -19,6 +19,8 @@ pub struct Gauges {
     pub fleet: Arc<Fleet>,
     /// Who brings mirrors before anyone asks.
     pub warmer: Warmer,
+    /// Who keeps the disk's budget.
+    pub budget: Keeper,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -65,6 +67,12 @@ impl Collector for Gauges {
             &looked,
         )?;
         let count = |n: usize| ConstGauge::new(i64::try_from(n).unwrap_or(i64::MAX));
+        let disk = self.budget.usage();
+        let bytes = |n| ConstGauge::new(number(n));
+        let unit = Some(&Unit::Bytes);
+        put("disk_budget", "What the agent's data may take", unit, &bytes(disk.budget))?;
+        put("disk_used", "What they take", unit, &bytes(disk.used))?;
+        put("disk_free", "What is free on their volume", unit, &bytes(disk.volume.free))?;
         let warm = self.warmer.progress();
         put("prewarm_chosen", "Mirrors brought before anyone asks", None, &count(warm.total))?;
         put("prewarm_warm", "Of those, the ones that are here and up to date", None, &count(warm.warmed))?;

@@ -10,13 +10,10 @@ use tarn_crds::{
     v1alpha1::{Phase, conditions::Reason},
 };
 
+use super::Admin;
 use crate::{
     checkpoint::Archive,
-    fleet::{
-        Fleet,
-        desired::Stalled,
-        prewarm::{Progress, Warmer},
-    },
+    fleet::{budget::Usage, desired::Stalled, prewarm::Progress},
     git::Head,
     mirror::{Mirror, Trouble, View},
     peers::Peers,
@@ -30,8 +27,23 @@ pub struct Status {
     version: &'static str,
     store: Option<StoreStatus>,
     prewarm: PrewarmStatus,
+    disk: DiskStatus,
     mirrors: Vec<MirrorStatus>,
     rejected: Vec<Rejected>,
+}
+
+/// How full the disk is, in bytes; all 0 for the first instant.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DiskStatus {
+    /// What the agent's data may take.
+    budget: u64,
+    /// What they take.
+    used: u64,
+    /// What is free on their volume, whoever uses the rest.
+    free: u64,
+    /// The size of their volume.
+    total: u64,
 }
 
 /// The mirrors that are brought before anyone asks for them.
@@ -146,7 +158,9 @@ struct Rejected {
 }
 
 /// The status of all mirrors now.
-pub fn of(fleet: &Fleet, warmer: &Warmer, store: Option<&Probed>) -> Status {
+pub fn of(admin: &Admin) -> Status {
+    let Admin { fleet, warmer, budget, store, metrics: _, stopping: _ } = admin;
+    let store = store.as_ref();
     let refused = fleet.refused();
     let mut mirrors: Vec<_> = fleet.mirrors().iter().map(|found| mirror(found, store)).collect();
     mirrors.extend(refused.stalled.into_iter().map(stalled));
@@ -167,8 +181,10 @@ pub fn of(fleet: &Fleet, warmer: &Warmer, store: Option<&Probed>) -> Status {
         agents: store.peers.living().to_vec(),
     });
     let Progress { total, warmed, under_way, failed } = warmer.progress();
+    let Usage { budget, used, volume } = budget.usage();
+    let disk = DiskStatus { budget, used, free: volume.free, total: volume.total };
     let prewarm = PrewarmStatus { total, warmed, under_way, failed };
-    Status { version: env!("CARGO_PKG_VERSION"), store, prewarm, mirrors, rejected: rejected.collect() }
+    Status { version: env!("CARGO_PKG_VERSION"), store, prewarm, disk, mirrors, rejected: rejected.collect() }
 }
 
 fn mirror(mirror: &Mirror, store: Option<&Probed>) -> MirrorStatus {

@@ -27,6 +27,8 @@ pub struct Desired {
     pub stalled: Vec<Stalled>,
     /// Documents that are no valid declarations.
     pub rejected: Vec<Rejected>,
+    /// How many declarations wait for something that they need.
+    pub pending: usize,
 }
 
 /// A mirror that is declared well, but cannot be set up.
@@ -154,6 +156,7 @@ pub fn desired(
             }
         }
     }
+    out.pending = found.pending.len();
     *previous = good;
     out
 }
@@ -439,7 +442,8 @@ mod tests {
         assert_eq!((access, out.stalled.len(), out.rejected.len()), (Some(Access::Rbac), 0, 0));
         // While something it needs is being asked for, it goes on as it was; nobody is blamed.
         let pending = Source { file: "GitMirror/one".into(), content: Content::Pending };
-        assert_eq!(desired(&[], &[pending], &mut previous, rules), out);
+        let waits = desired(&[], &[pending], &mut previous, rules);
+        assert_eq!(waits, Desired { pending: 1, ..out });
         let content = Content::Unreadable("cannot be read: for reasons".into());
         let denied = [objects[0].clone(), Source { file: "Secret/s".into(), content }];
         let stalled = desired(&[], &denied, &mut BTreeMap::new(), rules).stalled.remove(0);

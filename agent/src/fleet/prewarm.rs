@@ -17,7 +17,7 @@ use tarn_crds::{
     repo::RepoId,
     v1alpha1::{Phase, Prewarm},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Fleet;
 use crate::{
@@ -31,6 +31,9 @@ const KNOW: Duration = Duration::from_secs(10);
 
 /// How long a mirror whose data is on the disk holds its place: a fetch seldom takes longer, and the others wait.
 const CATCH_UP: Duration = Duration::from_secs(60);
+
+/// How long it waits for room on the disk before it looks again.
+const TIGHT: Duration = Duration::from_secs(5);
 
 /// What to bring.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +136,7 @@ impl Warmer {
             let chosen = self.choose();
             brought.retain(|id| self.fleet.get(id).is_some());
             for id in &chosen {
-                if running.len() >= self.rules.at_once.get() {
+                if running.len() >= self.rules.at_once.get() || self.fleet.limits().room.is_tight() {
                     break;
                 }
                 if let Some(mirror) = self.fleet.get(id).filter(|_| !brought.contains(id)) {
@@ -162,6 +165,8 @@ impl Warmer {
                     }
                 }
                 _ = applied.changed() => {}
+                // There may be room again.
+                () = sleep(TIGHT), if self.fleet.limits().room.is_tight() => {}
                 () = summed => {}
             }
         }

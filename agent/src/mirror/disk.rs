@@ -14,6 +14,7 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     ffi::{OsStr, OsString},
     fs, io,
     os::unix::fs::PermissionsExt,
@@ -54,6 +55,15 @@ pub enum DiskError {
         /// What the operating system said.
         source: io::Error,
     },
+}
+
+/// A file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Its size in bytes.
+    pub total: u64,
+    /// Bytes that this user may still write.
+    pub free: u64,
 }
 
 /// An open data directory. Its lock is held until this is dropped.
@@ -193,12 +203,49 @@ impl Disk {
     /// # Errors
     /// It cannot be moved or removed.
     pub fn discard(&self, path: &Path) -> io::Result<()> {
+        self.aside(path)?.map_or(Ok(()), fs::remove_dir_all)
+    }
+
+    /// Moves the directory at `path`, if there is one, to a place from which the next start removes it.
+    ///
+    /// # Errors
+    /// It cannot be moved.
+    pub fn aside(&self, path: &Path) -> io::Result<Option<PathBuf>> {
         let aside = self.staging();
         match fs::rename(path, &aside) {
-            Ok(()) => fs::remove_dir_all(aside),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(Some(aside)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The volume that the data directory lies on.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub fn volume(&self) -> io::Result<Volume> {
+        let found = rustix::fs::statvfs(&self.root)?;
+        let block = found.f_frsize.max(1);
+        Ok(Volume { total: found.f_blocks * block, free: found.f_bavail * block })
+    }
+
+    /// The data of mirrors that `declared` does not name, each directory with its bytes.
+    pub fn undeclared(&self, declared: &BTreeSet<RepoId>) -> Vec<(PathBuf, u64)> {
+        let mut found = Vec::new();
+        for kind in ["mirrors", "snapshots", "lfs", "parts"] {
+            let root = self.root.join(kind);
+            let known: BTreeSet<PathBuf> = declared.iter().map(|id| root.join(id.dir())).collect();
+            let mut take = |path: PathBuf| {
+                if !known.contains(&path) {
+                    let bytes = size(&path);
+                    found.push((path, bytes));
+                }
+            };
+            for host in fs::read_dir(&root).into_iter().flatten().flatten() {
+                repositories(&host.path(), &mut take);
+            }
+        }
+        found
     }
 
     /// Discards the work directory at `work`, off the runtime's threads. One that cannot be removed only takes room
@@ -236,6 +283,18 @@ fn is_young(dir: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Shows `each` the repositories' directories below `dir`: the first on the way down whose names end in `.git`.
+fn repositories(dir: &Path, each: &mut impl FnMut(PathBuf)) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if entry.file_name().as_encoded_bytes().ends_with(b".git") {
+            each(entry.path());
+        } else {
+            repositories(&entry.path(), each);
+        }
+    }
 }
 
 /// Bytes that the files below `dir` take, by their length. Files that vanish meanwhile count nothing.

@@ -99,6 +99,17 @@ pub enum Unready {
 /// What requests ask of the keeper.
 enum Message {
     Open(oneshot::Sender<Result<Offer, Unready>>),
+    /// Take the archive off the disk, if the store has it; answers with its bytes.
+    Evict(oneshot::Sender<u64>),
+}
+
+/// How much of an archive is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes {
+    /// In all.
+    pub here: u64,
+    /// Of that, what the store has too.
+    pub elsewhere: u64,
 }
 
 /// A handle on the keeper. Cheap to clone.
@@ -118,6 +129,24 @@ impl Snapshots {
     /// What the keeper last told.
     pub fn view(&self) -> SnapshotView {
         self.view.borrow().clone()
+    }
+
+    /// The archive's bytes on the disk.
+    pub fn bytes(&self) -> Bytes {
+        let view = self.view.borrow();
+        let here = view.progress().map_or(0, |progress| progress.verified);
+        let shared = view.known.as_ref().is_some_and(|known| known.generation.0 > 0);
+        Bytes { here, elsewhere: if shared { here } else { 0 } }
+    }
+
+    /// Takes the archive off the disk, if it is whole and the store has it, or there is no store and the mirror has gone as
+    /// well; returns its bytes. Whoever reads it goes on.
+    pub async fn evict(&self) -> u64 {
+        let (reply, answer) = oneshot::channel();
+        if self.messages.try_send(Message::Evict(reply)).is_err() {
+            return 0;
+        }
+        answer.await.unwrap_or(0)
     }
 
     /// Follows what the keeper tells.

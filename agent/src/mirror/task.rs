@@ -4,6 +4,7 @@
 //! runs share the next one: an answer never rests on a look that began before its request (P1).
 
 mod checkpoints;
+mod evict;
 mod fetches;
 mod gather;
 mod looks;
@@ -32,6 +33,7 @@ use gather::Gather;
 
 use super::{
     BringError, Limits, LookAnswer, Message, Settings, Shared, Stored, Trouble, View,
+    demand::Demand,
     disk::Disk,
     fetch::FetchError,
     state::{Action, Event, State, interval_delay, retry_delay},
@@ -104,6 +106,7 @@ pub(super) struct Task {
     checkpoints: Checkpoints,
     /// Held by whoever must not see packs disappear.
     packs: Arc<Mutex<()>>,
+    demand: Demand,
     facts: Facts,
     upkeep: Option<RunningUpkeep>,
     seed: Option<(PathBuf, Oid)>,
@@ -179,7 +182,12 @@ enum Finished {
 }
 
 impl Task {
-    pub(super) fn new(shared: Shared, settings: Arc<Settings>, packs: Arc<Mutex<()>>) -> (Self, Ports) {
+    pub(super) fn new(
+        shared: Shared,
+        settings: Arc<Settings>,
+        packs: Arc<Mutex<()>>,
+        demand: Demand,
+    ) -> (Self, Ports) {
         let Shared { git, disk, metrics, limits, archive, peers, lfs: _ } = shared;
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
@@ -232,6 +240,7 @@ impl Task {
             peers,
             checkpoints: Checkpoints::default(),
             packs,
+            demand,
             facts: Facts::default(),
             upkeep: None,
             seed: None,
@@ -312,6 +321,7 @@ impl Task {
                         self.facts.fetched = Some(Instant::now());
                     }
                     self.stored = Some(Stored::new(Arc::new(refs)));
+                    self.demand.load(&self.dir);
                     self.bytes_now();
                     self.state.on_disk = true;
                     return;
@@ -363,6 +373,7 @@ impl Task {
             }
             Message::Settle(wants, reply) => self.settle(Wanted { wants, reply }),
             Message::Extra(wants, reply) => self.queue_extra(Wanted { wants, reply }),
+            Message::Evict(reply) => self.evict(reply),
             Message::Shallow => self.facts.shallow_asked = true,
             Message::Checkpoint => self.checkpoints.ordered = true,
             Message::Configure(settings) => self.configure(&settings),

@@ -74,6 +74,7 @@ async fn since(
     if base == tip {
         return Ok(None);
     }
+    let reading = mirror.read();
     let brought = timeout(mirror.settings().timeout, mirror.bring(&[tip])).await;
     brought.map_err(|_| Failure::busy())??;
     let (git, dir) = (serving.git.clone(), mirror.dir().to_owned());
@@ -86,6 +87,7 @@ async fn since(
     key.update(format!("bundle {} {base} {tip} {branch}", mirror.id()));
     let branch = branch.clone();
     let make = move |spool: Spool| async move {
+        let _held = reading;
         let Spool { file, writer, unwanted } = spool;
         let made = tokio::select! {
             made = make(&git, &dir, &branch, base, file) => made,

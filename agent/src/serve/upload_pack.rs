@@ -25,7 +25,7 @@ use crate::{
         upload_pack::{Job, ProtocolVersion, Tuning},
     },
     metrics::{Lookup, Metrics},
-    mirror::{BringError, Mirror, View},
+    mirror::{BringError, Mirror, View, demand::Reading},
     packs::{Keep, Spool},
     popularity::day::Taken,
     protocol::{
@@ -83,6 +83,7 @@ pub async fn handle(
         version,
         request,
         body: bytes.clone(),
+        reading: mirror.read(),
     };
     match request {
         Request::Probe => Ok(answer(RESULT, None, Body::empty())),
@@ -140,6 +141,8 @@ struct Wanted {
     /// The request as understood; `None` before protocol v2.
     request: Option<Fetch>,
     body: Bytes,
+    /// Keeps the mirror's files, from before it is looked whether they are there.
+    reading: Reading,
 }
 
 impl Wanted {
@@ -287,6 +290,7 @@ impl Wanted {
     async fn stream(self, tuning: Tuning) -> Result<Response, Failure> {
         self.serving.metrics.pack_lookups.get_or_create(&Lookup::BYPASS).inc();
         let running = Running::new(&self.serving.metrics, self.place().await?);
+        let reading = self.reading.clone();
         let (repository, request) = (self.mirror.dir().to_owned(), self.body.clone());
         let job = Job { repository, version: self.version, request, tuning };
         let mut child = Box::pin(job.stream(&self.serving.git).map_err(|error| Failure::child(&error))?);
@@ -297,7 +301,7 @@ impl Wanted {
             None => Bytes::new(),
         };
         let held = child.inspect(move |_| {
-            let _held = &running;
+            let _held = (&running, &reading);
         });
         let mut response = self.respond(first, held);
         response.extensions_mut().insert(Lookup::BYPASS);

@@ -8,7 +8,7 @@ use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta:
 use kube::{Resource, ResourceExt};
 use tarn_crds::{
     summarize::Note,
-    v1alpha1::{Auth, CachePrewarm, GitCache, S3, Scheduling, Service, Storage, conditions::Reason},
+    v1alpha1::{Auth, Budget, CachePrewarm, GitCache, S3, Scheduling, Service, Storage, conditions::Reason},
 };
 
 use crate::{error::Error, ssa::covers};
@@ -34,6 +34,8 @@ pub struct Validated {
     pub s3: Option<S3>,
     /// Which mirrors pods bring before anyone asks.
     pub prewarm: CachePrewarm,
+    /// How much of the volume the agents' data may take.
+    pub budget: Budget,
     /// The client Service.
     pub service: Service,
     /// How callers are known.
@@ -78,6 +80,7 @@ pub fn validate(
         storage: spec.storage.clone(),
         s3: spec.store.as_ref().and_then(|store| store.s3.clone()),
         prewarm: spec.prewarm.clone(),
+        budget: spec.disk.budget.clone(),
         service: spec.service.clone(),
         auth: spec.auth.clone(),
         scheduling: spec.scheduling.clone().unwrap_or_default(),

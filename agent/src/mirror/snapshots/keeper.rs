@@ -155,6 +155,7 @@ impl Keeper {
             self.tell(step);
             match self.next(step).await {
                 Happened::Asked(Some(Message::Open(reply))) => drop(reply.send(self.open().await)),
+                Happened::Asked(Some(Message::Evict(reply))) => drop(reply.send(self.evict().await)),
                 Happened::Asked(None) => return,
                 Happened::Finished(step, result) => self.finished(step, result).await,
                 Happened::Arrived(result) => self.arrived(result).await,
@@ -354,6 +355,28 @@ impl Keeper {
             Content::Remote => return Err(missing()),
         };
         Ok(Offer { snapshot: held.snapshot.clone(), reader, cold })
+    }
+
+    /// Takes the archive off the disk; it is streamed from the store to whoever asks next.
+    async fn evict(&mut self) -> u64 {
+        let cold = self.view.borrow().stored.is_none();
+        let idle = self.newer.is_none() && self.job.is_none();
+        let whole = |held: &&mut Held| matches!(held.content, Content::Here(_));
+        let Some(held) = self.held.as_mut().filter(|_| idle).filter(whole) else { return 0 };
+        let bytes = held.snapshot.bytes;
+        match &self.work.shelf {
+            Some(_) if held.snapshot.generation.0 > 0 => held.content = Content::Remote,
+            // Built anew from the mirror, once that is back.
+            None if cold => self.held = None,
+            _ => return 0,
+        }
+        let local = self.work.local.clone();
+        if let Err(error) = blocking(move || local.remove_others(&[])).await {
+            tracing::warn!(%error, "an evicted snapshot cannot be removed");
+            return 0;
+        }
+        tracing::info!(bytes, "snapshot evicted: others need the room");
+        bytes
     }
 
     async fn finished(&mut self, step: Step, result: Result<Done, SnapshotError>) {

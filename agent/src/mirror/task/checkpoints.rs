@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tarn_crds::v1alpha1::conditions::Reason;
 use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
@@ -64,6 +65,12 @@ impl Checkpoints {
         if self.awaited { Urgency::Awaited } else { Urgency::Idle }
     }
 
+    /// The mirror has left the disk.
+    pub(super) fn left(&mut self) {
+        (self.awaited, self.ordered, self.moved) = (false, false, None);
+        (self.store_trouble, self.restore_trouble) = (None, None);
+    }
+
     /// Waits for the publishing under way; for ever where there is none.
     pub(super) async fn published(&mut self) -> Result<Option<Checkpoint>, CheckpointError> {
         match &mut self.publishing {
@@ -76,6 +83,11 @@ impl Checkpoints {
 }
 
 impl Task {
+    /// Whether a checkpoint is being published.
+    pub(super) fn publishing(&self) -> bool {
+        self.checkpoints.publishing.is_some()
+    }
+
     /// Somebody asks for the mirror: if it is to be restored or cloned, then before those that nobody has asked for.
     pub(super) fn awaited(&mut self) {
         self.checkpoints.awaited = true;
@@ -142,6 +154,9 @@ impl Task {
             Ok(outcome) => outcome,
             Err(error) => {
                 tracing::warn!(%error, "cannot restore from the store; cloning from the upstream instead");
+                if error.reason() == Reason::DiskFull {
+                    self.limits.room.lacks(self.state.failures);
+                }
                 self.checkpoints.restore_trouble = Some(trouble(&error));
                 return self.happened(Event::RestoreFailed);
             }
@@ -155,6 +170,7 @@ impl Task {
             Some(Restored { refs, checkpoint }) => {
                 self.facts.head = refs.head_oid();
                 self.stored = Some(Stored::new(refs));
+                self.demand.touch();
                 self.checkpoints.newest = Some(Arc::new(checkpoint));
                 self.bytes_now();
                 // The base brings its bitmap; the increments are indexed once it is quiet.

@@ -8,7 +8,7 @@ use tracing::Instrument;
 
 use super::{Job, Task, Waiter, Wanted};
 use crate::{
-    git::{Ref, RefSet, remote::Patience},
+    git::{Ref, RefSet, remote::Patience, stderr::FailureKind},
     metrics::Outcome,
     mirror::{
         BringError, Stored, Trouble,
@@ -100,6 +100,9 @@ impl Task {
                 self.facts.fetched = Some(Instant::now());
                 self.facts.head = target.head_oid();
                 self.fetch_trouble = None;
+                if self.stored.is_none() {
+                    self.demand.touch();
+                }
                 let behind = self.seen.as_ref().is_none_or(|(seen, _)| *seen != target);
                 let stored = Stored::new(target);
                 tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
@@ -125,6 +128,9 @@ impl Task {
                     return;
                 }
                 tracing::warn!(%error, failures = self.state.failures, "fetch failed; it will be retried");
+                if error.kind() == FailureKind::Disk {
+                    self.limits.room.lacks(self.state.failures);
+                }
                 self.fetch_trouble = Some(Trouble::new(error.kind().reason(), &error));
                 let error = Arc::new(error);
                 for wanted in mem::take(&mut self.after_fetch) {

@@ -19,7 +19,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use tarn_crds::v1alpha1::{CachePrewarm, S3, VolumeClaim};
+use tarn_crds::v1alpha1::{Budget, CachePrewarm, S3, VolumeClaim};
 
 use super::{ADMIN_PORT, GIT_PORT, Validated, agent_name, metadata, pods_name, selector, selector_labels};
 use crate::ssa::covers;
@@ -211,6 +211,9 @@ fn arguments(cache: &Validated) -> Vec<String> {
         arguments.extend(["--tokens".into(), format!("{TOKENS}/{TOKENS_KEY}")]);
     }
     arguments.extend(warmth(&cache.prewarm));
+    if let Some(budget) = budget(cache) {
+        arguments.extend(["--disk-budget".into(), budget]);
+    }
     if let Some(S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ }) = &cache.s3 {
         let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
         arguments.extend(["--store".into(), format!("s3://{bucket}{prefix}")]);
@@ -235,6 +238,16 @@ fn warmth(wanted: &CachePrewarm) -> Vec<String> {
     ];
     let changed = flags.into_iter().filter(|(_, _, differs)| *differs);
     changed.flat_map(|(flag, value, _)| [flag.to_owned(), value]).collect()
+}
+
+/// The budget, where it is not the agent's own default. The share of an emptyDir with a limit is one of that limit: the
+/// agent sees the node's whole disk, and the kubelet evicts a pod above the limit.
+fn budget(cache: &Validated) -> Option<String> {
+    let limit = cache.storage.empty_dir.as_ref().filter(|_| cache.storage.volume_claim.is_none());
+    match (&cache.budget, limit.and_then(|dir| dir.size_limit.as_ref())) {
+        (Budget::Percent(_), Some(limit)) => Some(cache.budget.bytes_of(limit.value()).to_string()),
+        (budget, _) => (*budget != Budget::default()).then(|| budget.to_string()),
+    }
 }
 
 fn environment(cache: &Validated) -> Vec<EnvVar> {

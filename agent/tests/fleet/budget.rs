@@ -1,0 +1,123 @@
+//! A disk that is too small for all that is declared.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use tarn_testkit::agent::PATIENCE;
+use tarn_testkit::eventually::eventually;
+
+use super::{Repositories, metric};
+use crate::p4_never_stuck::SmallDisk;
+use crate::scene::agent;
+
+const MEGABYTE: usize = 1_000_000;
+
+#[tokio::test]
+async fn the_mirror_that_was_not_used_longest_leaves_and_comes_back_when_it_is_asked_for() -> Result<()> {
+    let scene = Repositories::large(&["a", "b", "c"], MEGABYTE).await?;
+    // With its snapshot each takes two megabytes.
+    let agent = agent().arg("--prewarm-most-cloned").arg("0").arg("--disk-budget").arg("5Mi");
+    let agent = agent.start_with(&[("all.yaml", &scene.yaml)]).await?;
+    for name in ["b", "a", "c"] {
+        scene.clone(&agent, name, name).await?;
+        agent.wait_phase(&scene.repo(name), "Ready").await?;
+        // Last uses are told apart by the second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    agent.wait_phase(&scene.repo("b"), "OnDemand").await?;
+    ensure!(agent.mirror_status(&scene.repo("b")).await?["bytes"] == 0, "nothing is left");
+    for name in ["a", "c"] {
+        ensure!(agent.mirror_status(&scene.repo(name)).await?["phase"] == "Ready", "{name} stays");
+    }
+    let disk = agent.status().await?["disk"].clone();
+    ensure!(disk["budget"] == 5 << 20 && disk["used"].as_u64() > Some(0), "{disk}");
+    ensure!(metric(&agent, "tarn_disk_evictions_total{work=\"mirror\"}").await? >= 1, "counted");
+    scene.clone(&agent, "b", "again").await?;
+    agent.wait_phase(&scene.repo("b"), "Ready").await?;
+    agent.wait_phase(&scene.repo("a"), "OnDemand").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_nowhere_else_stays() -> Result<()> {
+    let scene = Repositories::large(&["a"], MEGABYTE).await?;
+    let agent = agent().arg("--disk-budget").arg("1Ki").start_with(&[("all.yaml", &scene.yaml)]).await?;
+    agent.wait_phase(&scene.repo("a"), "Ready").await?;
+    scene.upstream.down().await;
+    scene.git.ls_remote(&agent.git_url(&scene.repo("a"))?).await?;
+    eventually(PATIENCE, "the full budget to be named", async || {
+        ensure!(agent.logs()?.contains("nothing more may go"), "not yet");
+        Ok(())
+    })
+    .await?;
+    // Longer than the last use protects it.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    scene.clone(&agent, "a", "stale").await?;
+    scene.upstream.up().await;
+    agent.fetch_now(&scene.repo("a")).await?;
+    agent.wait_phase(&scene.repo("a"), "OnDemand").await?;
+    scene.clone(&agent, "a", "fresh").await
+}
+
+#[tokio::test]
+async fn data_that_nobody_declares_go_first() -> Result<()> {
+    let scene = Repositories::large(&["a", "b"], MEGABYTE).await?;
+    let data = scene.place("data");
+    let mut first = agent().data(&data).start_with(&[("all.yaml", &scene.yaml)]).await?;
+    first.wait_ready(&[&scene.repo("a"), &scene.repo("b")]).await?;
+    first.stop().await?;
+    let only_a = scene.yaml.split("---\n").next().unwrap_or_default();
+    let place = |name: &str| data.join("mirrors").join(scene.id(name).dir());
+    let (a, b) = (place("a"), place("b"));
+    let stays = agent().data(&data).start_with(&[("all.yaml", only_a)]).await?;
+    stays.wait_phase(&scene.repo("a"), "Ready").await?;
+    ensure!(b.exists(), "while there is room, it stays: {}", b.display());
+    drop(stays);
+    let second = agent().data(&data).arg("--disk-budget").arg("2500k");
+    let second = second.start_with(&[("all.yaml", only_a)]).await?;
+    eventually(PATIENCE, "b to leave", async || {
+        ensure!(!b.exists(), "still there: {}", second.logs()?);
+        Ok(())
+    })
+    .await?;
+    ensure!(a.exists(), "a is declared, and there is room for it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_disk_that_others_fill_makes_room_for_itself_and_heals() -> Result<()> {
+    let Some(disk) = SmallDisk::mount("24m").await? else {
+        return Ok(());
+    };
+    let scene = Repositories::large(&["a", "b"], MEGABYTE).await?;
+    let agent = agent().data(disk.path().join("data")).arg("--prewarm-most-cloned").arg("0");
+    let agent = agent.start_with(&[("all.yaml", &scene.yaml)]).await?;
+    for name in ["a", "b"] {
+        scene.clone(&agent, name, name).await?;
+        agent.wait_phase(&scene.repo(name), "Ready").await?;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    let filler = disk.path().join("filler");
+    let mut file = std::fs::File::create(&filler)?;
+    let gone = eventually(PATIENCE, "a to leave", async || {
+        let status = agent.mirror_status(&scene.repo("a")).await?;
+        if status["phase"] == "OnDemand" {
+            return Ok(());
+        }
+        // All of it, to the last block, and what is set free besides.
+        for block in [MEGABYTE, 4096] {
+            while file.write_all(&vec![1; block]).is_ok() {}
+        }
+        bail!("{status}")
+    });
+    gone.await?;
+    // Who clones now is served, and correctly.
+    scene.origin("b").commit("main", &[("new.txt", "new")]).await?;
+    scene.clone(&agent, "b", "while-full").await?;
+    drop(file);
+    std::fs::remove_file(filler)?;
+    scene.clone(&agent, "a", "later").await?;
+    agent.wait_ready(&[&scene.repo("a")]).await?;
+    scene.clone(&agent, "b", "b-later").await
+}
