@@ -54,6 +54,7 @@ use crate::{
     },
     shutdown,
     store::{self, StoreError},
+    upstream::hosts::Hosts,
 };
 
 /// The most that cached answers take on the disk, if an eighth of the budget is not less.
@@ -151,11 +152,12 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let (peers, heart) = peers.unzip();
     let share = config.disk_budget.bytes_of(disk.volume()?.total) / 8;
     let lfs = Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?;
+    let hosts = Hosts::new(config.upstream_connections.into(), metrics.clone());
     let shared = Shared {
         git: git.clone(),
         disk: disk.clone(),
         metrics: metrics.clone(),
-        limits: Arc::new(Limits::new(at_once.get(), popularity)),
+        limits: Arc::new(Limits::new(at_once.get(), popularity, hosts)),
         archive: archive.clone(),
         peers: peers.clone(),
         lfs,

@@ -165,6 +165,17 @@ pub struct Serve {
     )]
     pub disk_budget: Budget,
 
+    /// Looks and fetches under way at one upstream host
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TARN_AGENT_UPSTREAM_CONNECTIONS",
+        hide_env_values = true,
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub upstream_connections: u16,
+
     /// Where git clients connect
     #[arg(
         long,

@@ -8,7 +8,7 @@ pub mod budget;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, atomic::Ordering},
 };
 
 use tarn_crds::repo::RepoId;
@@ -22,6 +22,11 @@ use crate::{
     mirror::{Limits, Mirror, Shared},
 };
 use desired::{Desired, Rejected, Stalled};
+
+/// So many mirrors look at their upstreams at once when an agent finds them on its disk; …
+const FEW: u64 = 20;
+/// … each further one spreads the first looks over so many milliseconds more: fifty a second.
+const EACH: u64 = 20;
 
 /// The mirrors, for everyone who serves or reports.
 pub struct Fleet {
@@ -152,6 +157,8 @@ impl Fleet {
             let keep = kept.contains(running.mirror.id());
             self.remove(running, if keep { Data::Keep } else { Data::Remove }).await;
         }
+        let spread = u64::try_from(mirrors.len()).unwrap_or(0).saturating_sub(FEW).saturating_mul(EACH);
+        self.shared.limits.spread.store(spread, Ordering::Relaxed);
         for settings in mirrors {
             let id = settings.url.id().clone();
             match self.get(&id) {

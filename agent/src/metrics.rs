@@ -181,6 +181,10 @@ pub struct Metrics {
     pub unconditional: Gauge,
     /// `tarn_store_agents`: living agents that share the store, this one included.
     pub agents: Gauge,
+    /// `tarn_upstream_connections`: looks and fetches under way, at all upstream hosts.
+    pub upstream_connections: Gauge,
+    /// `tarn_upstream_waiting`: looks and fetches that wait for a connection.
+    pub upstream_waiting: Gauge,
     /// `tarn_disk_evictions_total`: what left the disk so that others have room.
     pub evictions: Family<Work, Counter>,
     /// `tarn_disk_evicted_bytes_total`: its bytes.
@@ -236,6 +240,8 @@ impl Metrics {
             lfs_snapshot_builds: Family::default(),
             unconditional: Gauge::default(),
             agents: Gauge::default(),
+            upstream_connections: Gauge::default(),
+            upstream_waiting: Gauge::default(),
             evictions: Family::default(),
             evicted: Counter::default(),
             prewarms: Family::default(),
@@ -326,6 +332,13 @@ impl Metrics {
             metrics.unconditional.clone(),
         );
         store.register("agents", "Living agents that share the store", metrics.agents.clone());
+        let upstream = registry.sub_registry_with_prefix("upstream");
+        upstream.register("connections", "Looks and fetches under way", metrics.upstream_connections.clone());
+        upstream.register(
+            "waiting",
+            "Looks and fetches that wait for a connection",
+            metrics.upstream_waiting.clone(),
+        );
         let disk = registry.sub_registry_with_prefix("disk");
         disk.register("evictions", "What left the disk for want of room", metrics.evictions.clone());
         disk.register_with_unit("evicted", "Bytes of it", Unit::Bytes, metrics.evicted.clone());

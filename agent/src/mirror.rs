@@ -19,7 +19,7 @@ use std::{
     collections::HashSet,
     fmt,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -49,7 +49,7 @@ use crate::{
     metrics::Metrics,
     peers::Peers,
     popularity::Popularity,
-    upstream::{Credentials, LookError, Looker},
+    upstream::{Credentials, LookError, Looker, hosts::Hosts},
 };
 use cold::Cold;
 use demand::{Demand, Reading};
@@ -68,8 +68,10 @@ const CLONES: usize = 4;
 /// Clones at once beyond them, of mirrors that somebody waits for.
 const AWAITED: usize = 2;
 
+/// Mirrors checked at once when an agent starts, and as many more that somebody waits for: each takes a child.
+const LOADS: usize = 4;
+
 /// How much all mirrors of the agent may do at once.
-#[derive(Debug)]
 pub struct Limits {
     clones: Turns,
     fetches: Semaphore,
@@ -82,20 +84,29 @@ pub struct Limits {
     cold: Cold,
     /// Whether the disk has room.
     pub room: Room,
+    /// Connections to upstreams.
+    hosts: Hosts,
+    /// Mirrors found on the disk at the start, while they are checked.
+    loads: Turns,
+    /// Over how many milliseconds the first looks of mirrors found on the disk are spread.
+    pub spread: AtomicU64,
 }
 
 impl Limits {
     /// `prewarms` clones at once, or four if that is more, are made of mirrors that nobody waits for. Clones are long and busy both sides; fetches are short, and someone may wait for them, so that they
     /// have places of their own; upkeep takes turns, and so does the building of snapshots.
-    pub fn new(prewarms: usize, popularity: Popularity) -> Self {
+    pub fn new(prewarms: usize, popularity: Popularity, hosts: Hosts) -> Self {
         Self {
-            clones: Turns::new(prewarms.max(CLONES), AWAITED, popularity),
+            clones: Turns::new(prewarms.max(CLONES), AWAITED, popularity.clone()),
             fetches: Semaphore::new(8),
             upkeep: Semaphore::new(1),
             snapshots: Semaphore::new(1),
             finds: Semaphore::new(8),
             cold: Cold::default(),
             room: Room::default(),
+            hosts,
+            loads: Turns::new(LOADS, LOADS, popularity),
+            spread: AtomicU64::new(0),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod budget;
 mod prewarm;
+mod start;
 
 use std::path::Path;
 

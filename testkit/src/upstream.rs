@@ -69,7 +69,34 @@ struct State {
     habits: Mutex<Habits>,
     faults: watch::Sender<fault::Faults>,
     log: Mutex<Vec<Record>>,
+    busy: Mutex<Busy>,
     lfs: lfs::Lfs,
+}
+
+/// Requests under way.
+#[derive(Debug, Default)]
+struct Busy {
+    now: usize,
+    most: usize,
+}
+
+/// One of them.
+struct Counted<'a>(&'a Mutex<Busy>);
+
+impl<'a> Counted<'a> {
+    fn new(busy: &'a Mutex<Busy>) -> Self {
+        let mut count = lock(busy);
+        count.now += 1;
+        count.most = count.most.max(count.now);
+        drop(count);
+        Self(busy)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        lock(self.0).now -= 1;
+    }
 }
 
 impl Upstream {
@@ -87,6 +114,7 @@ impl Upstream {
             habits: Mutex::new(Habits::Modern),
             faults: watch::Sender::new(fault::Faults::default()),
             log: Mutex::default(),
+            busy: Mutex::default(),
             lfs: lfs::Lfs::default(),
         });
         let shared = Arc::clone(&state);
@@ -180,6 +208,11 @@ impl Upstream {
         lock(&self.state.log).clear();
     }
 
+    /// The most requests that were being answered at once, up to where their answers' bodies begin.
+    pub fn most_at_once(&self) -> usize {
+        lock(&self.state.busy).most
+    }
+
     /// How many requests of one kind arrived for one repository.
     pub fn count(&self, repo: &str, operation: Operation) -> usize {
         lock(&self.state.log).iter().filter(|seen| seen.repo == repo && seen.operation == operation).count()
@@ -189,6 +222,7 @@ impl Upstream {
 impl State {
     /// Answers one request, or fails, upon which the connection is cut.
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>> {
+        let _counted = Counted::new(&self.busy);
         let (parts, body) = request.into_parts();
         let (operation, body) = log::recognise(&parts, body).await?;
         let repo = log::repo_of(parts.uri.path());

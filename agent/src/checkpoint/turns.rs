@@ -95,6 +95,8 @@ impl Lift {
     /// Somebody waits now. Does nothing once it has been called.
     pub fn lift(&self) {
         self.turns.lock().lift(self.ticket);
+        // There may be a spare turn.
+        self.turns.call();
     }
 }
 

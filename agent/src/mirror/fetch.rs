@@ -19,6 +19,7 @@ use crate::{
         remote::{self, Patience, Remote},
         stderr::FailureKind,
     },
+    upstream::hosts::Purpose,
 };
 
 /// Why a clone or fetch failed.
@@ -73,6 +74,8 @@ pub struct Fetch {
     pub progress: Arc<watch::Sender<Option<String>>>,
     /// How much all mirrors may do at once.
     pub limits: Arc<Limits>,
+    /// The upstream's host, and why it is asked.
+    pub host: (String, Purpose),
     /// The turn of a clone.
     pub turn: Option<Place>,
 }
@@ -88,6 +91,7 @@ impl Fetch {
         match &self.stored {
             Some(stored) if stored.format() == self.target.format() => {
                 let _place = limits.fetches.acquire().await;
+                let _connection = limits.hosts.connect(&self.host.0, self.host.1).await;
                 self.update(stored).await?;
             }
             // A new mirror, or an upstream replaced by one with another hash function.
@@ -95,6 +99,7 @@ impl Fetch {
                 if let Some(turn) = &mut self.turn {
                     turn.called().await;
                 }
+                let _connection = limits.hosts.connect(&self.host.0, self.host.1).await;
                 self.create().await?;
             }
         }

@@ -14,7 +14,7 @@ use std::{
     collections::{HashSet, VecDeque},
     fs, mem,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -261,10 +261,11 @@ impl Task {
     }
 
     async fn serve(mut self, mut inbox: mpsc::Receiver<Message>) {
-        self.load().await;
+        let Some(early) = self.wait_to_load(&mut inbox).await else { return };
         if self.stored.is_some() {
-            self.want();
+            self.begin();
         }
+        early.into_iter().for_each(|message| self.receive(message));
         loop {
             self.start_what_is_due();
             self.publish();
@@ -304,6 +305,37 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Loads what is on the disk when it is this mirror's turn: not a thousand of them at once. Gives the messages that came
+    /// meanwhile, which hasten it; `None` once nobody is left to send any.
+    async fn wait_to_load(&mut self, inbox: &mut mpsc::Receiver<Message>) -> Option<Vec<Message>> {
+        let mut early = Vec::new();
+        if !self.dir.exists() {
+            return Some(early);
+        }
+        let (mut turn, lift) = self.limits.loads.enter(&self.id, Urgency::Idle);
+        loop {
+            tokio::select! {
+                () = turn.called() => break,
+                message = inbox.recv() => {
+                    early.push(message?);
+                    lift.lift();
+                }
+            }
+        }
+        self.load().await;
+        Some(early)
+    }
+
+    /// Brings what was found on the disk up to date: at once, or among many within a while.
+    fn begin(&mut self) {
+        let spread = Duration::from_millis(self.limits.spread.load(Ordering::Relaxed));
+        if spread.is_zero() || self.settings.suspend {
+            return self.want();
+        }
+        self.wanted = true;
+        self.wait(spread.mul_f64(rand::random()));
     }
 
     /// Finds what an earlier process left on the disk. What is damaged is moved out of the way, to be made

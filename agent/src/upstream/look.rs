@@ -7,7 +7,7 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -47,6 +47,12 @@ const MAX_REF_LIST: usize = 256 * 1024 * 1024;
 
 /// What the agent calls itself upstream.
 const AGENT: &str = concat!("tarn/", env!("CARGO_PKG_VERSION"));
+
+/// Connections to a host that are kept though nobody uses them.
+const IDLE: usize = 8;
+
+/// The client of all upstreams whose certificates the system's authorities vouch for.
+static SHARED: OnceLock<Client> = OnceLock::new();
 
 const GIT_PROTOCOL: HeaderName = HeaderName::from_static("git-protocol");
 
@@ -222,6 +228,7 @@ impl Looker {
         });
         let mut builder = Client::builder()
             .redirect(same_host)
+            .pool_max_idle_per_host(IDLE)
             .user_agent(concat!("git/2.39 tarn/", env!("CARGO_PKG_VERSION")));
         if let Some(ca) = credentials.ca() {
             let bad = |_| LookError::Refused("the Secret's key \"ca.crt\" holds no PEM certificates".into());
@@ -233,7 +240,15 @@ impl Looker {
             (None, Some(app)) => Authorization::App(Tokens::of(app, credentials.ca())?, installed),
             (None, None) => Authorization::None,
         };
-        let client = builder.build()?;
+        // One for all that trust the same: they share connections, and what it takes to check certificates.
+        let client = match (SHARED.get(), credentials.ca()) {
+            (Some(shared), None) => shared.clone(),
+            (None, None) => {
+                let built = builder.build()?;
+                SHARED.get_or_init(|| built).clone()
+            }
+            (_, Some(_)) => builder.build()?,
+        };
         Ok(Self {
             git,
             url,

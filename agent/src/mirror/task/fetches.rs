@@ -8,6 +8,7 @@ use tracing::Instrument;
 
 use super::{Job, Task, Waiter, Wanted};
 use crate::{
+    checkpoint::turns::Urgency,
     git::{Ref, RefSet, remote::Patience, stderr::FailureKind},
     metrics::Outcome,
     mirror::{
@@ -16,6 +17,7 @@ use crate::{
         fetch::{Fetch, FetchError},
         state::Event,
     },
+    upstream::hosts::Purpose,
 };
 
 impl Task {
@@ -44,6 +46,7 @@ impl Task {
             timeout: self.settings.timeout,
             progress: self.progress_out.clone(),
             limits: self.limits.clone(),
+            host: (self.id.host().to_owned(), self.fetch_purpose()),
             turn,
         };
         let tips = target.tips().collect();
@@ -51,14 +54,22 @@ impl Task {
         self.job = Some(Job::Refs { target, tips, began: Instant::now(), lift, result });
     }
 
+    /// Whether somebody waits for the fetch that starts now.
+    fn fetch_purpose(&self) -> Purpose {
+        let clone = self.stored.is_none() && self.checkpoints.urgency() == Urgency::Awaited;
+        let look = self.look.as_ref().is_some_and(|look| !look.waiters.is_empty());
+        if clone || look || !self.after_fetch.is_empty() { Purpose::AwaitedFetch } else { Purpose::Fetch }
+    }
+
     pub(super) fn start_extra(&mut self, wanted: Wanted) {
         let Ok(upstream) = &self.upstream else { return };
         let (git, dir, remote) = (self.git.clone(), self.dir.clone(), upstream.remote());
         let oids = wanted.wants.iter().copied().collect();
         let (timeout, progress) = (self.settings.timeout, self.progress_out.clone());
-        let limits = self.limits.clone();
+        let (limits, host) = (self.limits.clone(), self.id.host().to_owned());
         let fetch = async move {
             let _place = limits.fetches.acquire().await;
+            let _connection = limits.hosts.connect(&host, Purpose::AwaitedFetch).await;
             remote.fetch(&git, &dir, &oids, Patience::StallsFail, timeout, progress).await?;
             Ok(tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or(0))
         };

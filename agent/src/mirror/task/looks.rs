@@ -13,7 +13,7 @@ use crate::{
     metrics::Outcome,
     mirror::{BringError, Trouble, state::Event},
     protocol::ls_refs::LsRefs,
-    upstream::LookError,
+    upstream::{LookError, hosts::Purpose},
 };
 
 /// With fewer refs than this (2,000 take 150 kB) a look at all of them costs no more than a look at some.
@@ -29,9 +29,14 @@ impl Task {
         let looker =
             self.upstream.as_ref().map(|upstream| upstream.looker.clone()).map_err(|error| error.to_string());
         let asked = prefixes.clone();
+        let (limits, host) = (self.limits.clone(), self.id.host().to_owned());
+        let purpose = if self.next_look.is_empty() { Purpose::Look } else { Purpose::AwaitedLook };
         let look = async move {
             match looker {
-                Ok(looker) => looker.look(&asked, limit).await,
+                Ok(looker) => {
+                    let _connection = limits.hosts.connect(&host, purpose).await;
+                    looker.look(&asked, limit).await
+                }
                 Err(message) => Err(LookError::Refused(message)),
             }
         };
