@@ -19,6 +19,31 @@ pub struct Cli {
 pub enum Command {
     /// Clone a repository, starting from Tarn's snapshot of it.
     Clone(CloneArgs),
+    /// Answer git's question for credentials, for Tarn alone; git runs this, as `git tarn login` tells it to.
+    Credential(CredentialArgs),
+    /// Have git prove itself to Tarn with a token of a file, from now on.
+    Login(TokenArgs),
+}
+
+/// Which Tarn, and what proves oneself to it.
+#[derive(Clone, Debug, Args)]
+pub struct TokenArgs {
+    /// Tarn's URL; else `git config tarn.url`.
+    #[arg(long, value_name = "URL", env = "TARN_URL")]
+    pub server: Option<GivenUrl>,
+    /// File with a token for Tarn; else `git config tarn.tokenFile`, else where a pod has it.
+    #[arg(long, value_name = "FILE", env = "TARN_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// What git asks.
+#[derive(Clone, Debug, Args)]
+pub struct CredentialArgs {
+    /// Which Tarn, and the token.
+    #[command(flatten)]
+    pub token: TokenArgs,
+    /// get, store or erase, as git says it; what is asked comes on standard input.
+    pub action: String,
 }
 
 /// How to clone.
@@ -37,6 +62,9 @@ pub struct CloneArgs {
     /// Tarn's URL; else `git config tarn.url`.
     #[arg(long, value_name = "URL", env = "TARN_URL")]
     pub server: Option<GivenUrl>,
+    /// File with a token for Tarn; else `git config tarn.tokenFile`, else where a pod has it.
+    #[arg(long, value_name = "FILE", env = "TARN_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
     /// Connections to download with.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub jobs: u8,
@@ -117,8 +145,10 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<CloneArgs, String> {
         let all = ["git-tarn", "clone"].iter().chain(args);
-        let Command::Clone(parsed) = Cli::try_parse_from(all).map_err(|error| error.to_string())?.command;
-        Ok(parsed)
+        match Cli::try_parse_from(all).map_err(|error| error.to_string())?.command {
+            Command::Clone(parsed) => Ok(parsed),
+            other => Err(format!("{other:?}")),
+        }
     }
 
     #[test]

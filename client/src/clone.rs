@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::checkout::{CheckoutError, Head, Wanted};
 use crate::cli::CloneArgs;
+use crate::credential::{self, CredentialError};
 use crate::exit::Exit;
 use crate::git::Git;
 use crate::http::{Http, HttpError};
@@ -19,6 +20,7 @@ use crate::server::{Repository, Server, ServerError};
 use crate::snapshot::{Attempt, Done, SnapshotError};
 use crate::source::{Source, SourceError};
 use crate::staging::{Staging, StagingError};
+use crate::token::{self, Token, TokenError};
 
 /// What came of it; printed by `--json`.
 #[derive(Debug, Serialize)]
@@ -81,6 +83,12 @@ pub enum CloneError {
     /// The file with the password.
     #[error("cannot keep the password for git: {0}")]
     Login(std::io::Error),
+    /// The token for Tarn.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// How git is to find it.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
     /// HTTP does not start.
     #[error(transparent)]
     Http(#[from] HttpError),
@@ -97,8 +105,10 @@ impl CloneError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Source(_) | Self::Server(_) | Self::Staging(StagingError::Taken { .. }) => Exit::Usage,
+            Self::Credential(error) => error.exit(),
             Self::Staging(StagingError::Io { .. })
             | Self::Login(_)
+            | Self::Token(_)
             | Self::Http(_)
             | Self::DiskFull(_)
             | Self::NoWay(_) => Exit::Failed,
@@ -119,6 +129,13 @@ pub async fn run(args: &CloneArgs, screen: &Screen) -> Result<Report, CloneError
     };
     let mut git = Git::default().on_terminal(screen.is_terminal());
     let server = Server::find(args.server.as_ref(), &git).await?;
+    let mut token = None;
+    if let Some(file) = token::file(args.token_file.as_deref(), &git).await {
+        token = Some(Token::read(&file)?);
+        let file = std::path::absolute(&file).map_err(CredentialError::from)?;
+        let file = file.to_str().ok_or(CredentialError::Path("the path of the token"))?;
+        git = git.with_helper(server.scope(), credential::helper(&server, file)?);
+    }
     let staging = Staging::make(&dir)?;
     if let Some(login) = source.login() {
         let path = staging.file("login");
@@ -126,7 +143,7 @@ pub async fn run(args: &CloneArgs, screen: &Screen) -> Result<Report, CloneError
         file.and_then(|mut file| file.write_all(login.expose().as_bytes())).map_err(CloneError::Login)?;
         git = git.with_login(login, &path);
     }
-    let job = Job { args, screen, git, source: &source, wanted: Wanted::new(args), staging: &staging };
+    let job = Job { args, screen, git, token, source: &source, wanted: Wanted::new(args), staging: &staging };
     let (way, done, fallback_reasons) = job.try_all(&server).await?;
     drop(job);
     let mut seconds = done.seconds;
@@ -167,6 +184,7 @@ struct Job<'a> {
     args: &'a CloneArgs,
     screen: &'a Screen,
     git: Git,
+    token: Option<Token>,
     source: &'a Source,
     wanted: Wanted,
     staging: &'a Staging,
@@ -209,7 +227,7 @@ impl Job<'_> {
 
     async fn by_snapshot(&self, repository: &Repository) -> Result<Made, Failure> {
         let jobs = usize::from(self.args.jobs);
-        let http = Http::new(jobs).map_err(SnapshotError::from)?;
+        let http = Http::new(jobs, self.token.as_ref()).map_err(SnapshotError::from)?;
         let attempt = Attempt {
             http: &http,
             git: &self.git,

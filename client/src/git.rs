@@ -88,6 +88,8 @@ impl GitError {
 #[derive(Clone, Debug, Default)]
 pub struct Git {
     login: Option<(String, PathBuf)>,
+    /// Whose credentials which helper knows, besides those that the user has configured.
+    helper: Option<(String, String)>,
     terminal: bool,
 }
 
@@ -103,6 +105,13 @@ impl Git {
     #[must_use]
     pub fn with_login(mut self, login: &Login, file: &Path) -> Self {
         self.login = Some((login.scope().to_owned(), file.to_owned()));
+        self
+    }
+
+    /// Git that asks this helper first for credentials of `scope`, and for those of nobody else.
+    #[must_use]
+    pub fn with_helper(mut self, scope: String, helper: String) -> Self {
+        self.helper = Some((scope, helper));
         self
     }
 
@@ -131,6 +140,9 @@ impl Git {
                 "credential.{scope}.helper=!f() {{ test \"$1\" = get && cat \"$GIT_TARN_LOGIN\"; }}; f"
             ));
             inner.env("GIT_TARN_LOGIN", file);
+        }
+        if let Some((scope, helper)) = &self.helper {
+            inner.arg("-c").arg(format!("credential.{scope}.helper={helper}"));
         }
         inner.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
         Command { inner, verb: None, terminal: false, may_show: self.terminal }

@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use reqwest::header::{HeaderMap, HeaderName, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, redirect};
 use tokio::io::AsyncWriteExt as _;
+
+use crate::token::Token;
 
 /// Tarn is near; a host that has not answered by then is down.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -103,12 +105,21 @@ fn root(error: &reqwest::Error) -> String {
 pub struct Http(Client);
 
 impl Http {
-    /// Prepares a client. HTTP/1.1 only: with HTTP/2 all ranges would share one connection.
+    /// Prepares a client, which proves itself with the token, if there is one; a redirect to another host is not shown it.
+    /// HTTP/1.1 only: with HTTP/2 all ranges would share one connection.
     ///
     /// # Errors
     /// The TLS library does not start.
-    pub fn new(connections: usize) -> Result<Self, HttpError> {
+    pub fn new(connections: usize, token: Option<&Token>) -> Result<Self, HttpError> {
+        let mut headers = HeaderMap::new();
+        let bearer =
+            token.and_then(|token| HeaderValue::from_str(&format!("Bearer {}", token.expose())).ok());
+        if let Some(mut bearer) = bearer {
+            bearer.set_sensitive(true);
+            headers.insert(AUTHORIZATION, bearer);
+        }
         let client = Client::builder()
+            .default_headers(headers)
             .http1_only()
             .user_agent(concat!("git-tarn/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)

@@ -10,6 +10,8 @@ pub mod screen;
 pub mod source;
 pub mod git;
 pub mod server;
+pub mod token;
+pub mod credential;
 pub mod staging;
 pub mod http;
 pub mod download;

@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tarn_client::cli::{Cli, CloneArgs, Command};
 use tarn_client::clone::{self, CloneError, Report};
+use tarn_client::credential;
 use tarn_client::exit::Exit;
 use tarn_client::screen::Screen;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Clone(args) } = Cli::parse();
-    let screen = Screen::new(args.quiet);
+    let Cli { command } = Cli::parse();
+    let screen = Screen::new(matches!(&command, Command::Clone(args) if args.quiet));
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         screen.fail("a TLS provider is installed already");
         return Exit::Failed.into();
@@ -23,6 +24,30 @@ fn main() -> ExitCode {
         Err(error) => {
             screen.fail(&format!("cannot start: {error}"));
             return Exit::Failed.into();
+        }
+    };
+    let args = match command {
+        Command::Clone(args) => args,
+        Command::Credential(args) => {
+            return match runtime.block_on(credential::answer(&args)) {
+                Ok(()) => Exit::Done.into(),
+                Err(error) => {
+                    screen.fail(&error.to_string());
+                    error.exit().into()
+                }
+            };
+        }
+        Command::Login(args) => {
+            return match runtime.block_on(credential::login(&args)) {
+                Ok(done) => {
+                    screen.note(&done);
+                    Exit::Done.into()
+                }
+                Err(error) => {
+                    screen.fail(&error.to_string());
+                    error.exit().into()
+                }
+            };
         }
     };
     match runtime.block_on(until_signal(&args, &screen)) {

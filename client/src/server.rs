@@ -48,6 +48,16 @@ impl Server {
         (matches!(url.scheme(), "http" | "https") && plain && whole).then_some(Self(url))
     }
 
+    /// The URL.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+
+    /// Host and port with the scheme, as git's configuration names whom credentials are for.
+    pub fn scope(&self) -> String {
+        self.0.origin().ascii_serialization()
+    }
+
     /// Where this repository is served.
     pub fn repository(&self, id: &RepoId) -> Repository {
         Repository(format!("{}/git/{}", self.0.as_str().trim_end_matches('/'), id.route()))

@@ -16,3 +16,4 @@ mod front;
 mod real;
 mod scene;
 mod secrets;
+mod tokens;

@@ -1,0 +1,119 @@
+//! A Tarn that wants a token: git is given one by the helper, for Tarn alone, and clones through snapshots bring it along.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tarn_testkit::agent::{Agent, Builder, manifest, repo_id};
+use tarn_testkit::git::{Git, isolate};
+use tarn_testkit::process::{Output, command, run};
+use tarn_testkit::upstream::Upstream;
+
+const TOKEN: &str = "kanarienvogel-client-5d21";
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A mirror that wants a token, and the home of a user who has one.
+struct Guarded {
+    agent: Agent,
+    upstream: Upstream,
+    dir: tempfile::TempDir,
+}
+
+impl Guarded {
+    async fn new() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        for name in ["upstream", "home", "work"] {
+            std::fs::create_dir(dir.path().join(name))?;
+        }
+        let upstream = Upstream::start(&dir.path().join("upstream"))?;
+        upstream.seed("a.git").await?;
+        std::fs::write(dir.path().join("tokens"), format!("ci {TOKEN}\n"))?;
+        std::fs::write(dir.path().join("token"), format!("{TOKEN}\n"))?;
+        let binary = Path::new(env!("CARGO_BIN_EXE_git-tarn")).with_file_name("tarn-agent");
+        let named = std::env::var_os("TARN_TESTKIT_AGENT").is_some();
+        ensure!(named || binary.exists(), "these tests need the agent: cargo build -p tarn-agent");
+        let yaml = manifest("a", &upstream.url("a.git"), &["access: Authenticated"]);
+        let agent = Builder::new(binary).arg("--tokens").arg(dir.path().join("tokens"));
+        let agent = agent.start_with(&[("a.yaml", &yaml)]).await?;
+        agent.wait_ready(&[&repo_id(&upstream.url("a.git"))]).await?;
+        Ok(Self { agent, upstream, dir })
+    }
+
+    fn server(&self) -> Result<String> {
+        Ok(format!("http://{}", self.agent.git_address()?))
+    }
+
+    /// `git-tarn` of the user.
+    async fn tarn(&self, args: &[&str], stdin: &str) -> Result<Output> {
+        let mut tarn = command(env!("CARGO_BIN_EXE_git-tarn"));
+        isolate(&mut tarn, &self.dir.path().join("home"));
+        // Isolated from the machine's configuration, not from the user's own.
+        tarn.env("GIT_CONFIG_GLOBAL", self.dir.path().join("home/.gitconfig"));
+        tarn.current_dir(self.dir.path().join("work")).args(args);
+        run(tarn, stdin.as_bytes(), PATIENCE).await
+    }
+
+    async fn git(&self, args: &[&str]) -> Result<Output> {
+        let git = Git::new()?.with_env("GIT_CONFIG_GLOBAL", self.dir.path().join("home/.gitconfig"));
+        git.attempt(args).await
+    }
+}
+
+#[tokio::test]
+async fn git_clones_after_a_login_and_no_other_host_gets_the_token() -> Result<()> {
+    let guarded = Guarded::new().await?;
+    let url = guarded.agent.git_url(&repo_id(&guarded.upstream.url("a.git")))?;
+    ensure!(!guarded.git(&["ls-remote", &url]).await?.status.success(), "let in without a token");
+    let (server, file) = (guarded.server()?, guarded.dir.path().join("token"));
+    let file = file.to_str().unwrap_or_default();
+    let login = guarded.tarn(&["login", "--server", &server, "--token-file", file], "").await?;
+    ensure!(login.status.success(), "{}", login.stderr);
+    let listed = guarded.git(&["ls-remote", &url]).await?;
+    ensure!(listed.status.success(), "{}", listed.stderr);
+    let config = std::fs::read_to_string(guarded.dir.path().join("home/.gitconfig"))?;
+    ensure!(!config.contains(TOKEN) && !login.stderr.contains(TOKEN), "the token is not copied: {config}");
+    // Read anew each time: pods' tokens are renewed.
+    std::fs::write(guarded.dir.path().join("token"), "another-token-that-nobody-knows")?;
+    ensure!(!guarded.git(&["ls-remote", &url]).await?.status.success(), "an old token is remembered");
+    std::fs::write(guarded.dir.path().join("token"), TOKEN)?;
+    let credential = ["credential", "--server", &server, "--token-file", file];
+    let ask = async |action: &str, question: &str| {
+        guarded.tarn(&[&credential[..], &[action]].concat(), question).await
+    };
+    let host = server.trim_start_matches("http://");
+    let answer = ask("get", &format!("protocol=http\nhost={host}\n\n")).await?;
+    ensure!(answer.stdout == format!("username=tarn\npassword={TOKEN}\n").as_bytes(), "{}", answer.text());
+    for question in ["protocol=https\nhost=github.com\n\n", &format!("protocol=https\nhost={host}\n\n")] {
+        let answer = ask("get", question).await?;
+        ensure!(answer.status.success() && answer.stdout.is_empty(), "{question}: {}", answer.text());
+    }
+    for action in ["store", "erase", "capability"] {
+        let answer = ask(action, &format!("protocol=http\nhost={host}\npassword=x\n\n")).await?;
+        ensure!(answer.status.success() && answer.stdout.is_empty(), "{action}: {}", answer.text());
+    }
+    std::fs::write(guarded.dir.path().join("token"), "")?;
+    let answer = ask("get", &format!("protocol=http\nhost={host}\n\n")).await?;
+    ensure!(!answer.status.success() && answer.stderr.contains("holds no token"), "{}", answer.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clone_through_tarn_proves_itself_with_the_token() -> Result<()> {
+    let guarded = Guarded::new().await?;
+    let (server, file) = (guarded.server()?, guarded.dir.path().join("token"));
+    let file = file.to_str().unwrap_or_default();
+    let url = guarded.upstream.url("a.git");
+    let clone = ["clone", "--server", &server, "--json", &url];
+    let alone = guarded.tarn(&[&clone[..], &["alone"]].concat(), "").await?;
+    ensure!(alone.text().contains("\"how\":\"upstream\""), "{} {}", alone.text(), alone.stderr);
+    let with = guarded.tarn(&[&clone[..], &["with", "--token-file", file]].concat(), "").await?;
+    let how = with.text();
+    // By a snapshot if there is one already, else through git: with the token in either case.
+    let through_tarn =
+        ["snapshot", "git-through-tarn"].iter().any(|way| how.contains(&format!("\"how\":\"{way}\"")));
+    ensure!(through_tarn, "{how} {}", with.stderr);
+    let config = std::fs::read_to_string(guarded.dir.path().join("work/with/.git/config"))?;
+    ensure!(!config.contains(TOKEN) && !with.stderr.contains(TOKEN) && !how.contains(TOKEN), "{config}");
+    Ok(())
+}
