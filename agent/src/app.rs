@@ -45,13 +45,7 @@ use crate::{
     },
     popularity::{self, Popularity},
     report::{Reporter, lease},
-    serve::{
-        self, ServeError, Serving, connections,
-        hooks::Hooks,
-        limits,
-        proxy::Proxy,
-        tls::{Tls, TlsError},
-    },
+    serve::{self, ServeError, Serving, hooks::Hooks, limits, proxy::Proxy},
     shutdown,
     store::{self, StoreError},
     upstream::hosts::Hosts,
@@ -112,9 +106,6 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The git port has no certificate to use.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
     /// Signals cannot be handled, or standard output is closed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -177,10 +168,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let _evicting = AbortOnDropHandle::new(tokio::spawn(budget.clone().run()));
     let _warming = AbortOnDropHandle::new(tokio::spawn(warmer.clone().run()));
     let called = cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
-    let tls = tls(&config)?;
-    let _renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
-    let to_peers = tls.as_ref().map(Tls::to_peers).transpose()?;
-    let proxy = Proxy::new(called, addresses, to_peers, metrics.clone())?;
+    let proxy = Proxy::new(called, addresses, metrics.clone())?;
     let (means, _following) = means(&config, cluster.as_ref().map(|(scope, _)| scope))?;
     let guard = Guard::new(means, metrics.clone());
     let (served, known) = (fleet.clone(), metrics.clone());
@@ -223,12 +211,9 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let stopped = CancellationToken::new();
     let store = archive.zip(peers);
     let store = store.map(|(archive, peers)| Probed { archive, peers });
-    let measured = metrics.clone();
     let admin = Admin { fleet, warmer, budget, metrics, store, stopping: stopping.clone() };
     let admin = spawn(admin_port, admin::router(admin), stopped.clone());
-    let (router, until) = (serve::router(Arc::new(serving)), stopping.clone());
-    let serving = connections::serve(git_port, router, connection_limits(&config), tls, measured, until);
-    let mut serving = AbortOnDropHandle::new(tokio::spawn(serving));
+    let mut serving = spawn(git_port, serve::router(Arc::new(serving)), stopping.clone());
     stopping.cancelled().await;
     drop(watching);
     if timeout(shutdown::DRAIN, &mut serving).await.is_err() {
@@ -243,21 +228,6 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     stopped.cancel();
     drop(admin);
     Ok(())
-}
-
-/// The certificate of the git port, if it has one.
-fn tls(config: &config::Serve) -> Result<Option<Arc<Tls>>, StartError> {
-    let pair = config.tls_certificate.clone().zip(config.tls_key.clone());
-    let tls = pair.map(|(certificate, key)| Tls::load(certificate, key)).transpose()?;
-    Ok(tls.map(Arc::new))
-}
-
-fn connection_limits(config: &config::Serve) -> connections::Limits {
-    connections::Limits {
-        connections: config.limits.max_connections,
-        per_client: config.limits.max_connections_per_client,
-        silence: Duration::from_secs(config.limits.client_timeout.into()),
-    }
 }
 
 fn request_limits(config: &config::Serve) -> limits::Limits {
@@ -380,12 +350,19 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
 }
 
-/// The admin port is for probes and scrapers of the cluster: no limit of clients' keeps them out.
 fn spawn(listener: TcpListener, router: Router, until: CancellationToken) -> AbortOnDropHandle<()> {
     let serving = async move {
-        let serve = axum::serve(listener, router).with_graceful_shutdown(until.cancelled_owned());
+        use axum::serve::ListenerExt;
+        let listener = listener.tap_io(|stream| {
+            // Answers are written whole; waiting for more of them only delays the last packet.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "cannot set TCP_NODELAY");
+            }
+        });
+        let serve = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+            .with_graceful_shutdown(until.cancelled_owned());
         if let Err(error) = serve.await {
-            tracing::error!(%error, "the admin port is no longer served");
+            tracing::error!(%error, "a port is no longer served");
         }
     };
     AbortOnDropHandle::new(tokio::spawn(serving))

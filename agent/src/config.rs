@@ -130,27 +130,6 @@ pub struct Serve {
     #[command(flatten)]
     pub limits: LimitFlags,
 
-    /// Certificate of the git port, in PEM, with its chain; a new one is used as soon as it is there. With it the port
-    /// speaks TLS only
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "TARN_AGENT_TLS_CERTIFICATE",
-        hide_env_values = true,
-        requires = "tls_key"
-    )]
-    pub tls_certificate: Option<PathBuf>,
-
-    /// Private key of the certificate, in PEM
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "TARN_AGENT_TLS_KEY",
-        hide_env_values = true,
-        requires = "tls_certificate"
-    )]
-    pub tls_key: Option<PathBuf>,
-
     /// Which mirrors are brought before anyone asks.
     #[command(flatten)]
     pub prewarm: PrewarmFlags,

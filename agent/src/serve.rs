@@ -10,8 +10,6 @@ mod content;
 pub mod proxy;
 pub mod ensure_refs;
 pub mod limits;
-pub mod tls;
-pub mod connections;
 mod sent;
 pub mod hooks;
 pub mod info_refs;

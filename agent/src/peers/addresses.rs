@@ -14,7 +14,7 @@ use super::weight;
 pub struct Address {
     /// What it is called: the pod's name, or the address itself.
     pub name: String,
-    /// `http://host:port`, or for a pod `//host:port`: whether they serve TLS is the same for all pods.
+    /// `http://host:port`.
     base: String,
 }
 
@@ -22,8 +22,8 @@ impl Address {
     /// The agent of a pod.
     pub fn of_pod(name: impl Into<String>, ip: IpAddr, port: u16) -> Self {
         let base = match ip {
-            IpAddr::V4(ip) => format!("//{ip}:{port}"),
-            IpAddr::V6(ip) => format!("//[{ip}]:{port}"),
+            IpAddr::V4(ip) => format!("http://{ip}:{port}"),
+            IpAddr::V6(ip) => format!("http://[{ip}]:{port}"),
         };
         Self { name: name.into(), base }
     }
@@ -47,13 +47,9 @@ impl Address {
         Ok(Self { name: base.clone(), base })
     }
 
-    /// Where a path of its git port is; `scheme` is that of pods.
-    pub fn url(&self, scheme: &str, path: &str) -> String {
-        if self.base.starts_with("//") {
-            format!("{scheme}:{}{path}", self.base)
-        } else {
-            format!("{}{path}", self.base)
-        }
+    /// Where a path of its git port is.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
     }
 }
 
@@ -104,9 +100,9 @@ mod tests {
     #[test]
     fn addresses_are_hosts_and_ports_and_nothing_else() {
         let parsed = Address::parse("http://10.0.0.7:8080").unwrap();
-        assert_eq!(parsed.url("http", "/git/x"), "http://10.0.0.7:8080/git/x");
+        assert_eq!(parsed.url("/git/x"), "http://10.0.0.7:8080/git/x");
         assert_eq!(
-            Address::parse("https://tarn.example.com/").unwrap().url("http", "/"),
+            Address::parse("https://tarn.example.com/").unwrap().url("/"),
             "https://tarn.example.com/"
         );
         for text in [
@@ -120,7 +116,7 @@ mod tests {
             assert!(!Address::parse(text).unwrap_err().contains("canary"), "{text}");
         }
         let v6 = Address::of_pod("c-0", "fd00::1".parse().unwrap(), 8080);
-        assert_eq!((v6.url("http", "/"), v6.to_string()), ("http://[fd00::1]:8080/".to_owned(), "c-0".to_owned()));
+        assert_eq!((v6.url("/"), v6.to_string()), ("http://[fd00::1]:8080/".to_owned(), "c-0".to_owned()));
     }
 
     #[test]

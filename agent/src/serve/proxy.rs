@@ -19,7 +19,6 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use reqwest::{Client, redirect};
-use rustls::ClientConfig;
 use tarn_crds::repo::RepoId;
 use tokio::time::timeout;
 
@@ -153,8 +152,6 @@ enum Passed {
 /// Hands requests to peers.
 pub struct Proxy {
     client: Client,
-    /// Of the cluster's pods.
-    scheme: &'static str,
     name: HeaderValue,
     addresses: Addresses,
     metrics: Metrics,
@@ -162,26 +159,19 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Knows those at `addresses`; `name` is what this agent calls itself to them, and `tls` how it reaches them, if they
-    /// serve TLS as it does itself.
+    /// Knows those at `addresses`; `name` is what this agent calls itself to them.
     ///
     /// # Errors
     /// TLS cannot be set up.
-    pub fn new(
-        name: &str,
-        addresses: Addresses,
-        tls: Option<ClientConfig>,
-        metrics: Metrics,
-    ) -> Result<Self, reqwest::Error> {
-        let scheme = tls.as_ref().map_or("http", |_| "https");
+    pub fn new(name: &str, addresses: Addresses, metrics: Metrics) -> Result<Self, reqwest::Error> {
         // Not by the environment's proxies, which are for the way out of the cluster; a redirect leads elsewhere.
-        let client = Client::builder().no_proxy().redirect(redirect::Policy::none()).connect_timeout(CONNECT);
-        let client = match tls {
-            Some(tls) => client.tls_backend_preconfigured(tls).build()?,
-            None => client.build()?,
-        };
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .build()?;
         let name = HeaderValue::from_str(name).unwrap_or_else(|_| HeaderValue::from_static("tarn-agent"));
-        Ok(Self { client, scheme, name, addresses, metrics, away: Mutex::default() })
+        Ok(Self { client, name, addresses, metrics, away: Mutex::default() })
     }
 
     /// The answer of the first peer that has the mirror; `None` where none has. It begins with its first byte here, so
@@ -223,11 +213,7 @@ impl Proxy {
         let one = |peer: Address| async move {
             let mut headers = notice.headers.clone();
             headers.insert(PROXIED_BY, self.name.clone());
-            let request = self
-                .client
-                .post(peer.url(self.scheme, &notice.path))
-                .headers(headers)
-                .body(notice.body.clone());
+            let request = self.client.post(peer.url(&notice.path)).headers(headers).body(notice.body.clone());
             let answer = match timeout(SILENCE, request.send()).await {
                 Ok(answer) => answer.map_err(unreachable),
                 Err(_) => Err(Passed::Unreachable("it does not answer".to_owned())),
@@ -255,7 +241,7 @@ impl Proxy {
             headers.extend(vouched.clone());
         }
         headers.insert(PROXIED_BY, self.name.clone());
-        let url = peer.url(self.scheme, &format!("/git/{}{}", id.route(), ask.verb));
+        let url = peer.url(&format!("/git/{}{}", id.route(), ask.verb));
         let sending =
             self.client.request(ask.method.clone(), url).headers(headers).body(ask.body.clone()).send();
         let silent = || Passed::Unreachable("it does not answer".to_owned());

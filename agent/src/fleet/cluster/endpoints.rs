@@ -138,7 +138,7 @@ mod tests {
         ]);
         let mut slices = Slices::default();
         slices.take(Event::Apply(slice("a", &all)), "c-0");
-        let found: Vec<String> = slices.addresses().iter().map(|address| address.url("http", "")).collect();
+        let found: Vec<String> = slices.addresses().iter().map(|address| address.url("")).collect();
         assert_eq!(found, ["http://10.0.0.2:8080", "http://10.0.0.4:8080"]);
     }
 
