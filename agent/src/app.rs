@@ -32,6 +32,7 @@ use crate::{
     },
     git::{Git, GitError},
     lfs::Lfs,
+    listen,
     metrics::Metrics,
     mirror::{
         Limits, Shared,
@@ -48,6 +49,7 @@ use crate::{
     serve::{self, ServeError, Serving, hooks::Hooks, limits, proxy::Proxy},
     shutdown,
     store::{self, StoreError},
+    tls::{Tls, TlsError},
     upstream::hosts::Hosts,
 };
 
@@ -75,6 +77,9 @@ pub enum StartError {
     /// The callers' tokens.
     #[error("--tokens: {0}")]
     Tokens(#[from] TokensError),
+    /// The certificate.
+    #[error("--tls-cert, --tls-key: {0}")]
+    Tls(#[from] TlsError),
     /// What the agent proves itself with.
     #[error("--peer-token: {0}")]
     PeerToken(#[from] PeersError),
@@ -122,6 +127,9 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         tokens: config.tokens.is_some(),
     };
     let flags = each("--mirror", &config.mirrors, |url| from_url(url, rules))?;
+    let tls = config.tls_cert.as_deref().zip(config.tls_key.as_deref());
+    let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
+    let _renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
     let (addresses, found) = Addresses::new(each("--peer", &config.peers, Address::parse)?);
     let cluster = cluster(&config).await?;
     if cluster.is_none() && config.manifests.is_none() && flags.is_empty() {
@@ -168,7 +176,9 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let _evicting = AbortOnDropHandle::new(tokio::spawn(budget.clone().run()));
     let _warming = AbortOnDropHandle::new(tokio::spawn(warmer.clone().run()));
     let called = cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
-    let proxy = Proxy::new(called, addresses, metrics.clone())?;
+    // Elsewhere than in a cluster, --peer names them as certificates do.
+    let same = tls.as_ref().filter(|_| config.in_cluster).map(Tls::for_peers).transpose()?;
+    let proxy = Proxy::new(called, addresses, same, metrics.clone())?;
     let (means, _following) = means(&config, cluster.as_ref().map(|(scope, _)| scope))?;
     let guard = Guard::new(means, metrics.clone());
     let (served, known) = (fleet.clone(), metrics.clone());
@@ -187,8 +197,8 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         let counting = popularity::run(popularity, store, agent, prewarm.prewarm_window, stopping.clone());
         AbortOnDropHandle::new(tokio::spawn(counting))
     });
-    let git_port = listen(config.listen).await?;
-    let admin_port = listen(config.admin_listen).await?;
+    let git_port = bind(config.listen).await?;
+    let admin_port = bind(config.admin_listen).await?;
     let watching = match cluster {
         // Not waited for: the API server may be away.
         Some((scope, pod)) => {
@@ -212,8 +222,8 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let store = archive.zip(peers);
     let store = store.map(|(archive, peers)| Probed { archive, peers });
     let admin = Admin { fleet, warmer, budget, metrics, store, stopping: stopping.clone() };
-    let admin = spawn(admin_port, admin::router(admin), stopped.clone());
-    let mut serving = spawn(git_port, serve::router(Arc::new(serving)), stopping.clone());
+    let admin = spawn(admin_port, admin::router(admin), None, stopped.clone());
+    let mut serving = spawn(git_port, serve::router(Arc::new(serving)), tls, stopping.clone());
     stopping.cancelled().await;
     drop(watching);
     if timeout(shutdown::DRAIN, &mut serving).await.is_err() {
@@ -262,7 +272,8 @@ async fn cluster(config: &config::Serve) -> Result<Option<(Scope, Pod)>, StartEr
     let pod = Pod::from_variables(|name| std::env::var(name).ok()).map_err(StartError::Pod)?;
     let client = cluster::connect().await?;
     let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
-    Ok(Some((Scope { client, namespace, cache, pod: name }, pod)))
+    let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
+    Ok(Some((Scope { client, namespace, cache, pod: name, scheme }, pod)))
 }
 
 /// What keeps the fleet as the cluster declares it, and tells the cluster of it.
@@ -346,24 +357,15 @@ fn each<T, E: std::fmt::Display>(
     if wrong.is_empty() { Ok(parsed) } else { Err(StartError::Flags(wrong.join("; "))) }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
 }
 
-fn spawn(listener: TcpListener, router: Router, until: CancellationToken) -> AbortOnDropHandle<()> {
-    let serving = async move {
-        use axum::serve::ListenerExt;
-        let listener = listener.tap_io(|stream| {
-            // Answers are written whole; waiting for more of them only delays the last packet.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-        });
-        let serve = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-            .with_graceful_shutdown(until.cancelled_owned());
-        if let Err(error) = serve.await {
-            tracing::error!(%error, "a port is no longer served");
-        }
-    };
-    AbortOnDropHandle::new(tokio::spawn(serving))
+fn spawn(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<Arc<Tls>>,
+    until: CancellationToken,
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(listen::serve(listener, router, tls, until)))
 }

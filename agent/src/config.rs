@@ -165,6 +165,27 @@ pub struct Serve {
     )]
     pub listen: SocketAddr,
 
+    /// File with the certificate (PEM, with those that lead to its authority) for git clients; without it they are served in
+    /// the clear. Read again when it changes
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TARN_AGENT_TLS_CERT",
+        hide_env_values = true,
+        requires = "tls_key"
+    )]
+    pub tls_cert: Option<PathBuf>,
+
+    /// File with the certificate's key (PEM)
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TARN_AGENT_TLS_KEY",
+        hide_env_values = true,
+        requires = "tls_cert"
+    )]
+    pub tls_key: Option<PathBuf>,
+
     /// Where probes, metrics and status are served
     #[arg(
         long,

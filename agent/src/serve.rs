@@ -67,6 +67,25 @@ const BODY_SILENCE: Duration = Duration::from_secs(60);
 /// Says what an answer about refs rests on: `verified`, `reused; age=seconds` or `stale; age=seconds`.
 pub const FRESHNESS: HeaderName = HeaderName::from_static("tarn-freshness");
 
+/// How a request came; in its extensions. Links that lead back here begin so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// In the clear.
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+impl Scheme {
+    /// As a URL begins.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
 /// What the handlers share.
 pub struct Serving {
     fleet: Arc<Fleet>,

@@ -7,7 +7,9 @@ mod github_app;
 mod hostile;
 mod paths;
 mod ssh;
+mod tls;
 mod undeclared;
 
 pub(crate) use self::access::{PUSHES, READS, ask};
 pub(crate) use self::credentials::{CANARY, CANARY_BASE64, expect_no_canary};
+pub(crate) use self::tls::{certificate, trusting};

@@ -1,6 +1,7 @@
 //! By what happens. Those of `alone` take something from the whole cluster, and come first: the runner goes by names.
 
 mod alone;
+mod callers;
 mod outages;
 mod pods;
 mod removal;

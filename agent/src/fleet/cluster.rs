@@ -84,6 +84,8 @@ pub struct Scope {
     pub cache: String,
     /// The pod's name.
     pub pod: String,
+    /// How the cache's pods are reached: `http` or `https`.
+    pub scheme: &'static str,
 }
 
 impl Scope {

@@ -1,7 +1,11 @@
 //! Where the other agents are that may have a mirror which this one lacks: as the flags say, or as the cluster does
 //! (see `fleet::cluster::endpoints`). Nothing but these addresses is ever called.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use tarn_crds::repo::RepoId;
 use tokio::sync::watch;
@@ -19,12 +23,9 @@ pub struct Address {
 }
 
 impl Address {
-    /// The agent of a pod.
-    pub fn of_pod(name: impl Into<String>, ip: IpAddr, port: u16) -> Self {
-        let base = match ip {
-            IpAddr::V4(ip) => format!("http://{ip}:{port}"),
-            IpAddr::V6(ip) => format!("http://[{ip}]:{port}"),
-        };
+    /// The agent of a pod, by `http` or `https`.
+    pub fn of_pod(name: impl Into<String>, scheme: &'static str, ip: IpAddr, port: u16) -> Self {
+        let base = format!("{scheme}://{}", SocketAddr::new(ip, port));
         Self { name: name.into(), base }
     }
 
@@ -115,13 +116,13 @@ mod tests {
         ] {
             assert!(!Address::parse(text).unwrap_err().contains("canary"), "{text}");
         }
-        let v6 = Address::of_pod("c-0", "fd00::1".parse().unwrap(), 8080);
+        let v6 = Address::of_pod("c-0", "http", "fd00::1".parse().unwrap(), 8080);
         assert_eq!((v6.url("/"), v6.to_string()), ("http://[fd00::1]:8080/".to_owned(), "c-0".to_owned()));
     }
 
     #[test]
     fn each_mirror_has_an_order_of_its_own_that_all_agents_share() {
-        let address = |n: u8| Address::of_pod(format!("c-{n}"), IpAddr::from([10, 0, 0, n]), 8080);
+        let address = |n: u8| Address::of_pod(format!("c-{n}"), "http", IpAddr::from([10, 0, 0, n]), 8080);
         let (here, _here) = Addresses::new((0..4).map(address).collect());
         let (there, _there) = Addresses::new((0..4).rev().map(address).collect());
         let mut firsts = BTreeSet::new();

@@ -11,11 +11,11 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{HeaderMap, HeaderName, Method, StatusCode, header, request::Parts, uri::Authority};
+use http::{HeaderName, Method, StatusCode, header, request::Parts, uri::Authority};
 use jiff::Timestamp;
 
 use super::{
-    Serving, body,
+    Scheme, Serving, body,
     content::{self, Chunks, Content, header_value},
     error::Failure,
     push,
@@ -125,7 +125,7 @@ async fn batch(serving: &Serving, mirror: &Mirror, parts: &Parts, body: Body) ->
     if batch.operation == Operation::Upload {
         return forward(serving, mirror, parts, "/objects/batch", body).await;
     }
-    let base = base(&parts.headers, mirror)?;
+    let base = base(parts, mirror)?;
     let upstream = mirror.upstream();
     let available = mirror.lfs().available(mirror.id(), upstream.as_deref(), &batch.objects).await;
     let available = available.map_err(|error| failure(&error))?;
@@ -140,11 +140,14 @@ async fn batch(serving: &Serving, mirror: &Mirror, parts: &Parts, body: Body) ->
 }
 
 /// Where this agent's objects are for whoever asked: below the address that the request came to.
-fn base(headers: &HeaderMap, mirror: &Mirror) -> Result<String, Failure> {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+fn base(parts: &Parts, mirror: &Mirror) -> Result<String, Failure> {
+    let scheme = parts.extensions.get::<Scheme>().copied().unwrap_or(Scheme::Http).as_str();
+    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    // HTTP/2 has it in the request's target.
+    let host = host.or_else(|| parts.uri.authority().map(Authority::as_str));
     let host = host.filter(|host| !host.contains('@')).and_then(|host| host.parse::<Authority>().ok());
     let host = host.ok_or_else(|| Failure::bad_request("BadHost", "the Host header names no host"))?;
-    Ok(format!("http://{host}/git/{}{BELOW}objects/", mirror.id().route()))
+    Ok(format!("{scheme}://{host}/git/{}{BELOW}objects/", mirror.id().route()))
 }
 
 async fn object(serving: &Serving, mirror: &Mirror, oid: LfsOid, parts: &Parts) -> Result<Response, Failure> {

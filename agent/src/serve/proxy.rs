@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use reqwest::{Client, redirect};
+use rustls::ClientConfig;
 use tarn_crds::repo::RepoId;
 use tokio::time::timeout;
 
@@ -159,17 +160,24 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Knows those at `addresses`; `name` is what this agent calls itself to them.
+    /// Knows those at `addresses`, over TLS by `tls` where it is not by the system's authorities; `name` is what this
+    /// agent calls itself to them.
     ///
     /// # Errors
     /// TLS cannot be set up.
-    pub fn new(name: &str, addresses: Addresses, metrics: Metrics) -> Result<Self, reqwest::Error> {
+    pub fn new(
+        name: &str,
+        addresses: Addresses,
+        tls: Option<ClientConfig>,
+        metrics: Metrics,
+    ) -> Result<Self, reqwest::Error> {
         // Not by the environment's proxies, which are for the way out of the cluster; a redirect leads elsewhere.
-        let client = Client::builder()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .build()?;
+        let mut builder =
+            Client::builder().no_proxy().redirect(redirect::Policy::none()).connect_timeout(CONNECT);
+        if let Some(tls) = tls {
+            builder = builder.tls_backend_preconfigured(tls);
+        }
+        let client = builder.build()?;
         let name = HeaderValue::from_str(name).unwrap_or_else(|_| HeaderValue::from_static("tarn-agent"));
         Ok(Self { client, name, addresses, metrics, away: Mutex::default() })
     }

@@ -123,7 +123,10 @@ impl HttpBody for Sent {
             Some(Ok(frame)) => {
                 let sent = frame.data_ref().map_or(0, Bytes::len);
                 this.bytes += u64::try_from(sent).unwrap_or(0);
-                this.wait = this.turn.send(sent, tokio::time::Instant::now()).map(|until| Box::pin(sleep_until(until)));
+                this.wait = this
+                    .turn
+                    .send(sent, tokio::time::Instant::now())
+                    .map(|until| Box::pin(sleep_until(until)));
             }
             Some(Err(_)) => {}
             None => this.ended = true,

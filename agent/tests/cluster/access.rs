@@ -11,7 +11,7 @@ use tarn_testkit::upstream::{Fault, Operation};
 use tarn_testkit::wire::{Answer, Connection};
 
 use super::{Cluster, PATIENCE, POD};
-use crate::p8_nobody_in::{PUSHES, READS, ask, expect_no_canary};
+use crate::p8_nobody_in::{PUSHES, READS, ask, certificate, expect_no_canary, trusting};
 
 /// A pod's service account.
 const JOB: &str = "system:serviceaccount:ci:job";
@@ -346,4 +346,45 @@ async fn a_pod_that_asks_another_vouches_for_its_caller_and_proves_who_it_is() -
         Ok::<_, anyhow::Error>(())
     })
     .await
+}
+
+/// Pods are called by their addresses, which no certificate names: they know each other by the key they share.
+#[tokio::test]
+async fn pods_ask_each_other_over_tls_and_believe_none_but_their_own() -> Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.upstream.seed("a.git").await?;
+    cluster.api.mirror("a", "default", json!({"url": cluster.url("a"), "access": "RBAC"}));
+    cluster.api.grant(JOB, "a");
+    let proof = cluster.dir.path().join("proof");
+    std::fs::write(&proof, cluster.api.mint("system:serviceaccount:ci:default-agent", PEERS))?;
+    let pod = async |name: &str, shown: &str| {
+        let pod = cluster.builder("default", name)?.env("TARN_AGENT_LOG", "info,tarn_agent=debug");
+        let pod = pod.arg("--tls-cert").arg(certificate(&format!("{shown}.pem")));
+        let pod = pod.arg("--tls-key").arg(certificate(&format!("{shown}.key")));
+        pod.arg("--peer-token").arg(&proof).start().await
+    };
+    let warm = pod("default-0", "server").await?;
+    warm.wait_phase(&cluster.repo("a"), "Ready").await?;
+    cluster.upstream.fault_on(Operation::Fetch, Fault::Hold);
+    cluster.api.endpoint("default-pods", "default-0", warm.git_address()?);
+    let token = cluster.api.mint(JOB, AUDIENCE);
+    for (name, shown, authority, served) in
+        [("default-1", "renewed", "renewed.pem", "unreachable"), ("default-2", "server", "ca.pem", "served")]
+    {
+        let cold = pod(name, shown).await?;
+        cold.wait_phase(&cluster.repo("a"), "Cloning").await?;
+        eventually(PATIENCE, "the other pod", async || {
+            ensure!(cold.logs()?.contains("the cache's other ready pods peers=1"), "not yet");
+            Ok::<_, anyhow::Error>(())
+        })
+        .await?;
+        let url = cold.git_url(&cluster.repo("a"))?.replace("http://", &format!("https://tarn:{token}@"));
+        // Refs are the upstream's where no peer is believed.
+        trusting(authority)?.ls_remote(&url).await?;
+        let metrics = cold.metrics().await?;
+        let line = format!("tarn_serve_proxied_total{{outcome=\"{served}\"}}");
+        ensure!(metrics.contains(&line), "{name}: {metrics}");
+        ensure!(metrics.matches("tarn_serve_proxied_total{").count() == 1, "{name}: {metrics}");
+    }
+    Ok(())
 }

@@ -19,11 +19,11 @@ async fn declared_mirrors_are_served_and_edits_and_deletions_take_effect() -> Re
     cluster.declare("b").await?;
     pod.wait_phase(&cluster.repo("b"), "Ready").await?;
     // An edit.
-    cluster.api.mirror("a", "default", json!({"url": cluster.url("a"), "access": "Authenticated"}));
+    cluster.api.mirror("a", "default", json!({"url": cluster.url("a"), "access": "RBAC"}));
     eventually(PATIENCE, "access denied", async || {
         let target = format!("/git/{}/info/refs?service=git-upload-pack", cluster.repo("a"));
         let answer = pod.get(&target).await?;
-        ensure!(answer.status == 403, "{}", answer.status);
+        ensure!(answer.status == 401, "{}", answer.status);
         Ok(())
     })
     .await?;

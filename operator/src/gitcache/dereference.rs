@@ -54,7 +54,11 @@ pub async fn dereference(cache: &GitCache, context: &Context, now: Timestamp) ->
     let store_secret = cache.spec.store.as_ref().and_then(|store| store.s3.as_ref()?.secret_ref.as_ref());
     let mut missing_secret = None;
     let tokens_secret = cache.spec.auth.tokens_secret_ref.as_ref();
-    let named = [(store_secret, "spec.store.s3.secretRef"), (tokens_secret, "spec.auth.tokensSecretRef")];
+    let named = [
+        (store_secret, "spec.store.s3.secretRef"),
+        (tokens_secret, "spec.auth.tokensSecretRef"),
+        (cache.spec.tls.as_ref().map(|tls| &tls.secret_ref), "spec.tls.secretRef"),
+    ];
     for (secret, field) in named {
         let Some(secret) = secret else { continue };
         let secrets = Api::<Secret>::namespaced(context.client.clone(), &namespace);

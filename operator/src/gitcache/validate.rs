@@ -8,7 +8,9 @@ use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta:
 use kube::{Resource, ResourceExt};
 use tarn_crds::{
     summarize::Note,
-    v1alpha1::{Auth, Budget, CachePrewarm, GitCache, S3, Scheduling, Service, Storage, conditions::Reason},
+    v1alpha1::{
+        Auth, Budget, CachePrewarm, GitCache, S3, Scheduling, Service, Storage, Tls, conditions::Reason,
+    },
 };
 
 use crate::{error::Error, ssa::covers};
@@ -40,6 +42,8 @@ pub struct Validated {
     pub service: Service,
     /// How callers are known.
     pub auth: Auth,
+    /// The certificate of the git port.
+    pub tls: Option<Tls>,
     /// Where pods may run.
     pub scheduling: Scheduling,
     /// What is merged over the pod template.
@@ -65,11 +69,6 @@ pub fn validate(
         Ok(overrides) => overrides,
         Err(message) => return invalid(message),
     };
-    if spec.tls.is_some() {
-        return invalid(
-            "spec.tls: agents do not serve TLS yet; remove it and terminate TLS before them".into(),
-        );
-    }
     Ok(Ok(Validated {
         name: cache.name_any(),
         namespace: cache.namespace().ok_or(Error::Incomplete("a namespace"))?,
@@ -83,6 +82,7 @@ pub fn validate(
         budget: spec.disk.budget.clone(),
         service: spec.service.clone(),
         auth: spec.auth.clone(),
+        tls: spec.tls.clone(),
         scheduling: spec.scheduling.clone().unwrap_or_default(),
         overrides,
         secrets,

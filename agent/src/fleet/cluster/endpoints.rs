@@ -39,7 +39,7 @@ pub async fn follow(scope: Scope, out: watch::Sender<Arc<[Address]>>, metrics: M
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                slices.take(event, &scope.pod);
+                slices.take(event, (scope.scheme, &scope.pod));
                 let known: Arc<[Address]> = slices.addresses().into();
                 out.send_if_modified(|told| {
                     let changed = *told != known;
@@ -71,7 +71,7 @@ struct Slices {
 }
 
 impl Slices {
-    fn take(&mut self, event: Event<EndpointSlice>, own: &str) {
+    fn take(&mut self, event: Event<EndpointSlice>, own: (&'static str, &str)) {
         let named = |slice: &EndpointSlice| slice.metadata.name.clone().unwrap_or_default();
         match event {
             Event::Init => self.coming = Some(BTreeMap::new()),
@@ -91,8 +91,8 @@ impl Slices {
     }
 }
 
-/// The ready pods of a slice but `own`. Only addresses count, never names: what is called is a pod of the Service.
-fn others(slice: &EndpointSlice, own: &str) -> Vec<Address> {
+/// The ready pods of a slice but one's own, to be reached by the scheme beside its name. Only addresses count, never names: what is called is a pod of the Service.
+fn others(slice: &EndpointSlice, (scheme, own): (&'static str, &str)) -> Vec<Address> {
     let port = slice.ports.iter().flatten().find(|port| port.name.as_deref() == Some(GIT_PORT));
     let port = port.and_then(|port| u16::try_from(port.port?).ok());
     let Some(port) = port.filter(|port| *port > 0) else { return Vec::new() };
@@ -101,7 +101,7 @@ fn others(slice: &EndpointSlice, own: &str) -> Vec<Address> {
         let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
         let pod = endpoint.target_ref.as_ref()?.name.as_deref()?;
         let ip: IpAddr = endpoint.addresses.first()?.parse().ok()?;
-        (ready && pod != own).then(|| Address::of_pod(pod, ip, port))
+        (ready && pod != own).then(|| Address::of_pod(pod, scheme, ip, port))
     });
     endpoints.collect()
 }
@@ -137,7 +137,7 @@ mod tests {
             {"addresses": ["10.0.0.6"], "conditions": {}},
         ]);
         let mut slices = Slices::default();
-        slices.take(Event::Apply(slice("a", &all)), "c-0");
+        slices.take(Event::Apply(slice("a", &all)), ("http", "c-0"));
         let found: Vec<String> = slices.addresses().iter().map(|address| address.url("")).collect();
         assert_eq!(found, ["http://10.0.0.2:8080", "http://10.0.0.4:8080"]);
     }
@@ -146,17 +146,17 @@ mod tests {
     fn a_list_replaces_what_was_known_once_it_is_whole() {
         let one = |pod: &str| json!([endpoint(pod, "10.0.0.2", &json!(true))]);
         let mut slices = Slices::default();
-        slices.take(Event::Apply(slice("a", &one("c-1"))), "c-0");
-        slices.take(Event::Init, "c-0");
-        slices.take(Event::InitApply(slice("b", &one("c-2"))), "c-0");
+        slices.take(Event::Apply(slice("a", &one("c-1"))), ("http", "c-0"));
+        slices.take(Event::Init, ("http", "c-0"));
+        slices.take(Event::InitApply(slice("b", &one("c-2"))), ("http", "c-0"));
         let names = |slices: &Slices| slices.addresses().into_iter().map(|a| a.name).collect::<Vec<_>>();
         assert_eq!(names(&slices), ["c-1"]);
-        slices.take(Event::InitDone, "c-0");
+        slices.take(Event::InitDone, ("http", "c-0"));
         assert_eq!(names(&slices), ["c-2"]);
-        slices.take(Event::Apply(slice("b2", &one("c-2"))), "c-0");
+        slices.take(Event::Apply(slice("b2", &one("c-2"))), ("http", "c-0"));
         assert_eq!(names(&slices), ["c-2"]);
-        slices.take(Event::Delete(slice("b", &json!([]))), "c-0");
-        slices.take(Event::Delete(slice("b2", &json!([]))), "c-0");
+        slices.take(Event::Delete(slice("b", &json!([]))), ("http", "c-0"));
+        slices.take(Event::Delete(slice("b2", &json!([]))), ("http", "c-0"));
         assert!(names(&slices).is_empty());
     }
 }

@@ -8,17 +8,19 @@ use k8s_openapi::{
 use super::{ADMIN_PORT, GIT_PORT, Validated, metadata, pods_name, selector_labels};
 
 const HTTP: i32 = 80;
+const HTTPS: i32 = 443;
 
 pub(super) fn clients(cache: &Validated) -> Service {
     let mut metadata = metadata(cache, cache.name.clone());
     let annotations = &cache.service.annotations;
     metadata.annotations = Some(annotations.clone()).filter(|annotations| !annotations.is_empty());
+    let (name, usual) = if cache.tls.is_some() { ("https", HTTPS) } else { ("http", HTTP) };
     Service {
         metadata,
         spec: Some(ServiceSpec {
             type_: Some(cache.service.type_.as_str().into()),
             selector: Some(selector_labels(&cache.name)),
-            ports: Some(vec![port("http", cache.service.port.unwrap_or(HTTP), "git")]),
+            ports: Some(vec![port(name, cache.service.port.unwrap_or(usual), "git")]),
             // A clone is large: the pod next door saves the network between nodes.
             traffic_distribution: Some("PreferSameNode".into()),
             ..ServiceSpec::default()

@@ -32,6 +32,10 @@ pub const TEMPLATE_ANNOTATION: &str = "tarn.dev/template";
 const PEER: &str = "/var/run/secrets/tarn.dev/peer";
 /// Where the callers' tokens are.
 const TOKENS: &str = "/etc/tarn/tokens";
+/// Where the certificate and its key are, under the names that a Secret of type kubernetes.io/tls has for them.
+const TLS: &str = "/etc/tarn/tls";
+/// The certificate, and its key.
+const TLS_FILES: [&str; 2] = ["tls.crt", "tls.key"];
 /// The key of the Secret with the callers' tokens.
 const TOKENS_KEY: &str = "tokens";
 /// Seconds for which a token for peers is good.
@@ -154,6 +158,7 @@ fn agent(cache: &Validated) -> Container {
     let read_only = |name, path| VolumeMount { read_only: Some(true), ..mount(name, path) };
     let mut mounts = vec![mount(DATA, "/data"), mount("tmp", "/tmp"), read_only("peer", PEER)];
     mounts.extend(cache.auth.tokens_secret_ref.as_ref().map(|_| read_only("tokens", TOKENS)));
+    mounts.extend(cache.tls.as_ref().map(|_| read_only("tls", TLS)));
     Container {
         name: "agent".into(),
         image: Some(cache.image.clone()),
@@ -213,6 +218,11 @@ fn arguments(cache: &Validated) -> Vec<String> {
     arguments.extend(warmth(&cache.prewarm));
     if let Some(budget) = budget(cache) {
         arguments.extend(["--disk-budget".into(), budget]);
+    }
+    if cache.tls.is_some() {
+        for (flag, file) in ["--tls-cert", "--tls-key"].into_iter().zip(TLS_FILES) {
+            arguments.extend([flag.into(), format!("{TLS}/{file}")]);
+        }
     }
     if let Some(S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ }) = &cache.s3 {
         let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
@@ -303,17 +313,25 @@ fn volumes(cache: &Validated) -> Vec<Volume> {
     };
     let limit = cache.storage.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref());
     let data = cache.storage.volume_claim.is_none().then(|| empty(DATA, limit.map(Into::into)));
-    let tokens = cache.auth.tokens_secret_ref.as_ref().map(|secret| Volume {
-        name: "tokens".into(),
+    let tokens = cache.auth.tokens_secret_ref.as_ref();
+    let tokens = tokens.map(|secret| secret_volume("tokens", &secret.name, &[TOKENS_KEY]));
+    let tls = cache.tls.as_ref().map(|tls| secret_volume("tls", &tls.secret_ref.name, &TLS_FILES));
+    data.into_iter().chain([empty("tmp", None), peer()]).chain(tokens).chain(tls).collect()
+}
+
+/// These keys of a Secret, as files that the agent's group may read.
+fn secret_volume(name: &str, secret: &str, keys: &[&str]) -> Volume {
+    let item = |key: &&str| KeyToPath { key: (*key).into(), path: (*key).into(), mode: None };
+    Volume {
+        name: name.into(),
         secret: Some(SecretVolumeSource {
-            secret_name: Some(secret.name.clone()),
-            items: Some(vec![KeyToPath { key: TOKENS_KEY.into(), path: TOKENS_KEY.into(), mode: None }]),
+            secret_name: Some(secret.into()),
+            items: Some(keys.iter().map(item).collect()),
             default_mode: Some(0o440),
             optional: None,
         }),
         ..Volume::default()
-    });
-    data.into_iter().chain([empty("tmp", None), peer()]).chain(tokens).collect()
+    }
 }
 
 /// A token of the pod's account that is good for nothing but to be known by the other pods.
