@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use futures_util::future::OptionFuture;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -43,6 +42,7 @@ use crate::{
     peers::{
         Peers,
         addresses::{Address, Addresses},
+        placement::{Follower, Placement},
     },
     popularity::{self, Popularity},
     report::{Reporter, lease},
@@ -58,6 +58,10 @@ const PACK_BUDGET: u64 = 10 << 30;
 
 /// The most that LFS objects take on the disk, if an eighth of the budget is not less.
 const LFS_BUDGET: u64 = 10 << 30;
+
+/// The admin port is the cluster's own: no limit of clients' keeps probes and scrapers out.
+const PROBES: listen::Limits =
+    listen::Limits { connections: 1024, per_client: 1024, silence: Duration::from_secs(60) };
 
 /// Why the agent cannot start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +139,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     if cluster.is_none() && config.manifests.is_none() && flags.is_empty() {
         tracing::warn!("nothing to mirror: give --manifests DIR or --mirror URL");
     }
+    let (placement, placing) = placement(&config, cluster.as_ref(), &addresses)?.unzip();
     let data = config.data.clone();
     let disk = tokio::task::spawn_blocking(move || Disk::open(&data)).await.map_err(io::Error::other)??;
     let disk = Arc::new(disk);
@@ -149,6 +154,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         .as_ref()
         .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
     let (peers, heart) = peers.unzip();
+    let peers = peers.map(|peers: Peers| peers.placed(placement.clone()));
     let share = config.disk_budget.bytes_of(disk.volume()?.total) / 8;
     let lfs = Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?;
     let hosts = Hosts::new(config.upstream_connections.into(), metrics.clone());
@@ -160,6 +166,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         archive: archive.clone(),
         peers: peers.clone(),
         lfs,
+        placement: placement.clone(),
     };
     let fleet = Arc::new(Fleet::new(shared));
     let manifests =
@@ -187,6 +194,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         .with_hooks(Hooks::new(config.webhook_secret_file.clone()))
         .with_limits(request_limits(&config));
 
+    let serving = Arc::new(serving);
+    let _placing = placing.map(|placing| AbortOnDropHandle::new(tokio::spawn(placing.run())));
+    let releasing = placement.map(|placement| serve::moving::release(serving.clone(), placement));
+    let _releasing = releasing.map(|releasing| AbortOnDropHandle::new(tokio::spawn(releasing)));
     let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
     let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));
     let stopping = shutdown::on_signal()?;
@@ -221,9 +232,14 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let stopped = CancellationToken::new();
     let store = archive.zip(peers);
     let store = store.map(|(archive, peers)| Probed { archive, peers });
+    let metrics_of_ports = metrics.clone();
     let admin = Admin { fleet, warmer, budget, metrics, store, stopping: stopping.clone() };
-    let admin = spawn(admin_port, admin::router(admin), None, stopped.clone());
-    let mut serving = spawn(git_port, serve::router(Arc::new(serving)), tls, stopping.clone());
+    let measured = metrics_of_ports.clone();
+    let admin = listen::serve(admin_port, admin::router(admin), None, PROBES, measured, stopped.clone());
+    let admin = AbortOnDropHandle::new(tokio::spawn(admin));
+    let (router, limits) = (serve::router(serving), connection_limits(&config));
+    let serving = listen::serve(git_port, router, tls, limits, metrics_of_ports, stopping.clone());
+    let mut serving = AbortOnDropHandle::new(tokio::spawn(serving));
     stopping.cancelled().await;
     drop(watching);
     if timeout(shutdown::DRAIN, &mut serving).await.is_err() {
@@ -238,6 +254,14 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     stopped.cancel();
     drop(admin);
     Ok(())
+}
+
+fn connection_limits(config: &config::Serve) -> listen::Limits {
+    listen::Limits {
+        connections: config.limits.max_connections,
+        per_client: config.limits.max_connections_per_client,
+        silence: Duration::from_secs(config.limits.client_timeout.into()),
+    }
 }
 
 fn request_limits(config: &config::Serve) -> limits::Limits {
@@ -274,6 +298,28 @@ async fn cluster(config: &config::Serve) -> Result<Option<(Scope, Pod)>, StartEr
     let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
     let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
     Ok(Some((Scope { client, namespace, cache, pod: name, scheme }, pod)))
+}
+
+/// Who keeps which mirror, where not all agents keep all, and what keeps that up to date.
+fn placement(
+    config: &config::Serve,
+    cluster: Option<&(Scope, Pod)>,
+    addresses: &Addresses,
+) -> Result<Option<(Placement, Follower)>, StartError> {
+    let Some(copies) = config.replication else { return Ok(None) };
+    let name = match (cluster, &config.advertise) {
+        (Some((_, pod)), _) => pod.name.clone(),
+        (None, Some(own)) => {
+            let own = Address::parse(own).map_err(|why| StartError::Flags(format!("--advertise {why}")))?;
+            own.name
+        }
+        (None, None) => {
+            let missing =
+                "--replication: give --advertise URL too, this agent's git port as the others name it";
+            return Err(StartError::Flags(missing.into()));
+        }
+    };
+    Ok(Some(Placement::new(&name, copies.into(), addresses)))
 }
 
 /// What keeps the fleet as the cluster declares it, and tells the cluster of it.
@@ -359,13 +405,4 @@ fn each<T, E: std::fmt::Display>(
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
-}
-
-fn spawn(
-    listener: TcpListener,
-    router: Router,
-    tls: Option<Arc<Tls>>,
-    until: CancellationToken,
-) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(listen::serve(listener, router, tls, until)))
 }

@@ -155,6 +155,26 @@ pub struct Serve {
     )]
     pub upstream_connections: u16,
 
+    /// On how many of the agents each mirror is kept; the others hand requests on to those. Without it, on all
+    #[arg(
+        long,
+        value_name = "N",
+        env = "TARN_AGENT_REPLICATION",
+        hide_env_values = true,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub replication: Option<u16>,
+
+    /// This agent's git port as the others' --peer flags name it; with --replication, outside a cluster
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TARN_AGENT_ADVERTISE",
+        hide_env_values = true,
+        conflicts_with = "in_cluster"
+    )]
+    pub advertise: Option<String>,
+
     /// Where git clients connect
     #[arg(
         long,

@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     files::blocking,
     mirror::{Limits, Mirror, Shared},
+    peers::placement::Placement,
 };
 use desired::{Desired, Rejected, Stalled};
 
@@ -99,6 +100,11 @@ impl Fleet {
     /// Waits until [`Self::apply`] was called again. For one listener.
     pub async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// Who keeps which mirror, where not all agents keep all.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.shared.placement.as_ref()
     }
 
     /// How much all mirrors may do at once.

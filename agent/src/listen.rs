@@ -1,37 +1,75 @@
-//! A port: takes connections, plain or over TLS, and serves HTTP/1.1 and HTTP/2 on them until it is told to stop.
+//! A port: takes connections, plain or over TLS, and serves HTTP/1.1 and HTTP/2 on them until it is told to stop. What a
+//! client costs that sends nothing is bounded here; what its requests cost, in [`crate::serve::limits`].
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
         conn::auto::Builder,
         graceful::{GracefulShutdown, Watcher},
     },
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::{serve::Scheme, tls::Tls};
+use crate::{metrics::Metrics, serve::Scheme, tls::Tls};
 
-/// How long a client may take to agree on a key.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a client without room may take to be told so.
+const REFUSING: Duration = Duration::from_secs(1);
 
 /// How long to wait after the system has refused a connection: above all, because too many files are open.
 const REFUSED: Duration = Duration::from_millis(100);
 
+/// The longest head of a request. Git's are below 1 KiB, tokens of large clusters some KiB.
+const MAX_HEAD: usize = 64 << 10;
+
+/// Streams of one HTTP/2 connection at once.
+const STREAMS: u32 = 128;
+
+/// What a client reads that comes when there is no room.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
+    Content-Type: text/plain\r\nContent-Length: 56\r\n\r\nTooManyConnections: there is no room now; try again soon";
+
+/// How connections are taken.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// At once, of all clients.
+    pub connections: usize,
+    /// At once, of one address.
+    pub per_client: usize,
+    /// How long a client may take to send a request's head, and be silent before the next; how long it may take nothing
+    /// of an answer.
+    pub silence: Duration,
+}
+
 /// Serves until `until` is cancelled, and then what is under way to its end.
-pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>, until: CancellationToken) {
-    let connections = GracefulShutdown::new();
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<Arc<Tls>>,
+    limits: Limits,
+    metrics: Metrics,
+    until: CancellationToken,
+) {
+    let (connections, seats) = (GracefulShutdown::new(), Seats::new(&limits));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -39,8 +77,15 @@ pub async fn serve(listener: TcpListener, router: Router, tls: Option<Arc<Tls>>,
         };
         match accepted {
             Ok((stream, client)) => {
+                let Some(seat) = seats.take(client.ip()) else {
+                    metrics.refused_connections.inc();
+                    tokio::spawn(refuse(stream, tls.is_some()));
+                    continue;
+                };
                 let (router, tls, watcher) = (router.clone(), tls.clone(), connections.watcher());
-                tokio::spawn(connection(stream, client, router, tls, watcher));
+                let silence = limits.silence;
+                let connection = Connection { router, client, silence, watcher, _seat: seat };
+                tokio::spawn(connection.run(stream, tls));
             }
             Err(error) if is_passing(&error) => tracing::debug!(%error, "a connection was gone at once"),
             Err(error) => {
@@ -58,46 +103,150 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-async fn connection(
-    stream: TcpStream,
-    client: SocketAddr,
-    router: Router,
-    tls: Option<Arc<Tls>>,
-    watcher: Watcher,
-) {
-    // Answers are written whole; waiting for more of them only delays the last packet.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
-    let Some(tls) = tls else { return requests(stream, client, Scheme::Http, router, watcher).await };
-    match timeout(HANDSHAKE, TlsAcceptor::from(tls.config()).accept(stream)).await {
-        Ok(Ok(stream)) => requests(stream, client, Scheme::Https, router, watcher).await,
-        Ok(Err(error)) => tracing::debug!(%client, %error, "no TLS"),
-        Err(_) => tracing::debug!(%client, "no TLS in time"),
+/// Says that there is no room. A client that is still sending may not read it.
+async fn refuse(mut stream: TcpStream, encrypted: bool) {
+    if !encrypted {
+        let say = async {
+            stream.write_all(FULL).await?;
+            stream.shutdown().await
+        };
+        let _ = timeout(REFUSING, say).await;
     }
 }
 
-async fn requests(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    client: SocketAddr,
-    scheme: Scheme,
+struct Connection {
     router: Router,
+    client: SocketAddr,
+    silence: Duration,
     watcher: Watcher,
-) {
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(client));
-        request.extensions_mut().insert(scheme);
-        let mut router = router.clone();
-        async move {
-            Ok::<Response<Body>, Infallible>(
-                router.call(request).await.unwrap_or_else(|never| match never {}),
-            )
+    _seat: Seat,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
+        // Answers are written whole; waiting for more of them only delays the last packet.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-    });
-    let builder = Builder::new(TokioExecutor::new());
-    let serving = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = watcher.watch(serving).await {
-        // The client's doing, mostly; what Tarn breaks off has been told where it happened.
-        tracing::debug!(%client, error, "a connection ends early");
+        let client = self.client;
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.silence));
+        let stream = Box::pin(stream);
+        let Some(tls) = tls else { return self.requests(stream, Scheme::Http).await };
+        match timeout(self.silence, TlsAcceptor::from(tls.config()).accept(stream)).await {
+            Ok(Ok(stream)) => self.requests(stream, Scheme::Https).await,
+            Ok(Err(error)) => tracing::debug!(%client, %error, "no TLS"),
+            Err(_) => tracing::debug!(%client, "no TLS in time"),
+        }
+    }
+
+    async fn requests(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, scheme: Scheme) {
+        let (router, client) = (self.router, self.client);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(client));
+            request.extensions_mut().insert(scheme);
+            let mut router = router.clone();
+            async move {
+                Ok::<Response<Body>, Infallible>(
+                    router.call(request).await.unwrap_or_else(|never| match never {}),
+                )
+            }
+        });
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.silence).max_buf_size(MAX_HEAD);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.silence)
+            .keep_alive_timeout(self.silence)
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX));
+        let serving = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        if let Err(error) = self.watcher.watch(serving).await {
+            // The client's doing, mostly; what Tarn breaks off has been told where it happened.
+            tracing::debug!(%client, error, "a connection ends early");
+        }
+    }
+}
+
+/// Who is connected.
+#[derive(Clone, Debug)]
+struct Seats {
+    taken: Arc<Mutex<Taken>>,
+    connections: usize,
+    per_client: usize,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    of: HashMap<IpAddr, usize>,
+}
+
+impl Seats {
+    fn new(limits: &Limits) -> Self {
+        Self { taken: Arc::default(), connections: limits.connections, per_client: limits.per_client }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, client: IpAddr) -> Option<Seat> {
+        let mut taken = self.lock();
+        let own = taken.of.get(&client).copied().unwrap_or(0);
+        if taken.all >= self.connections || own >= self.per_client {
+            return None;
+        }
+        taken.all += 1;
+        taken.of.insert(client, own + 1);
+        Some(Seat { seats: self.clone(), client })
+    }
+}
+
+/// One connection's, for as long as this lives.
+#[derive(Debug)]
+struct Seat {
+    seats: Seats,
+    client: IpAddr,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.seats.lock();
+        taken.all = taken.all.saturating_sub(1);
+        if let Some(own) = taken.of.get_mut(&self.client) {
+            *own = own.saturating_sub(1);
+            if *own == 0 {
+                taken.of.remove(&self.client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_are_limited_for_one_and_for_all_and_come_back() {
+        let limits = Limits { connections: 3, per_client: 2, silence: Duration::ZERO };
+        let seats = Seats::new(&limits);
+        let [one, two]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+        let mut held = vec![seats.take(one).unwrap(), seats.take(one).unwrap()];
+        assert!(seats.take(one).is_none(), "the third of one client");
+        held.push(seats.take(two).unwrap());
+        assert!(seats.take(two).is_none(), "the fourth of all");
+        held.remove(0);
+        held.push(seats.take(two).unwrap());
+        drop(held);
+        assert!(seats.lock().of.is_empty() && seats.lock().all == 0);
+    }
+
+    #[test]
+    fn the_answer_for_those_without_room_is_whole() {
+        let text = str::from_utf8(FULL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{}", body.len());
     }
 }

@@ -47,7 +47,7 @@ use crate::{
     git::{Git, Oid, RefSet, remote},
     lfs::Lfs,
     metrics::Metrics,
-    peers::Peers,
+    peers::{Peers, placement::Placement},
     popularity::Popularity,
     upstream::{Credentials, LookError, Looker, hosts::Hosts},
 };
@@ -179,6 +179,8 @@ pub struct Shared {
     pub peers: Option<Peers>,
     /// The LFS objects of all mirrors.
     pub lfs: Lfs,
+    /// Who keeps which mirror, where not all agents keep all.
+    pub placement: Option<Placement>,
 }
 
 /// What a mirror's task last published.

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod addresses;
+pub mod placement;
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::placement::Placement;
 use crate::{
     metrics::Metrics,
     store::{PutMode, SharedStore, Store, StoreError, list_all},
@@ -56,6 +58,8 @@ pub struct Peers {
     agent: Arc<str>,
     /// The living, by name; `None` before the first list.
     living: watch::Receiver<Option<Arc<[String]>>>,
+    /// Who keeps which mirror, where not all agents keep all: those publish it.
+    placement: Option<Placement>,
 }
 
 impl Peers {
@@ -63,7 +67,12 @@ impl Peers {
     pub fn new(store: SharedStore, agent: &str, every: Duration, metrics: Metrics) -> (Self, Heart) {
         let (known, living) = watch::channel(None);
         let heart = Heart { store, agent: agent.to_owned(), every, metrics, known };
-        (Self { agent: agent.into(), living }, heart)
+        (Self { agent: agent.into(), living, placement: None }, heart)
+    }
+
+    /// The same, where each mirror is published by those that keep it.
+    pub fn placed(self, placement: Option<Placement>) -> Self {
+        Self { placement, ..self }
     }
 
     /// This agent's name.
@@ -78,6 +87,9 @@ impl Peers {
 
     /// The agent that owns `id`.
     pub fn owner(&self, id: &RepoId) -> Option<String> {
+        if let Some(placement) = &self.placement {
+            return placement.owners(id).into_iter().next();
+        }
         let living = self.living();
         living.iter().max_by_key(|agent| weight(agent, id)).cloned()
     }
@@ -85,6 +97,9 @@ impl Peers {
     /// How many of the living come before this agent for `id`: 0 says that it owns it. `None` for the seconds
     /// before the others are known.
     pub fn rank(&self, id: &RepoId) -> Option<usize> {
+        if let Some(placement) = &self.placement {
+            return placement.rank(id);
+        }
         Some(rank(&self.agent, self.living.borrow().as_deref()?, id))
     }
 
@@ -92,9 +107,19 @@ impl Peers {
     pub fn changed(&self) -> impl Future<Output = ()> + use<> {
         let mut living = self.living.clone();
         living.mark_unchanged();
+        let placed = self.placement.as_ref().map(Placement::changed);
         async move {
-            if living.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            let living = async {
+                if living.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            match placed {
+                Some(placed) => tokio::select! {
+                    () = living => {}
+                    () = placed => {}
+                },
+                None => living.await,
             }
         }
     }

@@ -8,6 +8,7 @@ pub mod error;
 pub mod conditional;
 mod content;
 pub mod proxy;
+pub mod moving;
 pub mod ensure_refs;
 pub mod limits;
 mod sent;
@@ -211,8 +212,8 @@ impl Serving {
         };
         parts.extensions.insert(caller);
         parts.extensions.insert(AdmittedBy(settings.access));
-        // Whoever asked a peer has come to another agent, which brings the mirror.
-        if origin == Origin::Client {
+        // Whoever asked a peer has come to another agent, which brings the mirror, or has come here because this one keeps it.
+        if origin == Origin::Client || self.fleet.placement().is_some() {
             mirror.asked();
         }
         Ok(mirror)

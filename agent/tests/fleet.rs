@@ -1,7 +1,9 @@
 //! More mirrors than an agent has disk, or a start has time: which of them are here, and when.
 
 mod budget;
+mod placement;
 mod prewarm;
+mod simulation;
 mod start;
 
 use std::path::Path;

@@ -14,6 +14,7 @@ mod cluster;
 mod fleet;
 mod hooks;
 mod lfs;
+mod limits;
 mod manifests;
 mod p1_never_stale;
 mod p2_never_torn;

@@ -23,6 +23,7 @@ use super::Fleet;
 use crate::{
     metrics::{Metrics, Outcome},
     mirror::Mirror,
+    peers::placement::Placement,
     popularity::{Popularity, day::Uses},
 };
 
@@ -132,9 +133,14 @@ impl Warmer {
         let mut running = FuturesUnordered::new();
         loop {
             applied.mark_unchanged();
+            // Before the choice: what changes after it must be noticed.
+            let placed = self.fleet.placement().map(Placement::changed);
             sums.iter_mut().for_each(|sums| sums.mark_unchanged());
             let chosen = self.choose();
-            brought.retain(|id| self.fleet.get(id).is_some());
+            // What moves away and back is brought again.
+            let kept: BTreeSet<&RepoId> = chosen.iter().collect();
+            let here = |id: &RepoId| self.fleet.get(id).is_some_and(|mirror| mirror.bytes() > 0);
+            brought.retain(|id| kept.contains(id) || here(id));
             for id in &chosen {
                 if running.len() >= self.rules.at_once.get() || self.fleet.limits().room.is_tight() {
                     break;
@@ -152,7 +158,14 @@ impl Warmer {
                     None => std::future::pending().await,
                 }
             };
+            let placed = async {
+                match placed {
+                    Some(changed) => changed.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = placed => {}
                 Some((id, outcome)) = running.next() => {
                     self.metrics.prewarms.get_or_create(&Outcome { outcome }).inc();
                     self.tell(|told| match outcome {
@@ -174,7 +187,8 @@ impl Warmer {
 
     fn choose(&self) -> Vec<RepoId> {
         let uses = |id: &RepoId| self.popularity.as_ref().map_or(Uses::default(), |known| known.of(id));
-        let candidates = self.fleet.mirrors().into_iter().map(|mirror| Candidate {
+        let kept = |mirror: &Mirror| self.fleet.placement().is_none_or(|known| known.keeps(mirror.id()));
+        let candidates = self.fleet.mirrors().into_iter().filter(kept).map(|mirror| Candidate {
             id: mirror.id().clone(),
             prewarm: mirror.settings().prewarm,
             uses: uses(mirror.id()),

@@ -52,7 +52,7 @@ use crate::{
         remote::{self, Remote},
     },
     metrics::Metrics,
-    peers::Peers,
+    peers::{Peers, placement::Placement},
     upstream::{LookError, Looker, credentials::Installed},
 };
 
@@ -103,6 +103,7 @@ pub(super) struct Task {
     extras: VecDeque<Wanted>,
     archive: Option<Arc<Archive>>,
     peers: Option<Peers>,
+    placement: Option<Placement>,
     checkpoints: Checkpoints,
     /// Held by whoever must not see packs disappear.
     packs: Arc<Mutex<()>>,
@@ -188,7 +189,7 @@ impl Task {
         packs: Arc<Mutex<()>>,
         demand: Demand,
     ) -> (Self, Ports) {
-        let Shared { git, disk, metrics, limits, archive, peers, lfs: _ } = shared;
+        let Shared { git, disk, metrics, limits, archive, peers, lfs: _, placement } = shared;
         let id = settings.url.id().clone();
         let dir = disk.mirror(&id);
         let view = View {
@@ -238,6 +239,7 @@ impl Task {
             extras: VecDeque::new(),
             archive,
             peers,
+            placement,
             checkpoints: Checkpoints::default(),
             packs,
             demand,
@@ -391,14 +393,18 @@ impl Task {
     fn receive(&mut self, message: Message) {
         if matches!(message, Message::Look(..) | Message::Settle(..) | Message::Extra(..)) {
             self.awaited();
-            self.want();
+            // A look is answered without the data, and requests for objects are handed on where that can be.
+            if self.keeps() || !matches!(message, Message::Look(..)) {
+                self.want();
+            }
         }
         match message {
             Message::Want(Urgency::Idle) => self.want(),
-            Message::Want(Urgency::Awaited) => {
+            Message::Want(Urgency::Awaited) if self.keeps() => {
                 self.awaited();
                 self.want();
             }
+            Message::Want(Urgency::Awaited) => {}
             Message::Look(prefixes, reply) => {
                 self.next_look.push(Waiter::Look(prefixes, reply));
                 self.gather.joined(Instant::now());
@@ -410,6 +416,11 @@ impl Task {
             Message::Checkpoint => self.checkpoints.ordered = true,
             Message::Configure(settings) => self.configure(&settings),
         }
+    }
+
+    /// Whether it belongs here; elsewhere requests go to those that keep it.
+    fn keeps(&self) -> bool {
+        self.placement.as_ref().is_none_or(|placement| placement.keeps(&self.id))
     }
 
     /// From now on the mirror is to be here, and up to date.

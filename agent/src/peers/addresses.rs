@@ -73,6 +73,11 @@ impl Addresses {
         (Self(receiver), sender)
     }
 
+    /// Follows them.
+    pub fn watch(&self) -> watch::Receiver<Arc<[Address]>> {
+        self.0.clone()
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.0.borrow().len()

@@ -237,6 +237,19 @@ impl Proxy {
         stream::iter(self.addresses.all()).for_each_concurrent(TELLING, one).await;
     }
 
+    /// Whether the agents of these names can all be reached, and all have the mirror. One that has not brings it. `ask` is
+    /// anything that takes the mirror to answer.
+    pub(super) async fn all_warm(&self, id: &RepoId, names: &[String], ask: &Ask<'_>) -> bool {
+        let all = self.addresses.ranked(id);
+        for name in names {
+            let Some(peer) = all.iter().find(|peer| peer.name == *name) else { return false };
+            if self.ask_one(peer, id, ask).await.is_err() {
+                return false;
+            }
+        }
+        !names.is_empty()
+    }
+
     async fn ask_one(&self, peer: &Address, id: &RepoId, ask: &Ask<'_>) -> Result<Response, Passed> {
         let mut headers = HeaderMap::new();
         for name in FORWARDED {

@@ -38,6 +38,8 @@ pub struct Validated {
     pub prewarm: CachePrewarm,
     /// How much of the volume the agents' data may take.
     pub budget: Budget,
+    /// On how many pods each mirror is kept, if not on all.
+    pub replication: Option<i32>,
     /// The client Service.
     pub service: Service,
     /// How callers are known.
@@ -80,6 +82,7 @@ pub fn validate(
         s3: spec.store.as_ref().and_then(|store| store.s3.clone()),
         prewarm: spec.prewarm.clone(),
         budget: spec.disk.budget.clone(),
+        replication: spec.placement.replication,
         service: spec.service.clone(),
         auth: spec.auth.clone(),
         tls: spec.tls.clone(),

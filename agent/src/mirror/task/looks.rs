@@ -93,8 +93,11 @@ impl Task {
                 if self.look_trouble.is_none() {
                     tracing::warn!(%error, "the upstream cannot be asked");
                 }
-                self.look_trouble = Some(Trouble::new(error.kind().reason(), &error));
-                self.happened(Event::LookFailed);
+                // Where the mirror does not belong, nobody would try again and find that it has passed.
+                if self.wanted {
+                    self.look_trouble = Some(Trouble::new(error.kind().reason(), &error));
+                    self.happened(Event::LookFailed);
+                }
                 Err(Arc::new(error))
             }
         };
@@ -125,7 +128,9 @@ impl Task {
         let moved = self.stored.as_ref().is_none_or(|stored| stored.refs != refs);
         self.seen = Some((refs.clone(), began));
         self.last_look = Some(began_at);
-        self.happened(if moved { Event::LookFoundMoves } else { Event::LookFoundNothing });
+        if self.wanted {
+            self.happened(if moved { Event::LookFoundMoves } else { Event::LookFoundNothing });
+        }
         refs
     }
 

@@ -224,6 +224,9 @@ fn arguments(cache: &Validated) -> Vec<String> {
             arguments.extend([flag.into(), format!("{TLS}/{file}")]);
         }
     }
+    if let Some(copies) = cache.replication {
+        arguments.extend(["--replication".into(), copies.to_string()]);
+    }
     if let Some(S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ }) = &cache.s3 {
         let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
         arguments.extend(["--store".into(), format!("s3://{bucket}{prefix}")]);
