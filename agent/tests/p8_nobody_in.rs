@@ -1,6 +1,7 @@
 //! P8: only declared repositories, only for those who may, and no credential where it can be read.
 
 mod access;
+mod canary;
 mod configuration;
 mod credentials;
 mod github_app;

@@ -177,11 +177,13 @@ mod tests {
         let other = requests.begin(two).unwrap();
         // All lines are free by then.
         let now = Instant::now() + Duration::from_secs(1);
-        let wait = |turn: &Turn, bytes| turn.send(bytes, now).map(|until| (until - now).as_millis());
+        let wait = |turn: &Turn, bytes| {
+            turn.send(bytes, now).map(|until| ((until - now).as_secs_f64() * 1e3).round())
+        };
         assert_eq!(wait(&first, 100), None);
         // Both of a caller share its line: 1,100 bytes, less the burst.
-        assert_eq!(wait(&second, 1_000), Some(900));
+        assert_eq!(wait(&second, 1_000), Some(900.0));
         // Of the line of all: 1,500 bytes at 3,000 a second, more than its own 400 at 1,000.
-        assert_eq!(wait(&other, 400), Some(300));
+        assert_eq!(wait(&other, 400), Some(300.0));
     }
 }
