@@ -1,4 +1,4 @@
-//! A port: takes connections, plain or over TLS, and serves HTTP/1.1 and HTTP/2 on them until it is told to stop. What a
+//! A port: takes connections, plain or over TLS, and serves HTTP/1.1, and over TLS HTTP/2, until it is told to stop. What a
 //! client costs that sends nothing is bounded here; what its requests cost, in [`crate::serve::limits`].
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::{Router, body::Body, extract::ConnectInfo};
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -132,15 +132,25 @@ impl Connection {
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.silence));
         let stream = Box::pin(stream);
-        let Some(tls) = tls else { return self.requests(stream, Scheme::Http).await };
+        let Some(tls) = tls else { return self.requests(stream, Scheme::Http, Version::HTTP_11).await };
         match timeout(self.silence, TlsAcceptor::from(tls.config()).accept(stream)).await {
-            Ok(Ok(stream)) => self.requests(stream, Scheme::Https).await,
+            Ok(Ok(stream)) => {
+                let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                self.requests(stream, Scheme::Https, if h2 { Version::HTTP_2 } else { Version::HTTP_11 })
+                    .await;
+            }
             Ok(Err(error)) => tracing::debug!(%client, %error, "no TLS"),
             Err(_) => tracing::debug!(%client, "no TLS in time"),
         }
     }
 
-    async fn requests(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, scheme: Scheme) {
+    /// The version is told, not found out: whoever finds it out waits for the first byte for ever.
+    async fn requests(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        scheme: Scheme,
+        version: Version,
+    ) {
         let (router, client) = (self.router, self.client);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(client));
@@ -161,6 +171,7 @@ impl Connection {
             .keep_alive_timeout(self.silence)
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX));
+        let builder = if version == Version::HTTP_2 { builder.http2_only() } else { builder.http1_only() };
         let serving = builder.serve_connection(TokioIo::new(stream), service).into_owned();
         if let Err(error) = self.watcher.watch(serving).await {
             // The client's doing, mostly; what Tarn breaks off has been told where it happened.

@@ -12,6 +12,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use http::header;
 use http_body::{Frame, SizeHint};
 use tarn_crds::repo::RepoId;
 use tokio::time::{Sleep, sleep_until};
@@ -85,8 +86,10 @@ pub(super) fn send(
     began: Instant,
 ) -> Response {
     let line = Line::of(account, &response, client, began);
+    let told =
+        response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     response.map(|body| {
-        let expected = body.size_hint().exact();
+        let expected = told.or_else(|| body.size_hint().exact());
         Body::new(Sent { body, turn, wait: None, bytes: 0, expected, ended: false, line })
     })
 }
