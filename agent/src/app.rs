@@ -232,13 +232,13 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let stopped = CancellationToken::new();
     let store = archive.zip(peers);
     let store = store.map(|(archive, peers)| Probed { archive, peers });
-    let metrics_of_ports = metrics.clone();
+    let counted = metrics.clone();
     let admin = Admin { fleet, warmer, budget, metrics, store, stopping: stopping.clone() };
-    let measured = metrics_of_ports.clone();
-    let admin = listen::serve(admin_port, admin::router(admin), None, PROBES, measured, stopped.clone());
+    let admin =
+        listen::serve(admin_port, admin::router(admin), None, PROBES, counted.clone(), stopped.clone());
     let admin = AbortOnDropHandle::new(tokio::spawn(admin));
     let (router, limits) = (serve::router(serving), connection_limits(&config));
-    let serving = listen::serve(git_port, router, tls, limits, metrics_of_ports, stopping.clone());
+    let serving = listen::serve(git_port, router, tls, limits, counted, stopping.clone());
     let mut serving = AbortOnDropHandle::new(tokio::spawn(serving));
     stopping.cancelled().await;
     drop(watching);

@@ -32,7 +32,9 @@ async fn perform(name: &str, test: impl AsyncFnOnce(&Scene) -> Result<()>) -> Re
     let scene = Scene::create(name).await?;
     let done = tokio::time::timeout(LIMIT, test(&scene)).await;
     let done = done.with_context(|| format!("{name} did not end within {LIMIT:?}")).flatten();
-    if done.is_err() {
+    if let Err(error) = &done {
+        // Said before the dump too: where output is cut short, its beginning is what stays.
+        note(&format!("{name} failed: {error:#}"));
         dump::dump(&scene).await;
     }
     note(&format!("{name}: {:.0} s", began.elapsed().as_secs_f64()));

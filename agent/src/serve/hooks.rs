@@ -8,7 +8,7 @@ mod sender;
 
 use std::{
     collections::HashMap,
-    io::Read,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -27,7 +27,11 @@ use super::{
     error::Failure,
     proxy::{Notice, Origin},
 };
-use crate::{files::blocking, metrics::HookOutcome, mirror::Mirror};
+use crate::{
+    files::{blocking, read_bounded},
+    metrics::HookOutcome,
+    mirror::Mirror,
+};
 pub(super) use sender::Sender;
 
 /// The longest body: a push of 2,048 commits, the most that GitHub tells of, is 3 MB.
@@ -39,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bodies that are read at once; they are in memory before anybody has proved anything.
 const AT_ONCE: usize = 4;
 
-/// How much of the file of secrets is read.
+/// The longest file of secrets that is read.
 const MAX_SECRETS: u64 = 64 << 10;
 
 /// After a look, before the next one for the same mirror.
@@ -179,11 +183,7 @@ async fn follow(serving: Arc<Serving>, mirror: Mirror, mut notice: Notice, told:
 
 async fn read_secrets(path: &Path) -> Result<Vec<String>, Failure> {
     let file = path.to_owned();
-    let read = move || {
-        let mut text = String::new();
-        std::fs::File::open(file)?.take(MAX_SECRETS).read_to_string(&mut text)?;
-        Ok(text)
-    };
+    let read = move || String::from_utf8(read_bounded(&file, MAX_SECRETS)?).map_err(io::Error::other);
     let text = blocking(read).await.map_err(|error| {
         tracing::warn!(path = %path.display(), %error, "the secrets of webhooks cannot be read");
         Failure::no_hooks()
