@@ -118,9 +118,14 @@ async fn pods_are_added_and_taken_away_and_no_clone_fails() -> Result<()> {
             let only = |status: &GitMirrorStatus| status.replicas.len() == entries;
             let status = scene.until_status("app", "departed pods' entries to be gone", only).await?;
             ensure!(status.pods == Some(format!("{replicas}/{replicas}")), "{:?}", status.pods);
-            let cache: GitCache = scene.get("default").await?;
-            let seen = cache.status.context("no status")?;
-            ensure!(seen.replicas == Some(replicas) || seen.ready_replicas == Some(replicas), "{seen:?}");
+            // Pods on their way out count there until they are gone.
+            until(PATIENCE, "the cache's status to have so many pods", async || {
+                let cache: GitCache = scene.get("default").await?;
+                let seen = cache.status.context("no status")?;
+                ensure!(seen.replicas == Some(replicas) && seen.ready_replicas == Some(replicas), "{seen:?}");
+                Ok(())
+            })
+            .await?;
             cloner.until_more(3).await?;
         }
         let attempts = cloner.without_failure().await?;
