@@ -24,6 +24,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// For a first clone and a snapshot of some hundred megabytes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// A pack that has not come by then will not come.
+const LATE: Duration = Duration::from_secs(60);
+
 const POD: &str = "default-0";
 const MIRROR: &str = "repo";
 
@@ -85,6 +88,7 @@ async fn prepare(scene: &Scene) -> Result<()> {
         ensure!(found.contains("/checkpoints/") && found.contains("/snapshots/"), "there are {found:?}");
         let status = scene.status(MIRROR).await?;
         ensure!(status.ready_replicas == Some(1) && status.desired_replicas == Some(1), "two pods still");
+        ensure!(status.snapshot.is_some(), "status does not know the snapshot yet");
         Ok(status)
     })
     .await?;
@@ -114,14 +118,14 @@ async fn scheduled(scene: &Scene) -> Result<Instant> {
 async fn full_pack(scene: &Scene) -> Result<Duration> {
     let service: Service = scene.get("default").await?;
     let address = service.spec.and_then(|spec| spec.cluster_ip).context("a Service without an address")?;
-    let url = format!("http://{address}/git/{}/{MIRROR}", scene.upstream_host());
+    let url = format!("http://{address}:80/git/{}/{MIRROR}", scene.upstream_host());
     let ask = Ask { depth: Depth::Full, check: Check::Trailer, wants: None };
     let began = scheduled(scene).await?;
     loop {
         // Nobody listens at first, then the answer is that there is no mirror yet.
         match Client::new(&url)?.clone(&ask).await {
             Ok(_) => break,
-            Err(error) if began.elapsed() > PATIENCE => return Err(error),
+            Err(error) if began.elapsed() > LATE => return Err(error.context("no pack in time")),
             Err(_) => sleep(PAUSE).await,
         }
     }
