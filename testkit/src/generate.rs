@@ -7,6 +7,7 @@
 //! Everything streams through `git fast-import`; memory holds the current worktree, never the history.
 //! Only object ids are promised to repeat: packs depend on git's version and its threads.
 
+mod edits;
 mod history;
 mod random;
 mod stream;
@@ -19,6 +20,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::git::Git;
+pub use edits::{edits, linked_copy};
 
 /// Changes whenever the same profile and seed give other objects, so that caches start anew.
 pub const VERSION: u32 = 1;

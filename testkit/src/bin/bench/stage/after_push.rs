@@ -1,12 +1,11 @@
 //! A first depth-1 clone of HEAD after a push: no cached answer helps, and what the agent holds ready for
 //! shallow clones is older than the push.
 
-use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tarn_testkit::generate::{edits, linked_copy};
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::load::{Ask, Check, Clones, Depth, clones};
 use tarn_testkit::measure::{Server, Usage};
@@ -39,7 +38,7 @@ impl AfterPush {
     pub(super) async fn set(agent: &Path, repository: &Repository, work: &Path) -> Result<Self> {
         let root = work.join("upstream");
         let dir = root.join("repo.git");
-        copy(&repository.dir, &dir)?;
+        linked_copy(&repository.dir, &dir)?;
         let upstream = Repo::open(Git::new()?.with_config("safe.directory", "*"), &dir);
         let baseline = Side::baseline("after-push-baseline", &root, work).await?;
         let url = tarn_testkit::git::file_url(&dir);
@@ -55,7 +54,7 @@ impl AfterPush {
     /// Pushes to the upstream, once the agent has nothing left to do for the state before.
     pub(super) async fn push(&self, turn: Turn) -> Result<()> {
         self.agent.server.calm(CALM, LIMIT).await?;
-        let script = script(&self.upstream, turn.number).await?;
+        let script = edits(&self.upstream, turn.number, COMMITS).await?;
         self.upstream.fast_import(script.as_bytes()).await.map(drop)
     }
 
@@ -93,54 +92,4 @@ pub(super) fn figures(clones: &Clones, usage: &Usage, afterwards: Duration) -> V
         afterwards.as_secs_f64(),
         usage.client_cpu.as_secs_f64(),
     ]
-}
-
-/// A push for `git fast-import`: commits that each change a line of one to three files.
-async fn script(repo: &Repo, push: usize) -> Result<String> {
-    let tree = repo.git(&["ls-tree", "-r", "HEAD"]).await?;
-    let paths: Vec<&str> = tree
-        .lines()
-        .filter(|line| line.starts_with("100644 "))
-        .filter_map(|line| Some(line.split_once('\t')?.1))
-        .collect();
-    ensure!(!paths.is_empty(), "HEAD holds no files");
-    let mut script = String::new();
-    let mut changes = 0;
-    for commit in 0..COMMITS {
-        let date = 1_900_000_000 + push * COMMITS + commit;
-        let message = format!("push {push}, commit {commit}");
-        writeln!(script, "commit refs/heads/main\ncommitter Bench <bench@example.com> {date} +0000")?;
-        writeln!(script, "data {}\n{message}", message.len())?;
-        if commit == 0 {
-            writeln!(script, "from refs/heads/main^0")?;
-        }
-        for _ in 0..=commit % 3 {
-            changes += 1;
-            // A prime step goes through all directories, and seldom meets a file twice.
-            let path = paths.get((push * 97 + changes * 1_009) % paths.len()).context("no such file")?;
-            let old = repo.git(&["cat-file", "blob", &format!("HEAD:{path}")]).await?;
-            let mut lines: Vec<&str> = old.lines().collect();
-            lines.insert(lines.len() / 2, &message);
-            let new = lines.join("\n") + "\n";
-            write!(script, "M 100644 inline {path}\ndata {}\n{new}\n", new.len())?;
-        }
-    }
-    Ok(script)
-}
-
-/// Copies a bare repository; packs, which never change, are linked.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_type()?.is_dir() {
-            copy(&source, &target)?;
-        } else if source.components().any(|part| part.as_os_str() == "objects") {
-            fs::hard_link(&source, &target).with_context(|| format!("link {}", source.display()))?;
-        } else {
-            fs::copy(&source, &target).with_context(|| format!("copy {}", source.display()))?;
-        }
-    }
-    Ok(())
 }
