@@ -6,10 +6,12 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use tarn_testkit::agent::PATIENCE;
 use tarn_testkit::eventually::eventually;
+use tarn_testkit::wire::Connection;
 
 use super::{Repositories, metric};
 use crate::p4_never_stuck::SmallDisk;
 use crate::scene::agent;
+use crate::serving::{fetch_request, post};
 
 const MEGABYTE: usize = 1_000_000;
 
@@ -58,6 +60,35 @@ async fn a_mirror_that_is_nowhere_else_stays() -> Result<()> {
     agent.fetch_now(&scene.repo("a")).await?;
     agent.wait_phase(&scene.repo("a"), "OnDemand").await?;
     scene.clone(&agent, "a", "fresh").await
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_read_stays_until_its_reader_has_all() -> Result<()> {
+    // More than the sockets between hold.
+    let scene = Repositories::large(&["a"], 32 * MEGABYTE).await?;
+    let old = scene.origin("a").rev_parse("main^").await?;
+    scene.origin("a").tag("old", &old).await?;
+    let agent = agent().arg("--disk-budget").arg("1Mi").start_with(&[("all.yaml", &scene.yaml)]).await?;
+    scene.clone(&agent, "a", "first").await?;
+    agent.wait_phase(&scene.repo("a"), "Ready").await?;
+    let head = scene.origin("a").rev_parse("main").await?;
+    // An answer that cannot be shared comes from the mirror's files to its end, and not from the cache.
+    let body = fetch_request(&[&head], &["deepen-not refs/tags/old", "no-progress", "done"]);
+    let mut reader = Connection::open(agent.git_address()?).await?;
+    reader.send(&post(&format!("/git/{}", scene.repo("a")), "git-upload-pack", &body)).await?;
+    eventually(PATIENCE, "a child that serves it", async || {
+        ensure!(metric(&agent, "tarn_serve_upload_packs").await? == 1, "none");
+        Ok(())
+    })
+    .await?;
+    // Longer than the last use protects it.
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    let status = agent.mirror_status(&scene.repo("a")).await?;
+    ensure!(status["phase"] == "Ready", "it left while it was read: {status}");
+    let answer = reader.answer().await?;
+    ensure!(answer.status == 200 && answer.body.len() > 32 * MEGABYTE, "{} bytes", answer.body.len());
+    ensure!(answer.body.ends_with(b"0000"), "all of it");
+    agent.wait_phase(&scene.repo("a"), "OnDemand").await.map(drop)
 }
 
 #[tokio::test]
