@@ -8,7 +8,7 @@ BENCH  ?=
 # Words: only those tests on the cluster whose names contain one of them.
 E2E    ?=
 
-.PHONY: help demo lint test chart e2e gen verify fuzz large bench bench-checkpoints bench-snapshots bench-cluster
+.PHONY: help demo lint test chart e2e gen verify fuzz large bench bench-ahead bench-checkpoints bench-snapshots bench-cluster
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ fuzz: ## try every parser of bytes from outside on inputs nobody thought of; FUZ
 
 large: ## clone the benchmark's repository (400 MB) through Tarn, compare every ref, check every object
 	@scripts/large
+
+bench-ahead: ## the first clone after a push, with packs made ahead of demand and without
+	$(CARGO) bench --locked -p tarn-agent --bench ahead
 
 bench-checkpoints: ## restore from an S3 server beside a raw download and a clone; publish a thousand commits
 	AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=testtesttest NO_PROXY=127.0.0.1 \

@@ -115,7 +115,7 @@ impl Stage {
                 // for the raw read.
                 let mut agent = self.cold_agent(&endpoint).await?;
                 agent.wait_phase(&self.repo, "Ready").await?;
-                calm(agent.pid()?).await?;
+                agent.wait_calm(CALM).await?;
                 first.push(read(&agent, &self.target(), self.bytes).await?.1);
                 agent.kill9().await?;
                 for (count, times) in &mut crowds {
@@ -317,21 +317,6 @@ async fn read(agent: &Agent, target: &str, bytes: u64) -> Result<(Duration, Dura
     let got = got.await?;
     ensure!(got.bytes == bytes, "{} bytes, not {bytes}", got.bytes);
     Ok((began.elapsed(), first.context("no byte")?))
-}
-
-/// Waits until the agent with this process id has had no children for [`CALM`].
-async fn calm(pid: u32) -> Result<()> {
-    let (began, mut since) = (Instant::now(), Instant::now());
-    while since.elapsed() < CALM {
-        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            if !std::fs::read_to_string(thread?.path().join("children")).unwrap_or_default().is_empty() {
-                since = Instant::now();
-            }
-        }
-        ensure!(began.elapsed() < Duration::from_secs(240), "the agent is never idle");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
 }
 
 /// Asks for headers, over eight connections at once.

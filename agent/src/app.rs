@@ -46,7 +46,7 @@ use crate::{
     },
     popularity::{self, Popularity},
     report::{Reporter, lease},
-    serve::{self, ServeError, Serving, hooks::Hooks, limits, proxy::Proxy},
+    serve::{self, ServeError, Serving, hooks::Hooks, lately::Lately, limits, proxy::Proxy},
     shutdown,
     store::{self, StoreError},
     tls::{Tls, TlsError},
@@ -190,11 +190,15 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let guard = Guard::new(means, metrics.clone());
     let (served, known) = (fleet.clone(), metrics.clone());
     let serving = Serving::new(served, guard, git.clone(), &disk, packs, popularity, proxy, known).await?;
+    let (lately, newly_asked) = (config.pack_ahead > 0).then(Lately::new).unzip();
     let serving = serving
         .with_hooks(Hooks::new(config.webhook_secret_file.clone()))
-        .with_limits(request_limits(&config));
+        .with_limits(request_limits(&config))
+        .with_lately(lately);
 
     let serving = Arc::new(serving);
+    let packing = newly_asked.map(|new| serve::ahead::run(serving.clone(), new, config.pack_ahead));
+    let _packing = packing.map(|packing| AbortOnDropHandle::new(tokio::spawn(packing)));
     let _placing = placing.map(|placing| AbortOnDropHandle::new(tokio::spawn(placing.run())));
     let releasing = placement.map(|placement| serve::moving::release(serving.clone(), placement));
     let _releasing = releasing.map(|releasing| AbortOnDropHandle::new(tokio::spawn(releasing)));

@@ -144,6 +144,17 @@ pub struct Serve {
     )]
     pub disk_budget: Budget,
 
+    /// Percent of one processor's time for packs that are made before anyone asks, when refs have moved; 0: none are
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        env = "TARN_AGENT_PACK_AHEAD",
+        hide_env_values = true,
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u8).range(..=100)
+    )]
+    pub pack_ahead: u8,
+
     /// Looks and fetches under way at one upstream host
     #[arg(
         long,

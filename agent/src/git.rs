@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod object;
+pub mod negotiation;
 pub mod orphans;
 pub mod pack;
 pub mod bundle;

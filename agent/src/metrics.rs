@@ -3,7 +3,7 @@
 //! Labels come from closed enums; `mirror` stands only on per-mirror gauges, which are read from the fleet
 //! when they are asked for (see `admin`). No ref, URL or error text is ever a label.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicU64};
 
 use prometheus_client::{
     collector::Collector,
@@ -88,6 +88,26 @@ impl Lookup {
     pub const BYPASS: Self = Self { result: "bypass" };
 }
 
+/// What became of an answer that is made before anyone asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Ahead {
+    /// `made`, `failed` or `abandoned`; of those made, `used` by whoever came first, or `unused` until the refs moved again.
+    pub outcome: &'static str,
+}
+
+impl Ahead {
+    /// It is there.
+    pub const MADE: Self = Self { outcome: "made" };
+    /// It cannot be made.
+    pub const FAILED: Self = Self { outcome: "failed" };
+    /// The refs moved while it was made.
+    pub const ABANDONED: Self = Self { outcome: "abandoned" };
+    /// Somebody has asked for it.
+    pub const USED: Self = Self { outcome: "used" };
+    /// Nobody has.
+    pub const UNUSED: Self = Self { outcome: "unused" };
+}
+
 /// What became of a request that was handed to a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Proxied {
@@ -137,6 +157,10 @@ pub struct Metrics {
     pub hooks: Family<HookOutcome, Counter>,
     /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
     pub pack_lookups: Family<Lookup, Counter>,
+    /// `tarn_packs_ahead_total`: answers made before anyone asked for them.
+    pub packs_ahead: Family<Ahead, Counter>,
+    /// `tarn_packs_ahead_seconds_total`: time spent on them.
+    pub packs_ahead_seconds: Counter<f64, AtomicU64>,
     /// `tarn_packs_kept_bytes`: length of the answers kept.
     pub pack_bytes: Gauge,
     /// `tarn_serve_upload_packs`: running `git upload-pack` children.
@@ -218,6 +242,8 @@ impl Metrics {
             refused_connections: Counter::default(),
             hooks: Family::default(),
             pack_lookups: Family::default(),
+            packs_ahead: Family::default(),
+            packs_ahead_seconds: Counter::default(),
             pack_bytes: Gauge::default(),
             upload_packs: Gauge::default(),
             looks: Family::default(),
@@ -269,6 +295,14 @@ impl Metrics {
             "lookups",
             "Requests for packs, by how they met the cache",
             metrics.pack_lookups.clone(),
+        );
+        packs.register("ahead", "Answers made before anyone asked", metrics.packs_ahead.clone());
+        let seconds = metrics.packs_ahead_seconds.clone();
+        packs.register_with_unit(
+            "ahead",
+            "Time spent on answers nobody had asked for",
+            Unit::Seconds,
+            seconds,
         );
         packs.register_with_unit(
             "kept",

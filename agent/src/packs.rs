@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     files::remove_tree,
-    metrics::{Lookup, Metrics},
+    metrics::{Ahead, Lookup, Metrics},
     protocol::{fetch::Key, pktline},
     tail::{Tail, TailError, Writer, tail},
 };
@@ -57,6 +57,8 @@ struct Entry {
     /// Length once whole.
     bytes: Option<u64>,
     used: Instant,
+    /// Made before anyone asked, and nobody has asked yet.
+    ahead: bool,
 }
 
 /// An answer to read.
@@ -100,6 +102,14 @@ impl Shelf {
         self.tail.length()
     }
 
+    /// Waits until the answer is whole, and says how long it is.
+    ///
+    /// # Errors
+    /// Its maker failed.
+    pub async fn whole(self) -> Result<u64, TailError> {
+        self.tail.ended().await.map(|()| self.tail.length().unwrap_or(0))
+    }
+
     /// The answer from its first byte, as it grows.
     pub fn read(self) -> impl Stream<Item = Result<Bytes, TailError>> + Send {
         let Self { tail, interest, .. } = self;
@@ -139,12 +149,68 @@ impl Packs {
             let interest = entry.interest.upgrade();
             if entry.bytes.is_some() || interest.is_some() {
                 entry.used = Instant::now();
+                if std::mem::take(&mut entry.ahead) {
+                    self.shared.metrics.packs_ahead.get_or_create(&Ahead::USED).inc();
+                }
                 let lookup = if entry.bytes.is_some() { Lookup::HIT } else { Lookup::JOINED };
                 self.shared.metrics.pack_lookups.get_or_create(&lookup).inc();
                 return Ok(Shelf { tail: entry.tail.clone(), lookup, interest });
             }
         }
         self.shared.metrics.pack_lookups.get_or_create(&Lookup::MISS).inc();
+        self.begin(&mut entries, key, keep, false, make)
+    }
+
+    /// Makes the answer called `key` before anyone asks for it; `None` if it is there or being made.
+    ///
+    /// `make` is as in [`Self::get_or_make`]. Who asks meanwhile follows it, and it is given up when neither they nor the
+    /// holder of the [`Shelf`] are left.
+    ///
+    /// # Errors
+    /// The file for the answer cannot be made: a full disk, above all.
+    pub fn make_ahead<F>(
+        &self,
+        key: Key,
+        keep: Keep,
+        make: impl FnOnce(Spool) -> F,
+    ) -> io::Result<Option<Shelf>>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut entries = self.lock();
+        let there = |entry: &Entry| entry.bytes.is_some() || entry.interest.strong_count() > 0;
+        if entries.get(&key).is_some_and(there) {
+            return Ok(None);
+        }
+        self.begin(&mut entries, key, keep, true, make).map(Some)
+    }
+
+    /// Lets an answer go that was made before anyone asked, if nobody ever has.
+    pub fn discard_unused(&self, key: &Key) {
+        let mut entries = self.lock();
+        if entries.get(key).is_some_and(|entry| entry.ahead && entry.bytes.is_some()) {
+            entries.remove(key).iter().for_each(|entry| discard(&entry.path));
+            self.shared.metrics.packs_ahead.get_or_create(&Ahead::UNUSED).inc();
+            self.evict(&mut entries);
+        }
+    }
+
+    /// How long all kept answers may be together, in bytes.
+    pub fn budget(&self) -> u64 {
+        self.shared.budget
+    }
+
+    fn begin<F>(
+        &self,
+        entries: &mut HashMap<Key, Entry>,
+        key: Key,
+        keep: Keep,
+        ahead: bool,
+        make: impl FnOnce(Spool) -> F,
+    ) -> io::Result<Shelf>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let path = self.shared.dir.join(format!("{number}.answer"));
         let file = fs::File::options().create_new(true).append(true).open(&path)?;
@@ -159,11 +225,11 @@ impl Packs {
             interest: Arc::downgrade(&interest),
             bytes: None,
             used: Instant::now(),
+            ahead,
         };
         if let Some(given_up) = entries.insert(key, entry) {
             discard(&given_up.path);
         }
-        drop(entries);
         let (packs, whole) = (self.clone(), tail.clone());
         tokio::spawn(async move {
             made.await;
@@ -291,6 +357,45 @@ mod tests {
         assert_eq!(read(made).await.unwrap(), content);
         assert_eq!(read(joined).await.unwrap(), content);
         assert_eq!(read(packs.get_or_make([1; 32], Keep::Packs, never).unwrap()).await.unwrap(), content);
+    }
+
+    #[tokio::test]
+    async fn an_answer_made_ahead_is_there_for_the_first_who_asks_and_goes_if_nobody_does() {
+        let (dir, packs) = packs(1 << 20);
+        for key in [1, 2] {
+            let made = packs.make_ahead([key; 32], Keep::Packs, |spool| write(spool, answer(9))).unwrap();
+            assert_eq!(made.unwrap().whole().await.unwrap(), answer(9).len() as u64);
+            settled(&packs).await;
+        }
+        assert!(packs.make_ahead([1; 32], Keep::Packs, never).unwrap().is_none());
+        let shelf = packs.get_or_make([1; 32], Keep::Packs, never).unwrap();
+        assert_eq!(shelf.lookup(), Lookup::HIT);
+        for key in [1, 2] {
+            packs.discard_unused(&[key; 32]);
+        }
+        let kept: Vec<u8> = packs.lock().keys().filter_map(|key| key.first().copied()).collect();
+        assert_eq!(kept, [1]);
+        assert_eq!(fs::read_dir(dir.path().join("packs")).unwrap().count(), 1);
+        let count = |outcome| packs.shared.metrics.packs_ahead.get_or_create(&outcome).get();
+        assert_eq!((count(Ahead::USED), count(Ahead::UNUSED)), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn an_answer_made_ahead_goes_on_for_who_joined_it() {
+        let (_dir, packs) = packs(1 << 20);
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let slow = |spool: Spool| async move {
+            tokio::select! {
+                _ = gone => write(spool, answer(9)).await,
+                () = spool.unwanted.cancelled() => {}
+            }
+        };
+        let ahead = packs.make_ahead([1; 32], Keep::Packs, slow).unwrap().unwrap();
+        let joined = packs.get_or_make([1; 32], Keep::Packs, never).unwrap();
+        assert_eq!(joined.lookup(), Lookup::JOINED);
+        drop(ahead);
+        go.send(()).unwrap();
+        assert_eq!(read(joined).await.unwrap(), answer(9));
     }
 
     #[tokio::test]

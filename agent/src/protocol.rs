@@ -6,3 +6,4 @@ pub mod lfs;
 pub mod ls_refs;
 pub mod pktline;
 pub mod request;
+pub mod shape;

@@ -20,7 +20,9 @@ pub mod lfs;
 pub mod push;
 pub mod queue;
 pub mod rendered;
+pub mod lately;
 pub mod upload_pack;
+pub mod ahead;
 
 use std::{
     net::SocketAddr,
@@ -52,6 +54,7 @@ use crate::{
 };
 use error::Failure;
 use hooks::Hooks;
+use lately::Lately;
 use limits::Requests;
 use proxy::{Ask, Origin, Proxy, is_cold};
 use queue::Queue;
@@ -100,6 +103,8 @@ pub struct Serving {
     hooks: Hooks,
     requests: Requests,
     queue: Queue,
+    /// What is asked for, where packs are made ahead.
+    lately: Option<Lately>,
     rendered: Rendered,
     /// Where agents tell each other what is asked for, if they share a store.
     popularity: Option<Popularity>,
@@ -151,6 +156,7 @@ impl Serving {
             hooks: Hooks::new(None),
             requests: Requests::new(limits::Limits::default()),
             queue,
+            lately: None,
             popularity,
             rendered: Rendered::default(),
         })
@@ -166,6 +172,12 @@ impl Serving {
     #[must_use]
     pub fn with_limits(self, limits: limits::Limits) -> Self {
         Self { requests: Requests::new(limits), ..self }
+    }
+
+    /// Notes what is asked for, if packs are made ahead.
+    #[must_use]
+    pub fn with_lately(self, lately: Option<Lately>) -> Self {
+        Self { lately, ..self }
     }
 
     /// Somebody is given something of `mirror`.

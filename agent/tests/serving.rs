@@ -5,6 +5,7 @@ mod bad_input;
 mod clones;
 mod cold;
 mod ensure_refs;
+mod packs_ahead;
 mod push;
 mod repositories;
 mod shared_packs;

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,6 +22,9 @@ use crate::wire::{self, Answer, Connection};
 
 /// How long a start, a stop or a phase may take: far longer than either does, for loaded machines.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// After so long an agent should have done all that it does of its own accord, even for a large repository.
+const CALM: Duration = Duration::from_secs(240);
 
 /// How an agent is to be started.
 #[derive(Debug, Clone)]
@@ -356,6 +359,19 @@ impl Agent {
             Ok(())
         })
         .await
+    }
+
+    /// Waits until no process has worked for the agent for so long.
+    pub async fn wait_calm(&self, quiet: Duration) -> Result<()> {
+        let (began, mut since) = (Instant::now(), Instant::now());
+        while since.elapsed() < quiet {
+            if !self.children()?.is_empty() {
+                since = Instant::now();
+            }
+            ensure!(began.elapsed() < CALM, "the agent is never idle");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// Ends the agent with SIGKILL, which its children survive.

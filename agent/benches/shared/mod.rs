@@ -1,4 +1,4 @@
-//! What both benchmarks need: the repository, agents with a bucket, and figures in their form.
+//! What the benchmarks need: the repository, agents with a bucket, and figures in their form.
 
 use std::time::Duration;
 

@@ -74,6 +74,8 @@ pub struct Job {
     pub request: Bytes,
     /// How git is to look for deltas.
     pub tuning: Tuning,
+    /// Nobody waits for it: one thread has to do.
+    pub idle: bool,
 }
 
 /// What makes a pack cheap depends on what is asked for (docs/decisions/0006).
@@ -108,6 +110,9 @@ impl Job {
         let mut command = git.command("upload-pack").env("GIT_PROTOCOL", self.version.env());
         for setting in SETTINGS.iter().chain(self.tuning.settings()) {
             command = command.config(setting);
+        }
+        if self.idle {
+            command = command.config("pack.threads=1");
         }
         if git.at_least(MULTI_PACK_REUSE) {
             command = command.config("pack.allowPackReuse=multi");

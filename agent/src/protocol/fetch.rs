@@ -12,7 +12,7 @@ use super::pktline::{FLUSH, write};
 use crate::git::{ObjectFormat, Oid, RefSet};
 
 /// A `fetch` request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Fetch {
     /// Objects the client wants to have afterwards; sorted, each once.
     pub wants: Vec<Oid>,
@@ -84,6 +84,11 @@ impl Fetch {
             oids.dedup();
         }
         Ok(request)
+    }
+
+    /// The same request for other objects, by clients that have others.
+    pub fn about(&self, wants: Vec<Oid>, haves: Vec<Oid>, shallow: Vec<Oid>) -> Self {
+        Self { wants, haves, shallow, ..self.clone() }
     }
 
     /// Marks the request as one whose answer must not be shared.

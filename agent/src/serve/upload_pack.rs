@@ -1,7 +1,7 @@
 //! `POST git-upload-pack`: refs from memory; objects from the pack cache, whose misses a child or, while
 //! the mirror is not there yet, the upstream fills.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use crate::{
     },
     metrics::{Lookup, Metrics},
     mirror::{BringError, Mirror, View, demand::Reading},
-    packs::{Keep, Spool},
+    packs::{Keep, Shelf, Spool},
     popularity::day::Taken,
     protocol::{
         fetch::{Fetch, Key, annotated},
@@ -84,6 +84,7 @@ pub async fn handle(
         request,
         body: bytes.clone(),
         reading: mirror.read(),
+        idle: false,
     };
     match request {
         Request::Probe => Ok(answer(RESULT, None, Body::empty())),
@@ -111,6 +112,37 @@ pub async fn handle(
             Ok(wanted(None).serve(&wants).await.unwrap_or_else(Failure::into_packet))
         }
     }
+}
+
+/// Begins to make the answer to `request`, which nobody has asked yet. `None` where it cannot be shared, or the mirror is
+/// not here; no [`Shelf`] if it is there, or being made.
+///
+/// # Errors
+/// The disk.
+pub(super) fn begin_ahead(
+    serving: &Arc<Serving>,
+    mirror: &Mirror,
+    request: Fetch,
+) -> io::Result<Option<(Key, Option<Shelf>)>> {
+    let reading = mirror.read();
+    let view = mirror.view();
+    let Some(stored) = view.stored.clone() else { return Ok(None) };
+    let Some(request) = request.normalised(&stored.refs) else { return Ok(None) };
+    let format = stored.refs.format();
+    let key = request.key(&mirror.id().to_string(), format, &stored.refs);
+    let wanted = Wanted {
+        serving: serving.clone(),
+        line: format!("ahead {}", mirror.id()),
+        mirror: mirror.clone(),
+        format,
+        version: ProtocolVersion::V2,
+        body: request.to_request(format).into(),
+        request: None,
+        reading,
+        idle: true,
+    };
+    let make = |spool| wanted.make(request, view, spool);
+    Ok(Some((key, serving.packs.make_ahead(key, Keep::Packs, make)?)))
 }
 
 /// What a client that asks so is about. One that has nothing and wants no ref's object fills up a partial clone.
@@ -143,6 +175,8 @@ struct Wanted {
     body: Bytes,
     /// Keeps the mirror's files, from before it is looked whether they are there.
     reading: Reading,
+    /// No client waits for it yet.
+    idle: bool,
 }
 
 impl Wanted {
@@ -197,6 +231,10 @@ impl Wanted {
         let Some(request) = self.request.clone().and_then(|request| request.normalised(&refs)) else {
             return self.stream(Tuning::default()).await;
         };
+        if let (Some(lately), Some(asked), Some(stored)) = (&self.serving.lately, &self.request, &view.stored)
+        {
+            lately.asked(&self.mirror, asked, stored);
+        }
         let key = request.key(&self.mirror.id().to_string(), self.format, &refs);
         let normal = Self { body: request.to_request(self.format).into(), ..self.clone() };
         match self.shared(key, Keep::Packs, |spool| normal.make(request, view, spool)).await {
@@ -278,7 +316,7 @@ impl Wanted {
                 (mirror, if near { Tuning::NearHaves } else { Tuning::Plain })
             }
         };
-        Job { repository, version: self.version, request: self.body.clone(), tuning }
+        Job { repository, version: self.version, request: self.body.clone(), tuning, idle: self.idle }
     }
 
     async fn place(&self) -> Result<Place, Failure> {
@@ -292,7 +330,7 @@ impl Wanted {
         let running = Running::new(&self.serving.metrics, self.place().await?);
         let reading = self.reading.clone();
         let (repository, request) = (self.mirror.dir().to_owned(), self.body.clone());
-        let job = Job { repository, version: self.version, request, tuning };
+        let job = Job { repository, version: self.version, request, tuning, idle: false };
         let mut child = Box::pin(job.stream(&self.serving.git).map_err(|error| Failure::child(&error))?);
         // The first bytes decide between an answer and an error that git can show.
         let first = match child.next().await {

@@ -415,7 +415,7 @@ impl Looker {
         version: ProtocolVersion,
         request: Bytes,
     ) -> upload_pack::Job {
-        upload_pack::Job { repository, version, request, tuning: upload_pack::Tuning::default() }
+        upload_pack::Job { repository, version, request, tuning: upload_pack::Tuning::default(), idle: false }
     }
 
     async fn look_at_file(&self, prefixes: &[BString]) -> Result<Arc<RefSet>, LookError> {

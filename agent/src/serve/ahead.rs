@@ -1,0 +1,170 @@
+//! Packs ahead of demand: when a mirror's refs move, what clients asked for lately is made for the new refs, so that the
+//! first one after a push finds its pack as all others do (docs/decisions/0015).
+//!
+//! Requests say what is asked for ([`Lately`](super::lately::Lately)); a task follows each mirror that is asked for
+//! something, and ends when it no longer is. One pack is made at a time in the whole agent, in its turn among clients,
+//! within a share of one processor's time. It is given up when the refs move again before it is whole, unless a client
+//! follows it already.
+
+mod credit;
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tarn_crds::repo::RepoId;
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::{
+    Serving,
+    lately::{New, Plan},
+    upload_pack,
+};
+use crate::{
+    git::negotiation,
+    metrics::{self, Metrics},
+    mirror::Mirror,
+    protocol::shape::{FIRST_HAVES, Shape},
+};
+use credit::Credit;
+
+/// A fetch that a client waits for moves refs, too: it goes first.
+const YIELD: Duration = Duration::from_millis(100);
+
+/// The largest part of the cache that one pack made ahead may take: this one of so many.
+const LARGE: u64 = 4;
+
+/// Makes packs for the mirrors that come out of `new`, in `percent` of one processor's time.
+pub async fn run(serving: Arc<Serving>, mut new: mpsc::Receiver<New>, percent: u8) {
+    // Held by whoever makes something.
+    let credit = Arc::new(Mutex::new(Credit::new(f64::from(percent) / 100.0, Instant::now())));
+    let mut following = JoinSet::new();
+    loop {
+        tokio::select! {
+            new = new.recv() => match new {
+                Some(new) => drop(following.spawn(follow(serving.clone(), credit.clone(), new))),
+                None => return,
+            },
+            Some(_) = following.join_next() => {}
+        }
+    }
+}
+
+/// Makes what is asked for lately of one mirror, each time its refs are others.
+async fn follow(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, new: New) {
+    let New { id, mut changes, mut digest } = new;
+    let Some(lately) = &serving.lately else { return };
+    let mut work: Option<Pin<Box<dyn Future<Output = ()> + Send>>> = None;
+    loop {
+        let done = async {
+            match &mut work {
+                Some(work) => work.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = done => {
+                work = None;
+                continue;
+            }
+            there = changes.next() => if !there { break },
+        }
+        let Some(mirror) = serving.fleet.get(&id) else { break };
+        let Some(stored) = mirror.view().stored else { break };
+        if stored.digest == digest {
+            continue;
+        }
+        digest.clone_from(&stored.digest);
+        let Some(plan) = lately.moved(&id, &stored) else { return };
+        // What is under way is dropped, and with it given up.
+        work = Some(Box::pin(make_all(serving.clone(), credit.clone(), id.clone(), plan)));
+    }
+    lately.forget(&id);
+}
+
+async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId, plan: Plan) {
+    sleep(YIELD).await;
+    for (shape, made_before) in &plan.shapes {
+        made_before.iter().for_each(|key| serving.packs.discard_unused(key));
+        let mut credit = credit.lock().await;
+        let wait = credit.wait(Instant::now());
+        if !wait.is_zero() {
+            tracing::debug!(repo = %id, ?wait, "packs ahead have used their time up");
+        }
+        sleep(wait).await;
+        // Not held while waiting: a mirror goes only when nobody holds it.
+        let Some(mirror) = serving.fleet.get(&id) else { return };
+        let attempt =
+            Attempt { credit: &mut credit, metrics: &serving.metrics, begun: Instant::now(), outcome: None };
+        make(&serving, &mirror, &plan, shape, attempt).await;
+    }
+}
+
+async fn make(serving: &Arc<Serving>, mirror: &Mirror, plan: &Plan, shape: &Shape, mut attempt: Attempt<'_>) {
+    let Some(foreseen) = shape.foresee(&plan.now, &plan.before) else { return };
+    let mut request = foreseen.request;
+    if let Some(walk) = foreseen.walk {
+        let newest = negotiation::newest(&serving.git, mirror.dir(), &walk.tips, &walk.common, FIRST_HAVES);
+        match newest.await {
+            Ok(haves) => request.haves = haves,
+            Err(error) => {
+                attempt.outcome = Some(metrics::Ahead::FAILED);
+                tracing::debug!(repo = %mirror.id(), %error, "what clients have cannot be foreseen");
+                return;
+            }
+        }
+        request.haves.sort_unstable();
+    }
+    attempt.outcome = Some(metrics::Ahead::ABANDONED);
+    let begun = upload_pack::begin_ahead(serving, mirror, request);
+    let (key, shelf) = match begun {
+        Ok(Some((key, Some(shelf)))) => (key, shelf),
+        // Somebody was faster.
+        Ok(_) => return attempt.outcome = None,
+        Err(error) => {
+            tracing::debug!(repo = %mirror.id(), %error, "no pack can be made ahead");
+            return attempt.outcome = Some(metrics::Ahead::FAILED);
+        }
+    };
+    match shelf.whole().await {
+        Ok(bytes) => {
+            attempt.outcome = Some(metrics::Ahead::MADE);
+            let (millis, repo) = (attempt.begun.elapsed().as_millis(), mirror.id());
+            tracing::debug!(%repo, ?shape, bytes, millis, "a pack is there ahead of who asks for it");
+            let large = bytes > serving.packs.budget() / LARGE;
+            if let Some(lately) = &serving.lately {
+                lately.made(mirror.id(), shape, key, large);
+            }
+        }
+        Err(error) => {
+            tracing::debug!(repo = %mirror.id(), %error, "a pack cannot be made ahead");
+            attempt.outcome = Some(metrics::Ahead::FAILED);
+        }
+    }
+}
+
+/// Time spent on one pack; charged and counted when it is over, however that comes.
+struct Attempt<'a> {
+    credit: &'a mut Credit,
+    metrics: &'a Metrics,
+    begun: Instant,
+    /// `None` while there is nothing to count.
+    outcome: Option<metrics::Ahead>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        let spent = self.begun.elapsed();
+        self.credit.charge(spent);
+        self.metrics.packs_ahead_seconds.inc_by(spent.as_secs_f64());
+        if let Some(outcome) = &self.outcome {
+            self.metrics.packs_ahead.get_or_create(outcome).inc();
+        }
+    }
+}

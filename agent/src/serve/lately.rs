@@ -1,0 +1,126 @@
+//! What is asked for lately, of which mirrors: what [`super::ahead`] makes before anyone asks again.
+
+mod shapes;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tarn_crds::repo::RepoId;
+use tokio::sync::mpsc;
+
+use crate::{
+    git::RefSet,
+    mirror::{Changes, Mirror, Stored},
+    protocol::{
+        fetch::{Fetch, Key},
+        shape::Shape,
+    },
+};
+use shapes::Shapes;
+
+/// Mirrors that are asked for something for the first time, until they are followed; more are so when they are next asked.
+const MAX_NEW: usize = 1024;
+
+/// See the module.
+pub struct Lately {
+    new: mpsc::Sender<New>,
+    mirrors: Mutex<HashMap<RepoId, Watched>>,
+}
+
+/// A mirror that is to be followed, because it is asked for something now.
+pub struct New {
+    /// Which.
+    pub(super) id: RepoId,
+    /// Its changes from before its refs were noted, so that no move is missed.
+    pub(super) changes: Changes,
+    /// The digest of its refs.
+    pub(super) digest: String,
+}
+
+/// A mirror that is asked for something.
+struct Watched {
+    now: Arc<Stored>,
+    before: Option<Arc<Stored>>,
+    shapes: Shapes,
+}
+
+impl Watched {
+    /// Takes up the refs `stored`, if they are others.
+    fn advance(&mut self, stored: &Arc<Stored>) {
+        if self.now.digest != stored.digest {
+            self.before = Some(std::mem::replace(&mut self.now, stored.clone()));
+        }
+    }
+}
+
+/// What to make once refs have moved.
+pub(super) struct Plan {
+    /// Each with what was made for it before.
+    pub shapes: Vec<(Shape, Option<Key>)>,
+    /// The refs.
+    pub now: Arc<RefSet>,
+    /// The refs before that.
+    pub before: Arc<RefSet>,
+}
+
+impl Lately {
+    /// Nothing is asked for. Mirrors that are come out of the receiver.
+    pub fn new() -> (Self, mpsc::Receiver<New>) {
+        let (new, coming) = mpsc::channel(MAX_NEW);
+        (Self { new, mirrors: Mutex::default() }, coming)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RepoId, Watched>> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client asks for `request` while the refs of `mirror` are `stored`.
+    pub(super) fn asked(&self, mirror: &Mirror, request: &Fetch, stored: &Arc<Stored>) {
+        let mut mirrors = self.lock();
+        let known = mirrors.get_mut(mirror.id());
+        let before = known.and_then(|watched| {
+            watched.advance(stored);
+            watched.before.clone()
+        });
+        let shape = Shape::of(request, &stored.refs, before.as_ref().map(|before| &*before.refs));
+        let Some(shape) = shape else { return };
+        if let Some(watched) = mirrors.get_mut(mirror.id()) {
+            return watched.shapes.asked(shape);
+        }
+        let (id, digest) = (mirror.id().clone(), stored.digest.clone());
+        if self.new.try_send(New { id: id.clone(), changes: mirror.changes(), digest }).is_ok() {
+            let mut watched = Watched { now: stored.clone(), before: None, shapes: Shapes::default() };
+            watched.shapes.asked(shape);
+            mirrors.insert(id, watched);
+        }
+    }
+
+    /// The refs of a mirror are `stored` now: what to make for them. `None` if nobody asks for anything any more; the
+    /// mirror is then forgotten.
+    pub(super) fn moved(&self, id: &RepoId, stored: &Arc<Stored>) -> Option<Plan> {
+        let mut mirrors = self.lock();
+        let watched = mirrors.get_mut(id)?;
+        watched.advance(stored);
+        let shapes = watched.shapes.moved();
+        if watched.shapes.is_empty() {
+            mirrors.remove(id);
+            return None;
+        }
+        let before = watched.before.as_ref().unwrap_or(&watched.now).refs.clone();
+        Some(Plan { shapes, now: stored.refs.clone(), before })
+    }
+
+    /// The pack for a shape has been made; `large` if it takes too much of the cache to be made again.
+    pub(super) fn made(&self, id: &RepoId, shape: &Shape, key: Key, large: bool) {
+        if let Some(watched) = self.lock().get_mut(id) {
+            watched.shapes.made(shape, key, large);
+        }
+    }
+
+    /// The mirror is not here any more.
+    pub(super) fn forget(&self, id: &RepoId) {
+        self.lock().remove(id);
+    }
+}

@@ -1,0 +1,158 @@
+//! Packs ahead of demand: after a push the first client finds its pack, as all others do.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tarn_testkit::agent::{Agent, manifest, repo_id};
+use tarn_testkit::eventually::eventually;
+use tarn_testkit::git::{Git, Repo};
+use tarn_testkit::upstream::Upstream;
+
+use crate::fleet::metric;
+use crate::scene::{Scene, agent};
+
+/// The mirror is brought up to date when the test says so.
+const SPEC: &[&str] = &["interval: 1h"];
+
+/// How often the cache had an answer, and how often it had to be made for whoever asked.
+async fn lookups(agent: &Agent) -> Result<(u64, u64)> {
+    let of =
+        async |result: &str| metric(agent, &format!("tarn_packs_lookups_total{{result=\"{result}\"}}")).await;
+    Ok((of("hit").await? + of("joined").await?, of("miss").await?))
+}
+
+async fn ahead(agent: &Agent, outcome: &str) -> Result<u64> {
+    metric(agent, &format!("tarn_packs_ahead_total{{outcome=\"{outcome}\"}}")).await
+}
+
+/// Commits upstream, has the mirror follow, and waits until so many packs were made ahead in all.
+async fn push(scene: &Scene, text: &str, made: u64) -> Result<String> {
+    let mut head = String::new();
+    for part in ["one", "two"] {
+        head = scene.origin.commit("main", &[(&format!("{part}.txt"), text)]).await?;
+    }
+    scene.agent.fetch_now(&scene.repo()).await?;
+    eventually(Duration::from_secs(20), "packs to be made ahead", async || {
+        let so_far = ahead(&scene.agent, "made").await?;
+        ensure!(so_far >= made, "{so_far} of {made}");
+        Ok(())
+    })
+    .await?;
+    Ok(head)
+}
+
+#[tokio::test]
+async fn the_first_client_of_every_usual_shape_finds_its_pack_after_a_push() -> Result<()> {
+    let scene = Scene::prepared(SPEC, async |_, origin| {
+        let first = origin.rev_parse("main").await?;
+        origin.annotated_tag("v1", &first).await?;
+        for number in 0..20 {
+            origin.commit("main", &[("count.txt", &number.to_string())]).await?;
+        }
+        origin.set_ref("refs/heads/dev", &first).await
+    })
+    .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    let (url, git, dir) = (scene.url()?, &scene.git, scene.dir.path());
+    let clone = async |name: &str, options: &[&str]| git.clone_repo(&url, &dir.join(name), options).await;
+    let shapes: [(&str, &[&str]); 4] = [
+        ("full", &[]),
+        ("depth-1", &["--depth=1"]),
+        ("one-branch", &["--single-branch", "--no-tags"]),
+        ("blobless", &["--filter=blob:none", "--no-checkout"]),
+    ];
+    for (name, options) in shapes {
+        clone(name, options).await?;
+    }
+    // As from one image.
+    let mut shallow = Vec::new();
+    for number in 0..3 {
+        shallow.push(clone(&format!("shallow-{number}"), &["--depth=1"]).await?);
+    }
+    let full = Repo::open(git.clone(), dir.join("full"));
+
+    // The client of the first fetch was up to date before the push, those of the others begin with the same state.
+    push(&scene, "first", 4).await?;
+    full.git(&["fetch"]).await?;
+    for image in &shallow[..2] {
+        image.git(&["fetch", "--depth=1"]).await?;
+    }
+    let fetches: [(&Repo, &[&str]); 2] = [(&full, &["fetch"]), (&shallow[2], &["fetch", "--depth=1"])];
+    let head = push(&scene, "second", 10).await?;
+    let (had, made) = lookups(&scene.agent).await?;
+    for (name, options) in shapes {
+        let clone = clone(&format!("{name}-again"), options).await?;
+        ensure!(clone.rev_parse("origin/HEAD").await? == head, "{name}: an old state");
+    }
+    for (repo, fetch) in fetches {
+        repo.git(fetch).await?;
+        ensure!(repo.rev_parse("origin/main").await? == head, "{fetch:?}: an old state");
+        repo.fsck().await?;
+    }
+    let (hits, misses) = lookups(&scene.agent).await?;
+    ensure!(misses == made, "{} packs were made for who asked\n{}", misses - made, scene.agent.logs()?);
+    ensure!(hits == had + 6, "{} of 6 packs were there", hits - had);
+    ensure!(ahead(&scene.agent, "used").await? >= 6, "not all were used");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_nobody_asks_for_any_more_is_not_made() -> Result<()> {
+    let scene = Scene::with(SPEC).await?;
+    scene.git.clone_repo(&scene.url()?, &scene.dir.path().join("once"), &[]).await?;
+    // After as many moves as `MOVES` in the agent, nobody has come back.
+    for number in 1..=4 {
+        push(&scene, &number.to_string(), number).await?;
+    }
+    push(&scene, "last", 4).await?;
+    eventually(Duration::from_secs(10), "the packs of all moves but the last to go unused", async || {
+        let unused = ahead(&scene.agent, "unused").await?;
+        ensure!(unused == 3, "{unused}");
+        Ok(())
+    })
+    .await?;
+    scene.agent.wait_idle().await?;
+    ensure!(ahead(&scene.agent, "made").await? == 4, "one more was made");
+    // Whoever comes back is served, and what they ask for is made ahead again.
+    scene.git.clone_repo(&scene.url()?, &scene.dir.path().join("again"), &[]).await?;
+    push(&scene, "and one more", 5).await.map(drop)
+}
+
+#[tokio::test]
+async fn with_no_time_for_it_nothing_is_made_ahead() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let upstream = Upstream::start(dir.path())?;
+    let origin = upstream.seed("a.git").await?;
+    let url = upstream.url("a.git");
+    let repo = repo_id(&url);
+    let agent = agent().arg("--pack-ahead=0").start_with(&[("a.yaml", &manifest("a", &url, SPEC))]).await?;
+    agent.wait_phase(&repo, "Ready").await?;
+    let git = Git::new()?;
+    git.clone_repo(&agent.git_url(&repo)?, &dir.path().join("one"), &[]).await?;
+    origin.commit("main", &[("a.txt", "a")]).await?;
+    agent.fetch_now(&repo).await?;
+    agent.wait_idle().await?;
+    git.clone_repo(&agent.git_url(&repo)?, &dir.path().join("two"), &[]).await?;
+    ensure!(ahead(&agent, "made").await? == 0, "a pack was made");
+    ensure!(lookups(&agent).await?.1 == 2, "each clone's pack is made for it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_push_upon_a_push_gives_the_first_ones_pack_up() -> Result<()> {
+    // Each pack takes some tenths of a second.
+    let grown = async |_: &Upstream, origin: &Repo| origin.grow("main", 6, 2_000_000, 1).await.map(drop);
+    let scene = Scene::prepared(SPEC, grown).await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    scene.agent.wait_idle().await?;
+    scene.git.clone_repo(&scene.url()?, &scene.dir.path().join("one"), &[]).await?;
+    for number in 0..3 {
+        scene.origin.commit("main", &[("n.txt", &number.to_string())]).await?;
+        scene.agent.fetch_now(&scene.repo()).await?;
+    }
+    push(&scene, "last", 1).await?;
+    let before = lookups(&scene.agent).await?;
+    scene.git.clone_repo(&scene.url()?, &scene.dir.path().join("two"), &[]).await?;
+    ensure!(lookups(&scene.agent).await? == (before.0 + 1, before.1), "the last one's pack is there");
+    scene.agent.wait_idle().await
+}
