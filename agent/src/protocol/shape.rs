@@ -81,7 +81,7 @@ impl Shape {
         let rest = request.about(vec![], vec![], vec![]);
         if request.haves.is_empty() && request.shallow.is_empty() {
             let sets = [Wants::BranchesAndTags, Wants::Branches, Wants::All];
-            let set = sets.into_iter().find(|set| set.oids(now, None) == request.wants);
+            let set = sets.into_iter().find(|set| set.fits(&request.wants, now));
             let one = || sole(request, now);
             // A part of the history is asked of one branch; with all its history, of all branches.
             let wants = if request.is_shallow() { one().or(set) } else { set.or_else(one) };
@@ -101,8 +101,8 @@ impl Shape {
             let has = Has::This { haves: request.haves.clone(), shallow: request.shallow.clone() };
             return sole(request, now).map(|wants| Self { wants, has, rest });
         };
-        let others = || before.refs().iter().filter(|r| is_branch(r) && !wants.is(r, now, Some(before)));
-        let everything = wants == Wants::Moved || others().any(|r| has(&r.oid));
+        let other = |r: &Ref| is_branch(r) && wants != Wants::Of(r.name.clone());
+        let everything = wants == Wants::Moved || before.refs().iter().any(|r| has(&r.oid) && other(r));
         Some(Self { wants, has: if everything { Has::Everything } else { Has::Wanted }, rest })
     }
 
@@ -129,7 +129,7 @@ impl Shape {
             Has::Wanted | Has::Everything => {
                 let kept = |r: &&Ref| match &self.has {
                     Has::Everything => is_branch(r) || is_tag(r),
-                    _ => is_tag(r) || self.wants.is(r, now, Some(before)),
+                    _ => is_tag(r) || self.wants == Wants::Of(r.name.clone()),
                 };
                 let tips = before.refs().iter().filter(kept).map(peeled).collect();
                 // What the upstream shows is known to be common: all, or, to those who ask for one branch, that and tags.
@@ -144,22 +144,31 @@ impl Shape {
 
 impl Wants {
     /// The refs that are meant.
-    fn refs<'a>(&'a self, now: &'a RefSet, before: Option<&'a RefSet>) -> impl Iterator<Item = &'a Ref> {
-        now.refs().iter().filter(move |r| self.is(r, now, before))
-    }
-
-    /// Whether a ref of this name is meant.
-    fn is(&self, r: &Ref, now: &RefSet, before: Option<&RefSet>) -> bool {
+    fn refs<'a>(
+        &'a self,
+        now: &'a RefSet,
+        before: Option<&'a RefSet>,
+    ) -> Box<dyn Iterator<Item = &'a Ref> + 'a> {
+        let all = now.refs().iter();
         match self {
-            Self::Of(name) => r.name == *name,
-            Self::BranchesAndTags => is_branch(r) || is_tag(r),
-            Self::Branches => is_branch(r),
-            Self::All => true,
+            Self::Of(name) => Box::new(now.get(name.as_bstr()).into_iter()),
+            Self::BranchesAndTags => Box::new(all.filter(|r| is_branch(r) || is_tag(r))),
+            Self::Branches => Box::new(all.filter(|r| is_branch(r))),
+            Self::All => Box::new(all),
             Self::Moved => {
-                let tip = |refs: &RefSet| refs.get(r.name.as_bstr()).map(|r| r.oid);
-                is_branch(r) && before.is_some_and(|before| tip(before) != tip(now))
+                // Both are sorted by name.
+                let mut former = before.map_or(&[][..], RefSet::refs).iter().peekable();
+                Box::new(all.filter(move |r| {
+                    while former.next_if(|old| old.name < r.name).is_some() {}
+                    is_branch(r) && former.peek().is_none_or(|old| old.name != r.name || old.oid != r.oid)
+                }))
             }
         }
+    }
+
+    /// Whether these are the objects that are wanted; what is not says so early, for there may be very many refs.
+    fn fits(&self, wants: &[Oid], now: &RefSet) -> bool {
+        self.refs(now, None).all(|r| wants.binary_search(&r.oid).is_ok()) && self.oids(now, None) == wants
     }
 
     /// The objects that are wanted; sorted, each once.
@@ -172,8 +181,11 @@ impl Wants {
         }
         if let (Self::Moved, Some(before)) = (self, before) {
             // A branch that was set to what another one held brings nothing new.
-            let old: HashSet<Oid> = before.tips().collect();
-            oids.retain(|oid| !old.contains(oid));
+            let mut new: HashSet<Oid> = oids.drain(..).collect();
+            for old in before.tips() {
+                new.remove(&old);
+            }
+            oids.extend(new);
         }
         oids.sort_unstable();
         oids.dedup();

@@ -78,14 +78,14 @@ impl Lately {
 
     /// A client asks for `request` while the refs of `mirror` are `stored`.
     pub(super) fn asked(&self, mirror: &Mirror, request: &Fetch, stored: &Arc<Stored>) {
-        let mut mirrors = self.lock();
-        let known = mirrors.get_mut(mirror.id());
-        let before = known.and_then(|watched| {
+        let before = self.lock().get_mut(mirror.id()).and_then(|watched| {
             watched.advance(stored);
             watched.before.clone()
         });
+        // Outside the lock: there may be very many refs.
         let shape = Shape::of(request, &stored.refs, before.as_ref().map(|before| &*before.refs));
         let Some(shape) = shape else { return };
+        let mut mirrors = self.lock();
         if let Some(watched) = mirrors.get_mut(mirror.id()) {
             return watched.shapes.asked(shape);
         }
