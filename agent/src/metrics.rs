@@ -73,7 +73,8 @@ pub struct Work {
 /// How a request for a pack met the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Lookup {
-    /// `hit`: whole already; `joined`: being made; `miss`: made for this request; `bypass`: never shared.
+    /// `hit`: whole already; `joined`: being made; `miss`: made for this request; `bypass`: never shared; `pack`: a pack
+    /// of the mirror, as it is.
     pub result: &'static str,
 }
 
@@ -84,6 +85,8 @@ impl Lookup {
     pub const JOINED: Self = Self { result: "joined" };
     /// The answer is made for this request.
     pub const MISS: Self = Self { result: "miss" };
+    /// A pack of the mirror is the answer.
+    pub const PACK: Self = Self { result: "pack" };
     /// The request is one whose answer cannot be shared.
     pub const BYPASS: Self = Self { result: "bypass" };
 }

@@ -30,7 +30,7 @@ use tarn_crds::{
     v1alpha1::{Access, OnUpstreamFailure, Phase, Prewarm, Refs, conditions::Reason},
 };
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{OnceCell, Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -245,12 +245,30 @@ pub struct Stored {
     pub digest: String,
     /// The objects they name.
     pub tips: HashSet<Oid>,
+    /// A pack that holds all that they reach, as it was restored.
+    pub pack: Option<Arc<WholePack>>,
 }
 
 impl Stored {
-    fn new(refs: Arc<RefSet>) -> Arc<Self> {
-        Arc::new(Self { digest: refs.digest(), tips: refs.tips().collect(), refs })
+    fn new(refs: Arc<RefSet>) -> Self {
+        Self { digest: refs.digest(), tips: refs.tips().collect(), refs, pack: None }
     }
+
+    /// Keeps what `former` knew of the same refs.
+    fn after(mut self, former: Option<&Self>) -> Self {
+        let same = former.filter(|former| former.digest == self.digest);
+        self.pack = same.and_then(|former| former.pack.clone());
+        self
+    }
+}
+
+/// A pack that holds all that the refs of a mirror reach. It goes when packs are put in order.
+#[derive(Debug)]
+pub struct WholePack {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether it holds nothing else, once somebody has asked.
+    pub exact: OnceCell<bool>,
 }
 
 /// Why objects a client wants cannot be had.

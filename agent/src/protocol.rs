@@ -7,3 +7,4 @@ pub mod ls_refs;
 pub mod pktline;
 pub mod request;
 pub mod shape;
+pub mod sideband;

@@ -63,6 +63,6 @@ impl Parts {
 }
 
 /// As git calls it.
-fn name(pack: Digest, file: &File) -> String {
+pub(super) fn name(pack: Digest, file: &File) -> String {
     format!("pack-{pack}.{}", file.kind.extension())
 }

@@ -20,8 +20,8 @@ use super::{
     CheckpointError,
     failpoint::FailPoint,
     lineage::Lineage,
-    manifest::{File, Generation, Manifest, Pack},
-    parts::Parts,
+    manifest::{File, FileKind, Generation, Manifest, Pack},
+    parts::{self, Parts},
     publish::Checkpoint,
 };
 use crate::{
@@ -60,6 +60,8 @@ pub struct Restored {
     pub refs: Arc<RefSet>,
     /// What it was made from.
     pub checkpoint: Checkpoint,
+    /// The name of the file that holds all that the refs reach, where it is in one pack.
+    pub pack: Option<String>,
 }
 
 /// What a restore came to.
@@ -119,7 +121,15 @@ impl Restore {
         let checkpoint = Checkpoint::of(&manifest, 0);
         let (bytes, millis) = (checkpoint.bytes, started.elapsed().as_millis());
         tracing::info!(%generation, bytes, millis, packs = manifest.packs.len(), "restored from the store");
-        Ok(Restored { refs, checkpoint })
+        let pack = match &manifest.packs[..] {
+            [base] => base
+                .files
+                .iter()
+                .find(|file| file.kind == FileKind::Pack)
+                .map(|file| parts::name(base.name, file)),
+            _ => None,
+        };
+        Ok(Restored { refs, checkpoint, pack })
     }
 
     /// Brings all files of all packs, in parallel, each block checked as it arrives.

@@ -200,6 +200,19 @@ pub async fn pack_whole(git: &Git, dir: &Path) -> Result<Option<(PathBuf, u64)>,
     Ok((objects > 0).then_some((path, objects)))
 }
 
+/// Whether the pack at `path` in the repository `dir`, which holds all that `tips` reach, holds nothing else: by the
+/// number of its objects.
+///
+/// # Errors
+/// Git fails, or the index of the pack cannot be read.
+pub async fn is_exact(git: &Git, dir: &Path, path: &Path, tips: &[Oid]) -> Result<bool, GitError> {
+    let io_error = |source| GitError::Io { verb: "rev-list".into(), source };
+    let held = objects(&path.with_extension("idx")).map_err(io_error)?;
+    let count = git.command("rev-list").git_dir(dir).args(["--count", "--objects", "--use-bitmap-index"]);
+    let count = count.args(["--stdin"]).input(revisions(tips, &[])).run(PACK_LIMIT).await?.stdout;
+    Ok(str::from_utf8(&count).ok().and_then(|count| count.trim().parse().ok()) == Some(held))
+}
+
 /// Makes sure that the repository `dir` has everything that `tips` reach and `without` do not.
 ///
 /// # Errors

@@ -354,7 +354,7 @@ impl Task {
                         // An agent was killed between the clone and the first repack.
                         self.facts.fetched = Some(Instant::now());
                     }
-                    self.stored = Some(Stored::new(Arc::new(refs)));
+                    self.stored = Some(Arc::new(Stored::new(Arc::new(refs))));
                     self.demand.load(&self.dir);
                     self.bytes_now();
                     self.state.on_disk = true;

@@ -91,6 +91,17 @@ impl Fetch {
         Self { wants, haves, shallow, ..self.clone() }
     }
 
+    /// Whether a pack with all that the wanted objects reach answers it, deltas and all.
+    pub fn wants_all(&self) -> bool {
+        self.done
+            && self.ofs_delta
+            && !self.wait_for_done
+            && !self.is_shallow()
+            && !self.deepen_relative
+            && self.haves.is_empty()
+            && self.filter.is_none()
+    }
+
     /// Marks the request as one whose answer must not be shared.
     pub fn unusual(mut self) -> Self {
         self.unusual = true;

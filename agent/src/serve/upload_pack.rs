@@ -1,11 +1,11 @@
 //! `POST git-upload-pack`: refs from memory; objects from the pack cache, whose misses a child or, while
 //! the mirror is not there yet, the upstream fills.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{fs, io, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use http::{HeaderValue, Method, header, request::Parts};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
@@ -30,9 +30,11 @@ use crate::{
     popularity::day::Taken,
     protocol::{
         fetch::{Fetch, Key, annotated},
+        pktline,
         request::{self, Request},
+        sideband,
     },
-    tail::{Blame, TailError},
+    tail::{Blame, Tail, TailError},
     upstream::Looker,
 };
 
@@ -235,6 +237,9 @@ impl Wanted {
         {
             lately.asked(&self.mirror, asked, stored);
         }
+        if let Some(response) = self.whole(&request, &view).await {
+            return Ok(response);
+        }
         let key = request.key(&self.mirror.id().to_string(), self.format, &refs);
         let normal = Self { body: request.to_request(self.format).into(), ..self.clone() };
         match self.shared(key, Keep::Packs, |spool| normal.make(request, view, spool)).await {
@@ -246,6 +251,37 @@ impl Wanted {
                 self.stream(Tuning::default()).await
             }
         }
+    }
+
+    /// The mirror's pack as it is, where it is just what is asked for: after a restore all that is wanted is in one, and no
+    /// child need count and hash it anew while a cold pod's first clients wait.
+    async fn whole(&self, request: &Fetch, view: &View) -> Option<Response> {
+        let stored = view.stored.as_ref()?;
+        let pack = stored.pack.as_ref().filter(|_| request.wants_all())?;
+        let all = request.wants.len() == stored.tips.len()
+            && request.wants.iter().all(|want| stored.tips.contains(want));
+        if !all {
+            return None;
+        }
+        let count = || pack::is_exact(&self.serving.git, self.mirror.dir(), &pack.path, &request.wants);
+        let exact = pack.exact.get_or_try_init(count).await;
+        let exact = exact.inspect_err(|error| tracing::debug!(%error, "the restored pack cannot be counted"));
+        if !exact.is_ok_and(|exact| *exact) {
+            return None;
+        }
+        // It may have gone meanwhile, its objects into another.
+        let file = fs::File::open(&pack.path).ok()?;
+        let length = file.metadata().ok()?.len();
+        self.serving.metrics.pack_lookups.get_or_create(&Lookup::PACK).inc();
+        let reading = self.reading.clone();
+        let framed = Tail::whole(file, length).read().map_ok(|chunk| sideband::data(&chunk));
+        let end = stream::once(async { Ok(Bytes::from_static(pktline::FLUSH)) });
+        let rest = framed.chain(end).inspect(move |_| {
+            let _held = &reading;
+        });
+        let mut response = self.respond(Bytes::from_static(sideband::PACKFILE), rest);
+        response.extensions_mut().insert(Lookup::PACK);
+        Some(response)
     }
 
     /// Serves the cached answer `key`, which `make` fills if it is not there; an error if it ends before

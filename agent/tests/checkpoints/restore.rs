@@ -1,15 +1,19 @@
 //! A new agent, an empty disk: the mirror comes from the store.
 
 use anyhow::{Result, ensure};
+use tarn_testkit::agent::Agent;
 use tarn_testkit::upstream::Operation;
 
 use super::{Kind, Stage, on_both_stores};
+use crate::fleet::metric;
 
 on_both_stores!(
     a_new_agent_restores_instead_of_cloning,
     what_was_pushed_since_the_checkpoint_is_there_before_the_mirror_is_ready,
     increments_are_restored_with_their_base,
     tags_and_odd_refs_come_back,
+    the_restored_pack_answers_a_full_clone_as_it_is,
+    a_restored_pack_that_holds_more_than_the_refs_reach_is_not_given_away,
 );
 
 async fn a_new_agent_restores_instead_of_cloning(kind: Kind) -> Result<()> {
@@ -65,5 +69,51 @@ async fn tags_and_odd_refs_come_back(kind: Kind) -> Result<()> {
         stage.git.ls_remote(&second.git_url(&stage.repo())?).await? == stage.origin.refs().await?,
         "refs differ"
     );
+    Ok(())
+}
+
+/// How many full clones were answered by the mirror's own pack.
+async fn answered_by_pack(agent: &Agent) -> Result<u64> {
+    metric(agent, "tarn_packs_lookups_total{result=\"pack\"}").await
+}
+
+async fn the_restored_pack_answers_a_full_clone_as_it_is(kind: Kind) -> Result<()> {
+    let stage = Stage::new(kind).await?;
+    let head = stage.origin.grow("main", 6, 100_000, 7).await?;
+    stage.origin.annotated_tag("v1", &head).await?;
+    stage.one_generation().await?;
+    let second = stage.ready().await?;
+    stage.expect_clone(&second, "clone").await?;
+    ensure!(answered_by_pack(&second).await? == 1, "a child made it anew");
+    // Other requests are not for all that the pack holds.
+    let url = second.git_url(&stage.repo())?;
+    for (name, options) in [("shallow", ["--depth=1"]), ("partial", ["--filter=blob:none"])] {
+        stage.git.clone_repo(&url, &stage.dir.path().join(name), &options).await?.fsck().await?;
+    }
+    // And it does not hold what is pushed.
+    stage.origin.commit("main", &[("later.txt", "later")]).await?;
+    stage.expect_clone(&second, "later").await?;
+    ensure!(answered_by_pack(&second).await? == 1, "an old pack for new refs");
+    Ok(())
+}
+
+async fn a_restored_pack_that_holds_more_than_the_refs_reach_is_not_given_away(kind: Kind) -> Result<()> {
+    let stage = Stage::new(kind).await?;
+    let kept = stage.origin.rev_parse("main").await?;
+    stage.origin.set_ref("refs/heads/leak", &kept).await?;
+    let leak = stage.origin.commit("leak", &[("password.txt", "hunter2")]).await?;
+    let mut first = stage.ready().await?;
+    stage.published(&first).await?;
+    stage.origin.delete_ref("refs/heads/leak").await?;
+    stage.published(&first).await?;
+    first.stop().await?;
+    let newest = stage.newest()?.unwrap_or_default();
+    ensure!(newest["packs"].as_array().is_some_and(|packs| packs.len() == 1), "the base alone: {newest}");
+    let second = stage.ready().await?;
+    let clone =
+        stage.git.clone_repo(&second.git_url(&stage.repo())?, &stage.dir.path().join("c"), &[]).await?;
+    let there = clone.attempt(&["cat-file", "-e", &leak]).await?;
+    ensure!(!there.status.success(), "what the upstream has deleted came with the pack");
+    ensure!(answered_by_pack(&second).await? == 0, "the pack was given away");
     Ok(())
 }

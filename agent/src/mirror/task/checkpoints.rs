@@ -6,7 +6,7 @@ use std::{
 };
 
 use tarn_crds::v1alpha1::conditions::Reason;
-use tokio::time;
+use tokio::{sync::OnceCell, time};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
@@ -25,7 +25,7 @@ use crate::{
     git::RefSet,
     metrics::Outcome as Label,
     mirror::{
-        Stored, Trouble,
+        Stored, Trouble, WholePack,
         state::{Event, interval_delay, retry_delay},
     },
     peers::{self, Peers, Turn},
@@ -167,9 +167,11 @@ impl Task {
             .next()
             .map(|(generation, reason)| trouble(&CheckpointError::Damaged { generation, reason }));
         match outcome.restored {
-            Some(Restored { refs, checkpoint }) => {
+            Some(Restored { refs, checkpoint, pack }) => {
                 self.facts.head = refs.head_oid();
-                self.stored = Some(Stored::new(refs));
+                let path = pack.map(|name| self.dir.join("objects/pack").join(name));
+                let pack = path.map(|path| Arc::new(WholePack { path, exact: OnceCell::new() }));
+                self.stored = Some(Arc::new(Stored { pack, ..Stored::new(refs) }));
                 self.demand.touch();
                 self.checkpoints.newest = Some(Arc::new(checkpoint));
                 self.bytes_now();

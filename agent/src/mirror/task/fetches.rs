@@ -115,7 +115,7 @@ impl Task {
                     self.demand.touch();
                 }
                 let behind = self.seen.as_ref().is_none_or(|(seen, _)| *seen != target);
-                let stored = Stored::new(target);
+                let stored = Arc::new(Stored::new(target).after(self.stored.as_deref()));
                 tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
                 self.stored = Some(stored.clone());
                 self.happened(if behind { Event::FetchDoneBehind } else { Event::FetchDone });

@@ -1,0 +1,49 @@
+//! A pack as the last section of an answer to `fetch` (gitprotocol-v2(5)), in packets whose first byte says what they
+//! are. Pure.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::pktline::MAX_DATA;
+
+/// The section's first packet.
+pub const PACKFILE: &[u8] = b"000dpackfile\n";
+
+/// Says that a packet holds a piece of the pack.
+const DATA: u8 = 1;
+
+/// A packet's length, and that byte.
+const HEAD: usize = 5;
+
+/// A piece of a pack, in packets.
+pub fn data(piece: &[u8]) -> Bytes {
+    let most = MAX_DATA - 1;
+    let mut out = BytesMut::with_capacity(piece.len() + HEAD * piece.len().div_ceil(most));
+    for part in piece.chunks(most) {
+        out.put_slice(format!("{:04x}", part.len() + HEAD).as_bytes());
+        out.put_u8(DATA);
+        out.put_slice(part);
+    }
+    out.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::pktline::{Packet, Packets};
+
+    #[test]
+    fn packets_hold_the_piece_and_no_more_than_they_may() {
+        let piece: Vec<u8> = (0..200_001_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        for length in [0, 1, MAX_DATA - 1, MAX_DATA, piece.len()] {
+            let out = data(&piece[..length]);
+            let packets = Packets::new(&out).map(|packet| match packet.unwrap() {
+                Packet::Data(data) => data.to_vec(),
+                other => panic!("{other:?}"),
+            });
+            let parts: Vec<Vec<u8>> = packets.collect();
+            assert!(parts.iter().all(|part| part.len() <= MAX_DATA && part[0] == DATA));
+            let joined: Vec<u8> = parts.iter().flat_map(|part| part[1..].to_vec()).collect();
+            assert_eq!(joined, piece[..length], "{length}");
+        }
+    }
+}
