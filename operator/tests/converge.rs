@@ -320,6 +320,24 @@ fn secrets_are_used_only_as_they_say() {
 }
 
 #[test]
+fn pods_start_once_there_is_the_secret_of_their_webhooks() {
+    let mut world = World::new();
+    world.cache(json!({"replicas": 2, "webhooks": {"secretRef": {"name": "hooks"}}}));
+    world.sync();
+    assert!(world.reconcile().is_empty());
+    let cache: GitCache = world.list("gitcaches").pop().unwrap();
+    let conditions = cache.status.unwrap().conditions;
+    let stalled = conditions.iter().find(|condition| condition.type_ == "Stalled").unwrap();
+    assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", "SecretNotFound"));
+    assert_eq!(stalled.message, "there is no Secret hooks, which spec.webhooks.secretRef names: add it");
+    assert_eq!(world.list::<StatefulSet>("statefulsets"), vec![]);
+    world.sim.put("secrets", json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hooks"}}));
+    world.settle();
+    let set = world.list::<Value>("statefulsets").pop().unwrap().to_string();
+    assert!(set.contains("--webhook-secret-file"), "{set}");
+}
+
+#[test]
 fn a_reconciler_that_dies_at_any_request_leaves_nothing_undone() {
     for answer in [Answer::LostAfter as fn(usize) -> Answer, Answer::NeverAfter] {
         for requests in 0..30 {

@@ -1,6 +1,7 @@
 //! `GitCache`: a set of agent pods and what they share.
 
 mod budget;
+mod limits;
 mod pods;
 mod serving;
 mod storage;
@@ -14,8 +15,9 @@ use super::Duration;
 use super::conditions::{pending, schema as conditions_schema};
 
 pub use budget::{Budget, BudgetError, Disk};
+pub use limits::Limits;
 pub use pods::{Resources, Scheduling};
-pub use serving::{Auth, Service, ServiceType, Tls};
+pub use serving::{Auth, Service, ServiceType, Tls, Webhooks};
 pub use storage::{EmptyDir, Storage, VolumeClaim};
 pub use store::{S3, Store};
 
@@ -96,6 +98,12 @@ pub struct GitCacheSpec {
     /// How callers are known.
     #[serde(default)]
     pub auth: Auth,
+    /// Hear webhooks of upstreams. Without it Tarn hears none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhooks: Option<Webhooks>,
+    /// What clients may cost each pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// Where the pods may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduling: Option<Scheduling>,
@@ -229,6 +237,8 @@ impl Default for GitCacheSpec {
             service: Service::default(),
             tls: None,
             auth: Auth::default(),
+            webhooks: None,
+            limits: None,
             scheduling: None,
             pod_template: None,
         }

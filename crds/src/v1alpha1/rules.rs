@@ -269,6 +269,21 @@ fn caches() -> Vec<Case> {
     for value in ["", "0%", "101%", "080%", "0", "-5Gi", "lots", "5 Gi"] {
         cases.push(cache(&json!({"disk": {"budget": value}}), &[("spec.disk.budget", budget)]));
     }
+    let (rate, silence) = ("must be at least 1Ki", "must be from 1s to 1h");
+    for (field, value, said) in [
+        ("maxBytesPerSecond", json!("500Mi"), None),
+        ("maxBytesPerSecond", json!(1024), None),
+        ("maxBytesPerSecond", json!("1023"), Some(("spec.limits.maxBytesPerSecond", rate))),
+        ("maxBytesPerSecondPerClient", json!("1Ki"), None),
+        ("maxBytesPerSecondPerClient", json!(0), Some(("spec.limits.maxBytesPerSecondPerClient", rate))),
+        ("clientTimeout", json!("1s"), None),
+        ("clientTimeout", json!("1h"), None),
+        ("clientTimeout", json!("0s"), Some(("spec.limits.clientTimeout", silence))),
+        ("clientTimeout", json!("1h1s"), Some(("spec.limits.clientTimeout", silence))),
+    ] {
+        let refusals: Vec<_> = said.into_iter().collect();
+        cases.push(cache(&json!({"limits": {field: value}}), &refusals));
+    }
     for (length, said) in [(52, None), (53, Some(("", name)))] {
         let mut case = cache(&json!({}), &said.into_iter().collect::<Vec<_>>());
         case.new["metadata"]["name"] = "x".repeat(length).into();

@@ -58,6 +58,7 @@ pub async fn dereference(cache: &GitCache, context: &Context, now: Timestamp) ->
         (store_secret, "spec.store.s3.secretRef"),
         (tokens_secret, "spec.auth.tokensSecretRef"),
         (cache.spec.tls.as_ref().map(|tls| &tls.secret_ref), "spec.tls.secretRef"),
+        (cache.spec.webhooks.as_ref().map(|webhooks| &webhooks.secret_ref), "spec.webhooks.secretRef"),
     ];
     for (secret, field) in named {
         let Some(secret) = secret else { continue };

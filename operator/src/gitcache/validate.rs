@@ -9,7 +9,8 @@ use kube::{Resource, ResourceExt};
 use tarn_crds::{
     summarize::Note,
     v1alpha1::{
-        Auth, Budget, CachePrewarm, GitCache, S3, Scheduling, Service, Storage, Tls, conditions::Reason,
+        Auth, Budget, CachePrewarm, GitCache, Limits, S3, Scheduling, Service, Storage, Tls, Webhooks,
+        conditions::Reason,
     },
 };
 
@@ -46,6 +47,10 @@ pub struct Validated {
     pub auth: Auth,
     /// The certificate of the git port.
     pub tls: Option<Tls>,
+    /// Whose webhooks are heard.
+    pub webhooks: Option<Webhooks>,
+    /// What clients may cost each pod.
+    pub limits: Limits,
     /// Where pods may run.
     pub scheduling: Scheduling,
     /// What is merged over the pod template.
@@ -86,6 +91,8 @@ pub fn validate(
         service: spec.service.clone(),
         auth: spec.auth.clone(),
         tls: spec.tls.clone(),
+        webhooks: spec.webhooks.clone(),
+        limits: spec.limits.clone().unwrap_or_default(),
         scheduling: spec.scheduling.clone().unwrap_or_default(),
         overrides,
         secrets,

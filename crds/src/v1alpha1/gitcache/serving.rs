@@ -1,4 +1,4 @@
-//! How clients reach the pods, and how they are told apart.
+//! How clients and webhooks reach the pods, and how they are told apart.
 
 use std::collections::BTreeMap;
 
@@ -54,6 +54,15 @@ impl ServiceType {
 #[serde(rename_all = "camelCase")]
 pub struct Tls {
     /// Secret of type kubernetes.io/tls with `tls.crt` and `tls.key`; a renewed certificate is used at once.
+    pub secret_ref: SecretRef,
+}
+
+/// Hear webhooks of upstreams.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Webhooks {
+    /// Secret whose key `secret` holds what senders sign with, one in each line, so that a new one can be brought in beside
+    /// the old one. A change takes effect within about a minute.
     pub secret_ref: SecretRef,
 }
 

@@ -19,7 +19,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use tarn_crds::v1alpha1::{Budget, CachePrewarm, S3, VolumeClaim};
+use tarn_crds::v1alpha1::{Budget, CachePrewarm, Limits, S3, VolumeClaim};
 
 use super::{ADMIN_PORT, GIT_PORT, Validated, agent_name, metadata, pods_name, selector, selector_labels};
 use crate::ssa::covers;
@@ -38,6 +38,10 @@ const TLS: &str = "/etc/tarn/tls";
 const TLS_FILES: [&str; 2] = ["tls.crt", "tls.key"];
 /// The key of the Secret with the callers' tokens.
 const TOKENS_KEY: &str = "tokens";
+/// Where the secrets of webhooks are.
+const WEBHOOKS: &str = "/etc/tarn/webhooks";
+/// The key of the Secret with those.
+const WEBHOOKS_KEY: &str = "secret";
 /// Seconds for which a token for peers is good.
 const PEER_TOKEN: i64 = 3600;
 /// The agent's user and group: any but root's, the same in image and volume.
@@ -159,6 +163,7 @@ fn agent(cache: &Validated) -> Container {
     let mut mounts = vec![mount(DATA, "/data"), mount("tmp", "/tmp"), read_only("peer", PEER)];
     mounts.extend(cache.auth.tokens_secret_ref.as_ref().map(|_| read_only("tokens", TOKENS)));
     mounts.extend(cache.tls.as_ref().map(|_| read_only("tls", TLS)));
+    mounts.extend(cache.webhooks.as_ref().map(|_| read_only("webhooks", WEBHOOKS)));
     Container {
         name: "agent".into(),
         image: Some(cache.image.clone()),
@@ -224,6 +229,10 @@ fn arguments(cache: &Validated) -> Vec<String> {
             arguments.extend([flag.into(), format!("{TLS}/{file}")]);
         }
     }
+    if cache.webhooks.is_some() {
+        arguments.extend(["--webhook-secret-file".into(), format!("{WEBHOOKS}/{WEBHOOKS_KEY}")]);
+    }
+    arguments.extend(limits(&cache.limits));
     if let Some(copies) = cache.replication {
         arguments.extend(["--replication".into(), copies.to_string()]);
     }
@@ -251,6 +260,32 @@ fn warmth(wanted: &CachePrewarm) -> Vec<String> {
     ];
     let changed = flags.into_iter().filter(|(_, _, differs)| *differs);
     changed.flat_map(|(flag, value, _)| [flag.to_owned(), value]).collect()
+}
+
+/// The limits that are set; of the others the agent knows its own defaults.
+fn limits(wanted: &Limits) -> Vec<String> {
+    let Limits {
+        max_connections,
+        max_connections_per_client,
+        max_requests,
+        max_requests_per_client,
+        max_bytes_per_second,
+        max_bytes_per_second_per_client,
+        client_timeout,
+    } = wanted;
+    let counts = [
+        ("--max-connections", max_connections),
+        ("--max-connections-per-client", max_connections_per_client),
+        ("--max-requests", max_requests),
+        ("--max-requests-per-client", max_requests_per_client),
+    ];
+    let rates =
+        [("--max-rate", max_bytes_per_second), ("--max-rate-per-client", max_bytes_per_second_per_client)];
+    let counts = counts.map(|(flag, count)| (flag, count.map(|count| count.to_string())));
+    let rates = rates.map(|(flag, rate)| (flag, rate.as_ref().map(|rate| rate.value().to_string())));
+    let silence = client_timeout.as_ref().map(|timeout| timeout.get().as_secs().to_string());
+    let all = counts.into_iter().chain(rates).chain([("--client-timeout", silence)]);
+    all.filter_map(|(flag, value)| Some([flag.to_owned(), value?])).flatten().collect()
 }
 
 /// The budget, where it is not the agent's own default. The share of an emptyDir with a limit is one of that limit: the
@@ -319,7 +354,11 @@ fn volumes(cache: &Validated) -> Vec<Volume> {
     let tokens = cache.auth.tokens_secret_ref.as_ref();
     let tokens = tokens.map(|secret| secret_volume("tokens", &secret.name, &[TOKENS_KEY]));
     let tls = cache.tls.as_ref().map(|tls| secret_volume("tls", &tls.secret_ref.name, &TLS_FILES));
-    data.into_iter().chain([empty("tmp", None), peer()]).chain(tokens).chain(tls).collect()
+    let webhooks = cache.webhooks.as_ref();
+    let webhooks =
+        webhooks.map(|webhooks| secret_volume("webhooks", &webhooks.secret_ref.name, &[WEBHOOKS_KEY]));
+    let secrets = tokens.into_iter().chain(tls).chain(webhooks);
+    data.into_iter().chain([empty("tmp", None), peer()]).chain(secrets).collect()
 }
 
 /// These keys of a Secret, as files that the agent's group may read.
