@@ -21,7 +21,7 @@ pub enum Command {
     Clone(CloneArgs),
     /// Answer git's question for credentials, for Tarn alone; git runs this, as `git tarn login` tells it to.
     Credential(CredentialArgs),
-    /// Have git prove itself to Tarn with a token of a file, from now on.
+    /// Have git prove itself to Tarn from now on, with a token of a file or of a service account.
     Login(TokenArgs),
 }
 
@@ -34,7 +34,19 @@ pub struct TokenArgs {
     /// File with a token for Tarn; else `git config tarn.tokenFile`, else where a pod has it.
     #[arg(long, value_name = "FILE", env = "TARN_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
+    /// Have kubectl make a short-lived token of this service account whenever one is needed, instead of reading a file.
+    #[arg(long, value_name = "NAME", value_parser = object_name)]
+    pub service_account: Option<String>,
+    /// The service account's namespace; else that of kubectl's context.
+    #[arg(long, value_name = "NAMESPACE", requires = "service_account", value_parser = object_name)]
+    pub namespace: Option<String>,
+    /// Whom that token is for: one of the audiences of Tarn's GitCache.
+    #[arg(long, value_name = "AUDIENCE", requires = "service_account", default_value = AUDIENCE, value_parser = audience)]
+    pub audience: String,
 }
+
+/// The audience of a GitCache that names none.
+pub const AUDIENCE: &str = "tarn";
 
 /// What git asks.
 #[derive(Clone, Debug, Args)]
@@ -59,12 +71,9 @@ pub struct CloneArgs {
     /// Check out this commit, by its full hash, detached.
     #[arg(long, value_name = "SHA")]
     pub commit: Option<CommitId>,
-    /// Tarn's URL; else `git config tarn.url`.
-    #[arg(long, value_name = "URL", env = "TARN_URL")]
-    pub server: Option<GivenUrl>,
-    /// File with a token for Tarn; else `git config tarn.tokenFile`, else where a pod has it.
-    #[arg(long, value_name = "FILE", env = "TARN_TOKEN_FILE")]
-    pub token_file: Option<PathBuf>,
+    /// Which Tarn, and the token.
+    #[command(flatten)]
+    pub token: TokenArgs,
     /// Connections to download with.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub jobs: u8,
@@ -139,6 +148,22 @@ fn parse_ref(text: &str) -> Result<String, &'static str> {
     Ok(text.to_owned())
 }
 
+/// The name of a Kubernetes object, which kubectl takes for nothing else.
+fn object_name(text: &str) -> Result<String, &'static str> {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    if text.is_empty() || text.len() > 253 || text.starts_with('-') || !text.bytes().all(fits) {
+        return Err("must be a name as Kubernetes has them: lower-case letters, digits, dashes and dots");
+    }
+    Ok(text.to_owned())
+}
+
+fn audience(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() || text.len() > 253 || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("must be one word, such as tarn");
+    }
+    Ok(text.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +185,24 @@ mod tests {
             [&["--commit", "abc"][..], &["--ref=--upload-pack=x"], &["--ref", "a..b"], &["--jobs", "0"]]
         {
             let args: Vec<&str> = ["https://h/a"].iter().chain(wrong).copied().collect();
+            assert!(parse(&args).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_account_is_named_as_kubernetes_names_things() {
+        let url = "https://h/a";
+        let account = parse(&[url, "--service-account", "ci", "--namespace", "builds"]).unwrap().token;
+        assert_eq!((account.service_account.as_deref(), account.audience.as_str()), (Some("ci"), AUDIENCE));
+        for wrong in [
+            &["--service-account=--kubeconfig=x"][..],
+            &["--service-account", "a/b"],
+            &["--service-account", "ci", "--namespace", "a b"],
+            &["--service-account", "ci", "--audience", ""],
+            &["--namespace", "builds"],
+            &["--audience", "git"],
+        ] {
+            let args: Vec<&str> = [url].iter().chain(wrong).copied().collect();
             assert!(parse(&args).is_err(), "{wrong:?}");
         }
     }

@@ -20,7 +20,7 @@ use crate::server::{Repository, Server, ServerError};
 use crate::snapshot::{Attempt, Done, SnapshotError};
 use crate::source::{Source, SourceError};
 use crate::staging::{Staging, StagingError};
-use crate::token::{self, Token, TokenError};
+use crate::token::{Origin, Token, TokenError};
 
 /// What came of it; printed by `--json`.
 #[derive(Debug, Serialize)]
@@ -128,13 +128,11 @@ pub async fn run(args: &CloneArgs, screen: &Screen) -> Result<Report, CloneError
         None => source.directory()?,
     };
     let mut git = Git::default().on_terminal(screen.is_terminal());
-    let server = Server::find(args.server.as_ref(), &git).await?;
+    let server = Server::find(args.token.server.as_ref(), &git).await?;
     let mut token = None;
-    if let Some(file) = token::file(args.token_file.as_deref(), &git).await {
-        token = Some(Token::read(&file)?);
-        let file = std::path::absolute(&file).map_err(CredentialError::from)?;
-        let file = file.to_str().ok_or(CredentialError::Path("the path of the token"))?;
-        git = git.with_helper(server.scope(), credential::helper(&server, file)?);
+    if let Some(origin) = Origin::find(&args.token, &git).await {
+        token = Some(origin.token().await?);
+        git = git.with_helper(server.scope(), credential::helper(&server, &origin)?);
     }
     let staging = Staging::make(&dir)?;
     if let Some(login) = source.login() {

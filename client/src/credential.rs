@@ -1,15 +1,17 @@
-//! `git tarn credential`, a credential helper: it answers with the token of a file when git asks for Tarn, and with nothing
-//! when git asks for any other host. And `git tarn login`, which tells git to ask it.
+//! `git tarn credential`, a credential helper: it answers with a token, of a file or of kubectl, when git asks for Tarn, and with
+//! nothing when git asks for any other host. And `git tarn login`, which tells git to ask it.
 
 use std::io::{self, Read as _, Write as _};
+use std::path::Path;
 
 use url::Url;
 
 use crate::cli::{CredentialArgs, TokenArgs};
 use crate::exit::Exit;
 use crate::git::{Git, GitError};
+use crate::kubectl::ServiceAccount;
 use crate::server::{Server, ServerError};
-use crate::token::{self, Token, TokenError};
+use crate::token::{AUDIENCE_KEY, NAMESPACE, Origin, SERVICE_ACCOUNT, TOKEN_FILE, TokenError};
 
 /// The longest question that is read; git's are a few lines.
 const MAX_QUESTION: u64 = 64 * 1024;
@@ -63,8 +65,7 @@ pub async fn answer(args: &CredentialArgs) -> Result<(), CredentialError> {
     if !is_about(&question, server.url()) {
         return Ok(());
     }
-    let file = token::file(args.token.token_file.as_deref(), &git).await.ok_or(TokenError::Unknown)?;
-    let token = Token::read(&file)?;
+    let token = Origin::find(&args.token, &git).await.ok_or(TokenError::Unknown)?.token().await?;
     let mut out = io::stdout().lock();
     writeln!(out, "username={USER}\npassword={}", token.expose())?;
     Ok(())
@@ -85,35 +86,84 @@ fn is_about(question: &str, server: &Url) -> bool {
     })
 }
 
-/// Tells git to ask this helper for Tarn, in the user's configuration. The token stays in its file.
+/// Tells git to ask this helper for Tarn, in the user's configuration. The token stays in its file, or is made anew each time.
 ///
 /// # Errors
 /// There is no server, no token, or the configuration cannot be written.
 pub async fn login(args: &TokenArgs) -> Result<String, CredentialError> {
     let git = Git::default();
     let server = Server::find(args.server.as_ref(), &git).await?;
-    let file = token::file(args.token_file.as_deref(), &git).await.ok_or(TokenError::Unknown)?;
-    Token::read(&file)?;
-    let file = std::path::absolute(&file)?;
-    let file = file.to_str().ok_or(CredentialError::Path("the path of the token"))?;
-    let key = format!("credential.{}.helper", server.scope());
-    let helper = helper(&server, file)?;
-    for pair in [["tarn.url", server.url().as_str()], ["tarn.tokenFile", file], [&key, &helper]] {
-        git.anywhere().args(["config", "--global", "--replace-all"]).args(pair).run().await?;
+    let origin = Origin::find(args, &git).await.ok_or(TokenError::Unknown)?;
+    // What does not work now would only be told by a clone that fails.
+    origin.token().await?;
+    let helper = helper(&server, &origin)?;
+    let helpers = format!("credential.{}.helper", server.scope());
+    let whose = match &origin {
+        Origin::File(file) => [
+            (TOKEN_FILE, Some(absolute(file)?)),
+            (SERVICE_ACCOUNT, None),
+            (NAMESPACE, None),
+            (AUDIENCE_KEY, None),
+        ],
+        Origin::Account(ServiceAccount { name, namespace, audience }) => [
+            (TOKEN_FILE, None),
+            (SERVICE_ACCOUNT, Some(name.clone())),
+            (NAMESPACE, namespace.clone()),
+            (AUDIENCE_KEY, Some(audience.clone())),
+        ],
+    };
+    let all = [("tarn.url", Some(server.url().to_string())), (&*helpers, Some(helper))];
+    for (key, value) in all.into_iter().chain(whose) {
+        set(&git, key, value.as_deref()).await?;
     }
-    Ok(format!("git proves itself to {} with the token of {file}", server.url()))
+    Ok(match &origin {
+        Origin::File(file) => {
+            format!("git proves itself to {} with the token of {}", server.url(), absolute(file)?)
+        }
+        Origin::Account(account) => format!(
+            "git proves itself to {} with tokens of the service account {}, which kubectl has made when they are needed",
+            server.url(),
+            account.name
+        ),
+    })
 }
 
-/// The helper as git runs it: this very program, for this server and this file.
+/// Gives the key this one value in the user's configuration, or takes it away.
+async fn set(git: &Git, key: &str, value: Option<&str>) -> Result<(), GitError> {
+    let global = || git.anywhere().args(["config", "--global"]);
+    if let Some(value) = value {
+        global().args(["--replace-all", key, value]).run().await?;
+    } else if global().args(["--get-all", key]).run().await.is_ok() {
+        global().args(["--unset-all", key]).run().await?;
+    }
+    Ok(())
+}
+
+/// The helper as git runs it: this very program, for this server and this origin of tokens.
 ///
 /// # Errors
 /// A path that a shell would not understand.
-pub fn helper(server: &Server, file: &str) -> Result<String, CredentialError> {
+pub fn helper(server: &Server, origin: &Origin) -> Result<String, CredentialError> {
     let own = std::env::current_exe()?;
     let own = own.to_str().ok_or(CredentialError::Path("the path of this program"))?;
+    let mut flags = vec![("--server", server.url().to_string())];
+    match origin {
+        Origin::File(file) => flags.push(("--token-file", absolute(file)?)),
+        Origin::Account(ServiceAccount { name, namespace, audience }) => {
+            flags.push(("--service-account", name.clone()));
+            flags.extend(namespace.clone().map(|namespace| ("--namespace", namespace)));
+            flags.push(("--audience", audience.clone()));
+        }
+    }
     let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
-    let (own, url, file) = (quoted(own), quoted(server.url().as_str()), quoted(file));
-    Ok(format!("!{own} credential --server {url} --token-file {file}"))
+    let flags: String = flags.iter().map(|(flag, value)| format!(" {flag} {}", quoted(value))).collect();
+    Ok(format!("!{} credential{flags}", quoted(own)))
+}
+
+/// The path as git is to keep it: a helper runs anywhere.
+fn absolute(file: &Path) -> Result<String, CredentialError> {
+    let file = std::path::absolute(file)?;
+    file.into_os_string().into_string().map_err(|_| CredentialError::Path("the path of the token"))
 }
 
 #[cfg(test)]

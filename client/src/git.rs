@@ -1,4 +1,4 @@
-//! Git as a child process: the only place of the client that starts processes.
+//! Git as a child process: the only place of the client that starts git.
 //!
 //! Children have the caller's configuration and environment, as `git clone` would, but for what would point them at
 //! another repository, start a daemon in a directory that is about to be renamed, or run a hook.
@@ -125,7 +125,7 @@ impl Git {
 
     /// Starts building a command in the current directory.
     pub fn anywhere(&self) -> Command {
-        #[expect(clippy::disallowed_methods, reason = "this is the client's one place that starts processes")]
+        #[expect(clippy::disallowed_methods, reason = "this is the client's one place that starts git")]
         let mut inner = process::Command::new("git");
         for name in ELSEWHERE {
             inner.env_remove(name);
@@ -264,7 +264,7 @@ async fn first_unfit(
 }
 
 /// Reads to the end; keeps the last [`KEPT`] bytes, and shows all of it where that is wanted.
-async fn gather(from: Option<impl AsyncRead + Unpin>, shown: bool) -> io::Result<String> {
+pub(crate) async fn gather(from: Option<impl AsyncRead + Unpin>, shown: bool) -> io::Result<String> {
     let (mut kept, mut chunk) = (Vec::new(), vec![0; 16 * 1024]);
     let Some(mut from) = from else { return Ok(String::new()) };
     loop {
@@ -286,7 +286,7 @@ async fn gather(from: Option<impl AsyncRead + Unpin>, shown: bool) -> io::Result
 
 /// The line that says most about a failure: the last that starts as git's errors do, else the last of all. A full
 /// disk is told several lines earlier.
-fn telling_line(text: &str) -> Option<String> {
+pub(crate) fn telling_line(text: &str) -> Option<String> {
     let lines = || text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
     let error = |line: &&str| ["fatal: ", "error: "].iter().any(|start| line.starts_with(start));
     let full = lines().find(|line| line.contains("No space left on device"));

@@ -10,6 +10,7 @@ pub mod screen;
 pub mod source;
 pub mod git;
 pub mod server;
+pub mod kubectl;
 pub mod token;
 pub mod credential;
 pub mod staging;

@@ -1,13 +1,25 @@
-//! The token by which Tarn knows the caller: read from a file, whenever it is needed, because pods' tokens are renewed.
+//! The token by which Tarn knows the caller: read from a file, or had from kubectl, whenever it is needed, because pods' tokens are
+//! renewed and kubectl's are good for a short time.
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use crate::cli::{AUDIENCE, TokenArgs};
 use crate::git::Git;
+use crate::kubectl::{KubectlError, ServiceAccount};
 
 /// Where a pod has its token, if it was given one: the examples mount it there.
 pub const IN_A_POD: &str = "/var/run/secrets/tarn.dev/token";
+
+/// In git's configuration: the file,
+pub const TOKEN_FILE: &str = "tarn.tokenFile";
+/// or the service account,
+pub const SERVICE_ACCOUNT: &str = "tarn.serviceAccount";
+/// its namespace,
+pub const NAMESPACE: &str = "tarn.namespace";
+/// and whom its tokens are for.
+pub const AUDIENCE_KEY: &str = "tarn.audience";
 
 /// The longest token.
 const MAX: u64 = 16 * 1024;
@@ -29,8 +41,16 @@ pub enum TokenError {
         /// Which.
         path: PathBuf,
     },
+    /// kubectl.
+    #[error(transparent)]
+    Kubectl(#[from] KubectlError),
+    /// What kubectl printed is none.
+    #[error("kubectl printed no token: one word of ASCII is")]
+    Printed,
     /// Nobody said where it is.
-    #[error("no token: give --token-file FILE, set TARN_TOKEN_FILE, or mount one at {IN_A_POD}")]
+    #[error(
+        "no token: give --token-file FILE or --service-account NAME, set TARN_TOKEN_FILE, or mount one at {IN_A_POD}"
+    )]
     Unknown,
 }
 
@@ -53,12 +73,14 @@ impl Token {
         File::open(path).and_then(|file| file.take(MAX + 1).read_to_end(&mut text)).map_err(failed)?;
         let invalid = || TokenError::Invalid { path: path.to_owned() };
         let text = String::from_utf8(text).map_err(|_| invalid())?;
+        Self::parse(&text).ok_or_else(invalid)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
         let token = text.trim();
         let long = u64::try_from(text.len()).unwrap_or(u64::MAX) > MAX;
-        if token.is_empty() || long || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(invalid());
-        }
-        Ok(Self(token.to_owned()))
+        let fits = !token.is_empty() && !long && token.bytes().all(|byte| byte.is_ascii_graphic());
+        fits.then(|| Self(token.to_owned()))
     }
 }
 
@@ -68,14 +90,54 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// The file that is named by the flag or the variable, else by `git config tarn.tokenFile`, else a pod's, if it is there.
-pub async fn file(given: Option<&Path>, git: &Git) -> Option<PathBuf> {
-    if let Some(given) = given.filter(|path| !path.as_os_str().is_empty()) {
-        return Some(given.to_owned());
+/// Where a token is had from, whenever one is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A file.
+    File(PathBuf),
+    /// A service account, by way of kubectl.
+    Account(ServiceAccount),
+}
+
+impl Origin {
+    /// What is named by a flag or the variable, else by git's configuration, else a pod's file, if it is there. A flag that names
+    /// a service account goes before a file.
+    pub async fn find(args: &TokenArgs, git: &Git) -> Option<Self> {
+        if let Some(name) = args.service_account.clone() {
+            let (namespace, audience) = (args.namespace.clone(), args.audience.clone());
+            return Some(Self::Account(ServiceAccount { name, namespace, audience }));
+        }
+        if let Some(given) = args.token_file.as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            return Some(Self::File(given.clone()));
+        }
+        let configured = async |asked: &[&str]| {
+            let value = git.anywhere().args(["config"]).args(asked).run().await;
+            value.ok().filter(|text| !text.is_empty())
+        };
+        if let Some(file) = configured(&["--type=path", "--get", TOKEN_FILE]).await {
+            return Some(Self::File(file.into()));
+        }
+        if let Some(name) = configured(&["--get", SERVICE_ACCOUNT]).await {
+            let namespace = configured(&["--get", NAMESPACE]).await;
+            let audience = configured(&["--get", AUDIENCE_KEY]).await;
+            let audience = audience.unwrap_or_else(|| AUDIENCE.to_owned());
+            return Some(Self::Account(ServiceAccount { name, namespace, audience }));
+        }
+        Some(PathBuf::from(IN_A_POD)).filter(|path| path.exists()).map(Self::File)
     }
-    let configured = git.anywhere().args(["config", "--type=path", "--get", "tarn.tokenFile"]).run().await;
-    let configured = configured.ok().filter(|text| !text.is_empty()).map(PathBuf::from);
-    configured.or_else(|| Some(PathBuf::from(IN_A_POD)).filter(|path| path.exists()))
+
+    /// A token, as it is now.
+    ///
+    /// # Errors
+    /// The file cannot be read, kubectl makes none, or what there is is none.
+    pub async fn token(&self) -> Result<Token, TokenError> {
+        match self {
+            Self::File(path) => Token::read(path),
+            Self::Account(account) => {
+                Token::parse(&account.request_token().await?).ok_or(TokenError::Printed)
+            }
+        }
+    }
 }
 
 #[cfg(test)]
