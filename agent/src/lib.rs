@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod shutdown;
 pub mod backoff;
 pub mod files;
+pub mod places;
 pub mod tls;
 pub mod git;
 pub mod protocol;

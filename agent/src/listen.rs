@@ -1,14 +1,7 @@
 //! A port: takes connections, plain or over TLS, and serves HTTP/1.1, and over TLS HTTP/2, until it is told to stop. What a
 //! client costs that sends nothing is bounded here; what its requests cost, in [`crate::serve::limits`].
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{Request, Response, Version};
@@ -30,7 +23,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::{metrics::Metrics, serve::Scheme, tls::Tls};
+use crate::{
+    metrics::Metrics,
+    places::{Place, Places},
+    serve::Scheme,
+    tls::Tls,
+};
 
 /// How long a client without room may take to be told so.
 const REFUSING: Duration = Duration::from_secs(1);
@@ -69,7 +67,8 @@ pub async fn serve(
     metrics: Metrics,
     until: CancellationToken,
 ) {
-    let (connections, seats) = (GracefulShutdown::new(), Seats::new(&limits));
+    let connections = GracefulShutdown::new();
+    let seats = Places::new(limits.connections, limits.per_client);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -77,7 +76,7 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, client)) => {
-                let Some(seat) = seats.take(client.ip()) else {
+                let Ok(seat) = seats.take(client.ip(), || ()) else {
                     metrics.refused_connections.inc();
                     tokio::spawn(refuse(stream, tls.is_some()));
                     continue;
@@ -119,7 +118,7 @@ struct Connection {
     client: SocketAddr,
     silence: Duration,
     watcher: Watcher,
-    _seat: Seat,
+    _seat: Place,
 }
 
 impl Connection {
@@ -180,79 +179,9 @@ impl Connection {
     }
 }
 
-/// Who is connected.
-#[derive(Clone, Debug)]
-struct Seats {
-    taken: Arc<Mutex<Taken>>,
-    connections: usize,
-    per_client: usize,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    all: usize,
-    of: HashMap<IpAddr, usize>,
-}
-
-impl Seats {
-    fn new(limits: &Limits) -> Self {
-        Self { taken: Arc::default(), connections: limits.connections, per_client: limits.per_client }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self, client: IpAddr) -> Option<Seat> {
-        let mut taken = self.lock();
-        let own = taken.of.get(&client).copied().unwrap_or(0);
-        if taken.all >= self.connections || own >= self.per_client {
-            return None;
-        }
-        taken.all += 1;
-        taken.of.insert(client, own + 1);
-        Some(Seat { seats: self.clone(), client })
-    }
-}
-
-/// One connection's, for as long as this lives.
-#[derive(Debug)]
-struct Seat {
-    seats: Seats,
-    client: IpAddr,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.lock();
-        taken.all = taken.all.saturating_sub(1);
-        if let Some(own) = taken.of.get_mut(&self.client) {
-            *own = own.saturating_sub(1);
-            if *own == 0 {
-                taken.of.remove(&self.client);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn seats_are_limited_for_one_and_for_all_and_come_back() {
-        let limits = Limits { connections: 3, per_client: 2, silence: Duration::ZERO };
-        let seats = Seats::new(&limits);
-        let [one, two]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
-        let mut held = vec![seats.take(one).unwrap(), seats.take(one).unwrap()];
-        assert!(seats.take(one).is_none(), "the third of one client");
-        held.push(seats.take(two).unwrap());
-        assert!(seats.take(two).is_none(), "the fourth of all");
-        held.remove(0);
-        held.push(seats.take(two).unwrap());
-        drop(held);
-        assert!(seats.lock().of.is_empty() && seats.lock().all == 0);
-    }
 
     #[test]
     fn the_answer_for_those_without_room_is_whole() {

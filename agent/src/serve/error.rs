@@ -6,13 +6,11 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use tarn_crds::repo::RepoId;
 
-use super::{
-    limits::Full,
-    proxy::{PEER, Told},
-};
+use super::proxy::{PEER, Told};
 use crate::{
     access::Refusal,
     mirror::{BringError, freshness::Unavailable, snapshots::Unready},
+    places::Full,
     protocol::{lfs::MEDIA_TYPE, pktline},
 };
 
@@ -107,7 +105,7 @@ impl Failure {
     /// Too many requests are under way.
     pub(super) fn full(full: Full) -> Self {
         let (status, code, text) = match full {
-            Full::Caller => {
+            Full::Client => {
                 (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "too many requests of yours are under way")
             }
             Full::All => (StatusCode::SERVICE_UNAVAILABLE, "Busy", "too many requests are under way"),

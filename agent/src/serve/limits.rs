@@ -1,13 +1,14 @@
 //! What requests may cost: how many are under way, of all callers and of one, and how fast answers are sent.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use crate::places::{Full, Place, Places};
 
 /// How far ahead of its rate a client may get, so that small answers are not slowed down at all.
 const BURST: Duration = Duration::from_millis(200);
@@ -31,97 +32,44 @@ impl Default for Limits {
     }
 }
 
-/// Why a request has to wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Full {
-    /// The caller has too many under way.
-    Caller,
-    /// All together have.
-    All,
-}
-
 /// Who has requests under way.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Requests {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
     limits: Limits,
-    line: Option<Line>,
-    callers: Mutex<Callers>,
-}
-
-#[derive(Debug, Default)]
-struct Callers {
-    all: usize,
-    of: HashMap<IpAddr, Of>,
-}
-
-#[derive(Debug)]
-struct Of {
-    requests: usize,
+    /// Of all.
     line: Option<Arc<Line>>,
+    /// Those of one caller share its line.
+    places: Places<Option<Line>>,
 }
 
 impl Requests {
     /// None is under way.
     pub fn new(limits: Limits) -> Self {
-        let line = limits.rate.map(Line::new);
-        Self { shared: Arc::new(Shared { limits, line, callers: Mutex::default() }) }
+        let line = limits.rate.map(|rate| Arc::new(Line::new(rate)));
+        Self { limits, line, places: Places::new(limits.requests, limits.per_caller) }
     }
 
     /// One more of `caller`, for as long as the turn lives.
     pub(super) fn begin(&self, caller: IpAddr) -> Result<Turn, Full> {
-        let limits = self.shared.limits;
-        let mut callers = self.lock();
-        if callers.all >= limits.requests {
-            return Err(Full::All);
-        }
-        let new = || Of { requests: 0, line: limits.rate_per_caller.map(|rate| Arc::new(Line::new(rate))) };
-        let of = callers.of.entry(caller).or_insert_with(new);
-        if of.requests >= limits.per_caller {
-            return Err(Full::Caller);
-        }
-        of.requests += 1;
-        let line = of.line.clone();
-        callers.all += 1;
-        Ok(Turn { requests: self.clone(), caller, line })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Callers> {
-        self.shared.callers.lock().unwrap_or_else(PoisonError::into_inner)
+        let place = self.places.take(caller, || self.limits.rate_per_caller.map(Line::new))?;
+        Ok(Turn { place, all: self.line.clone() })
     }
 }
 
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct Turn {
-    requests: Requests,
-    caller: IpAddr,
-    line: Option<Arc<Line>>,
+    place: Place<Option<Line>>,
+    /// The line of all.
+    all: Option<Arc<Line>>,
 }
 
 impl Turn {
     /// Until when the next bytes have to wait, now that `bytes` are sent; `None` where they need not.
     pub(super) fn send(&self, bytes: usize, now: Instant) -> Option<Instant> {
-        let own = self.line.as_ref().map(|line| line.send(bytes, now));
-        let all = self.requests.shared.line.as_ref().map(|line| line.send(bytes, now));
+        let own = self.place.shared().as_ref().map(|line| line.send(bytes, now));
+        let all = self.all.as_ref().map(|line| line.send(bytes, now));
         own.max(all).filter(|until| *until > now)
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut callers = self.requests.lock();
-        callers.all = callers.all.saturating_sub(1);
-        if let Some(of) = callers.of.get_mut(&self.caller) {
-            of.requests = of.requests.saturating_sub(1);
-            if of.requests == 0 {
-                callers.of.remove(&self.caller);
-            }
-        }
     }
 }
 
@@ -161,11 +109,11 @@ mod tests {
     fn one_caller_leaves_room_for_others_and_all_have_a_limit() {
         let (requests, [one, two]) = (Requests::new(LIMITS), callers());
         let mut turns = vec![requests.begin(one).unwrap(), requests.begin(one).unwrap()];
-        assert_eq!(requests.begin(one).unwrap_err(), Full::Caller);
+        assert_eq!(requests.begin(one).unwrap_err(), Full::Client);
         turns.push(requests.begin(two).unwrap());
         assert_eq!(requests.begin(two).unwrap_err(), Full::All);
         turns.clear();
-        assert!(requests.lock().of.is_empty() && requests.lock().all == 0);
+        assert!([two, two, one].map(|caller| requests.begin(caller)).iter().all(Result::is_ok));
     }
 
     #[test]
