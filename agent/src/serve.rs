@@ -368,10 +368,9 @@ impl Verb {
 async fn handle(
     State(serving): State<Arc<Serving>>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
-    request: Request,
+    mut request: Request,
 ) -> Response {
     let started = Instant::now();
-    let mut request = request;
     for header in [header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::COOKIE] {
         // So that no log of headers, whoever writes it, shows them.
         if let http::header::Entry::Occupied(mut values) = request.headers_mut().entry(header) {
