@@ -8,7 +8,7 @@ use std::{
 };
 
 /// How often a followed file is read: a mounted Secret changes by a link's moving, of which not every file system tells.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+pub const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The suffix of a file that is being written; the start removes leftovers.
 pub const STAGED_SUFFIX: &str = ".tarn-new";

@@ -5,7 +5,6 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
 use rustls::{
@@ -16,9 +15,6 @@ use rustls::{
 };
 
 use crate::files;
-
-/// How often the files are read: a mounted Secret changes by a link's moving, of which not every file system tells.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The longest file: a chain of some dozens of certificates.
 const MAX_FILE: u64 = 256 << 10;
@@ -74,27 +70,38 @@ impl Tls {
     /// # Errors
     /// They cannot be read or used.
     pub fn open(cert: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
-        let now = RwLock::new(load(cert, key)?);
+        let now = RwLock::new(Content::read(cert, key)?.load(cert, key)?);
         Ok(Arc::new(Self { cert: cert.to_owned(), key: key.to_owned(), now }))
     }
 
     /// Reads the files again whenever they change, for ever. What cannot be used leaves all as it was.
     pub async fn follow(self: Arc<Self>) {
-        let mut complained = None;
+        let (mut seen, mut complained) = (self.digest(), None);
         loop {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(files::LOOK_AGAIN).await;
             let (cert, key) = (self.cert.clone(), self.key.clone());
-            let loaded = files::blocking(move || Ok(load(&cert, &key))).await;
+            let loaded = match files::blocking(move || Ok(Content::read(&cert, &key))).await {
+                // Looked at before, whether it can be used or not.
+                Ok(Ok(content)) if content.digest == seen => continue,
+                Ok(Ok(content)) => {
+                    seen = content.digest;
+                    content.load(&self.cert, &self.key)
+                }
+                Ok(Err(error)) => Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "the certificate cannot be read");
+                    continue;
+                }
+            };
             match loaded {
-                Ok(Ok(loaded)) => self.take(loaded),
-                Ok(Err(error)) => {
+                Ok(loaded) => self.take(loaded),
+                Err(error) => {
                     // Once: it is so until somebody mends it, or the second of the two files has changed as well.
                     let text = error.to_string();
                     if complained.replace(text.clone()) != Some(text) {
                         tracing::warn!(%error, "the certificate stays as it was");
                     }
                 }
-                Err(error) => tracing::warn!(%error, "the certificate cannot be read"),
             }
         }
     }
@@ -107,6 +114,10 @@ impl Tls {
         let before = Some(now.own.clone());
         *now = Loaded { before, ..loaded };
         tracing::info!(certificate = %self.cert.display(), "new connections get a renewed certificate");
+    }
+
+    fn digest(&self) -> blake3::Hash {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).digest
     }
 
     /// What a new connection gets.
@@ -133,22 +144,36 @@ impl Tls {
     }
 }
 
-fn load(cert: &Path, key: &Path) -> Result<Loaded, TlsError> {
-    let read = |path: &Path| {
-        files::read_bounded(path, MAX_FILE).map_err(|source| TlsError::Read { path: path.to_owned(), source })
-    };
-    let content = |path: &Path, what| TlsError::Content { path: path.to_owned(), what };
-    let (chain_text, key_text) = (read(cert)?, read(key)?);
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain_text).collect();
-    let chain = chain.map_err(|_| content(cert, "certificate"))?;
-    let own = chain.first().cloned().ok_or_else(|| content(cert, "certificate"))?;
-    let secret = PrivateKeyDer::from_pem_slice(&key_text).map_err(|_| content(key, "private key"))?;
-    // Of two files that are renewed one after the other, this refuses what does not go together.
-    let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, secret)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&chain_text).update(&key_text);
-    Ok(Loaded { digest: hasher.finalize(), config: Arc::new(config), own, before: None })
+/// What the two files hold.
+struct Content {
+    chain: Vec<u8>,
+    key: Vec<u8>,
+    digest: blake3::Hash,
+}
+
+impl Content {
+    fn read(cert: &Path, key: &Path) -> Result<Self, TlsError> {
+        let read = |path: &Path| {
+            let content = files::read_bounded(path, MAX_FILE);
+            content.map_err(|source| TlsError::Read { path: path.to_owned(), source })
+        };
+        let (chain, key) = (read(cert)?, read(key)?);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&chain).update(&key);
+        Ok(Self { chain, key, digest: hasher.finalize() })
+    }
+
+    /// Of two files that are renewed one after the other, this refuses what does not go together.
+    fn load(&self, cert: &Path, key: &Path) -> Result<Loaded, TlsError> {
+        let content = |path: &Path, what| TlsError::Content { path: path.to_owned(), what };
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.chain).collect();
+        let chain = chain.map_err(|_| content(cert, "certificate"))?;
+        let own = chain.first().cloned().ok_or_else(|| content(cert, "certificate"))?;
+        let secret = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| content(key, "private key"))?;
+        let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, secret)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Loaded { digest: self.digest, config: Arc::new(config), own, before: None })
+    }
 }
 
 /// Believes whoever has the key of this agent's own certificate.
