@@ -1,16 +1,21 @@
 //! Flags and their environment twins.
 
-use std::{net::SocketAddr, num::NonZero, path::PathBuf};
+mod limits;
+mod pod;
+mod prewarm;
+mod store;
+
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use tarn_crds::v1alpha1::Budget;
 
-use tarn_crds::v1alpha1::{Budget, Duration};
+use crate::telemetry::LogFormat;
 
-use crate::{
-    popularity,
-    store::{S3Options, StoreLocation},
-    telemetry::LogFormat,
-};
+pub use limits::LimitFlags;
+pub use pod::Pod;
+pub use prewarm::PrewarmFlags;
+pub use store::{GcArgs, RmArgs, StoreArgs, StoreCommand, StoreFlags, VerifyArgs};
 
 /// Mirrors git repositories and serves them over smart HTTP.
 #[derive(Debug, Parser)]
@@ -252,130 +257,6 @@ pub struct Serve {
     pub log_format: LogFormat,
 }
 
-/// What clients may cost.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct LimitFlags {
-    /// Connections to the git port at once
-    #[arg(
-        long,
-        value_name = "N",
-        env = "TARN_AGENT_MAX_CONNECTIONS",
-        hide_env_values = true,
-        default_value_t = 4096,
-        value_parser = positive
-    )]
-    pub max_connections: usize,
-
-    /// Connections at once from one address; behind a proxy all clients have the same
-    #[arg(
-        long,
-        value_name = "N",
-        env = "TARN_AGENT_MAX_CONNECTIONS_PER_CLIENT",
-        hide_env_values = true,
-        default_value_t = 1024,
-        value_parser = positive
-    )]
-    pub max_connections_per_client: usize,
-
-    /// Requests under way at once
-    #[arg(
-        long,
-        value_name = "N",
-        env = "TARN_AGENT_MAX_REQUESTS",
-        hide_env_values = true,
-        default_value_t = 2048,
-        value_parser = positive
-    )]
-    pub max_requests: usize,
-
-    /// Requests under way at once from one address
-    #[arg(
-        long,
-        value_name = "N",
-        env = "TARN_AGENT_MAX_REQUESTS_PER_CLIENT",
-        hide_env_values = true,
-        default_value_t = 512,
-        value_parser = positive
-    )]
-    pub max_requests_per_client: usize,
-
-    /// Bytes of answers a second to all clients; without it as many as there can be
-    #[arg(long, value_name = "BYTES", env = "TARN_AGENT_MAX_RATE", hide_env_values = true)]
-    pub max_rate: Option<u64>,
-
-    /// Bytes of answers a second to one address
-    #[arg(long, value_name = "BYTES", env = "TARN_AGENT_MAX_RATE_PER_CLIENT", hide_env_values = true)]
-    pub max_rate_per_client: Option<u64>,
-
-    /// Seconds that a client may be silent before a request is there, and take nothing of an answer
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        env = "TARN_AGENT_CLIENT_TIMEOUT",
-        hide_env_values = true,
-        default_value_t = 60,
-        value_parser = clap::value_parser!(u16).range(1..)
-    )]
-    pub client_timeout: u16,
-}
-
-/// Which mirrors are brought before anyone asks; those that are not come when they are asked for.
-#[derive(Clone, Debug, Args)]
-pub struct PrewarmFlags {
-    /// How many of the most cloned mirrors are brought before anyone asks for them, besides those of `prewarm: Always`
-    #[arg(
-        long,
-        value_name = "N",
-        env = "TARN_AGENT_PREWARM_MOST_CLONED",
-        hide_env_values = true,
-        default_value_t = 20,
-        value_parser = clap::value_parser!(u16).range(..=10_000)
-    )]
-    pub prewarm_most_cloned: u16,
-
-    /// Over which time clones are counted, in whole days of at most a month
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "TARN_AGENT_PREWARM_WINDOW",
-        hide_env_values = true,
-        default_value = "336h",
-        value_parser = window
-    )]
-    pub prewarm_window: u32,
-
-    /// How many mirrors are brought at a time; those that are asked for do not queue here
-    #[arg(
-        long,
-        value_name = "N",
-        env = "TARN_AGENT_PREWARM_CONCURRENCY",
-        hide_env_values = true,
-        default_value = "2",
-        value_parser = concurrency
-    )]
-    pub prewarm_concurrency: NonZero<usize>,
-}
-
-/// Which store, and how to reach it.
-#[derive(Clone, Debug, Default, Args)]
-pub struct StoreFlags {
-    /// Where checkpoints are kept, so that a new pod restores its mirrors instead of cloning them
-    #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX", env = "TARN_AGENT_STORE", hide_env_values = true)]
-    pub store: Option<StoreLocation>,
-
-    /// S3 server other than Amazon's
-    #[arg(long, value_name = "URL", env = "TARN_AGENT_S3_ENDPOINT", hide_env_values = true)]
-    pub s3_endpoint: Option<String>,
-
-    /// Region of the bucket; by default what the environment or the profile says
-    #[arg(long, value_name = "REGION", env = "TARN_AGENT_S3_REGION", hide_env_values = true)]
-    pub s3_region: Option<String>,
-
-    /// Put the bucket into the path, not into the host name, as most servers other than Amazon's want it
-    #[arg(long, env = "TARN_AGENT_S3_PATH_STYLE", hide_env_values = true)]
-    pub s3_path_style: bool,
-}
-
 /// The audience of callers' tokens where none is named.
 const AUDIENCE: &str = "tarn";
 
@@ -385,147 +266,6 @@ impl Serve {
         let none = self.audiences.is_empty();
         if none { vec![AUDIENCE.to_owned()] } else { self.audiences.clone() }
     }
-}
-
-impl StoreFlags {
-    /// What the flags say of S3.
-    pub fn s3(&self) -> S3Options {
-        S3Options {
-            endpoint: self.s3_endpoint.clone(),
-            region: self.s3_region.clone(),
-            path_style: self.s3_path_style,
-        }
-    }
-}
-
-/// Looks into a store, without an agent.
-#[derive(Debug, Subcommand)]
-pub enum StoreCommand {
-    /// List mirrors and their checkpoints
-    Ls(StoreArgs),
-    /// Restore each mirror's newest checkpoint into a temporary directory and check every object
-    Verify(VerifyArgs),
-    /// Remove checkpoints that newer ones have replaced, and what nobody names any more
-    Gc(GcArgs),
-    /// Remove everything of one mirror; one that is still declared is published anew
-    Rm(RmArgs),
-}
-
-/// Flags of every `tarn-agent store` command.
-#[derive(Debug, Args)]
-pub struct StoreArgs {
-    /// The store.
-    #[command(flatten)]
-    pub flags: StoreFlags,
-
-    /// Only this mirror, as `ls` names it; all without it
-    #[arg(value_name = "HOST/PATH")]
-    pub mirror: Option<String>,
-
-    /// Print JSON, for scripts
-    #[arg(long, env = "TARN_AGENT_JSON", hide_env_values = true)]
-    pub json: bool,
-}
-
-/// Flags of `tarn-agent store verify`.
-#[derive(Debug, Args)]
-pub struct VerifyArgs {
-    /// Which store and mirror.
-    #[command(flatten)]
-    pub store: StoreArgs,
-
-    /// All checkpoints, not only the newest
-    #[arg(long, env = "TARN_AGENT_ALL", hide_env_values = true)]
-    pub all: bool,
-}
-
-/// Flags of `tarn-agent store gc`.
-#[derive(Debug, Args)]
-pub struct GcArgs {
-    /// Which store and mirror.
-    #[command(flatten)]
-    pub store: StoreArgs,
-
-    /// Only say what would be removed
-    #[arg(long, env = "TARN_AGENT_DRY_RUN", hide_env_values = true)]
-    pub dry_run: bool,
-
-    /// How many checkpoints of each mirror to keep
-    #[arg(long, value_name = "N", env = "TARN_AGENT_KEEP", hide_env_values = true, default_value_t = 3)]
-    pub keep: u16,
-
-    /// Keep what is younger than so many hours: another agent may be restoring or publishing it
-    #[arg(
-        long,
-        value_name = "HOURS",
-        env = "TARN_AGENT_GRACE_HOURS",
-        hide_env_values = true,
-        default_value_t = 24
-    )]
-    pub grace_hours: u32,
-}
-
-/// Flags of `tarn-agent store rm`.
-#[derive(Debug, Args)]
-pub struct RmArgs {
-    /// The store.
-    #[command(flatten)]
-    pub flags: StoreFlags,
-
-    /// The mirror, as `ls` names it
-    #[arg(value_name = "HOST/PATH")]
-    pub mirror: String,
-}
-
-/// The pod that the agent runs in, as the downward API tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pod {
-    /// `POD_NAME`.
-    pub name: String,
-    /// `POD_NAMESPACE`.
-    pub namespace: String,
-    /// `POD_UID`.
-    pub uid: String,
-}
-
-impl Pod {
-    /// Reads the pod from variables.
-    ///
-    /// # Errors
-    /// All that are missing.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
-        let mut missing = Vec::new();
-        let mut get = |name: &'static str| {
-            let value = variable(name).filter(|value| !value.is_empty());
-            value.unwrap_or_else(|| {
-                missing.push(name);
-                String::new()
-            })
-        };
-        let pod = Self { name: get("POD_NAME"), namespace: get("POD_NAMESPACE"), uid: get("POD_UID") };
-        if missing.is_empty() { Ok(pod) } else { Err(missing.join(", ")) }
-    }
-}
-
-/// A number of which there is at least one.
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number from 1 on".into())
-}
-
-/// Days of at least the duration that the text names.
-fn window(text: &str) -> Result<u32, String> {
-    let wrong = || "must be a duration of at least 1h, such as 336h".to_owned();
-    let window: Duration = text.parse().map_err(|_| wrong())?;
-    let hours = window.get().as_secs().div_ceil(3600);
-    if hours == 0 {
-        return Err(wrong());
-    }
-    Ok(u32::try_from(hours.div_ceil(24)).unwrap_or(u32::MAX).min(popularity::KEPT))
-}
-
-fn concurrency(text: &str) -> Result<NonZero<usize>, String> {
-    let number: Option<NonZero<usize>> = text.parse().ok();
-    number.filter(|number| number.get() <= 64).ok_or_else(|| "must be a number from 1 to 64".to_owned())
 }
 
 /// A name fit for a field selector: letters, digits, dashes and dots, as objects are named.
@@ -571,15 +311,6 @@ mod tests {
             "PATH",
         ];
         assert_eq!(unknown_variables(names.map(String::from)), ["TARN_AGENT_LISTNE"]);
-    }
-
-    #[test]
-    fn a_pod_is_known_by_three_variables() {
-        let all = |name: &str| Some(format!("its {name}"));
-        let pod = Pod::from_variables(all).unwrap();
-        assert_eq!((pod.name.as_str(), pod.uid.as_str()), ("its POD_NAME", "its POD_UID"));
-        let one = |name: &str| (name != "POD_UID").then(String::new);
-        assert_eq!(Pod::from_variables(one).unwrap_err(), "POD_NAME, POD_NAMESPACE, POD_UID");
     }
 
     #[test]
