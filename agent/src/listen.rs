@@ -1,17 +1,14 @@
 //! A port: takes connections, plain or over TLS, and serves HTTP/1.1, and over TLS HTTP/2, until it is told to stop. What a
 //! client costs that sends nothing is bounded here; what its requests cost, in [`crate::serve::limits`].
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{Request, Response, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto::Builder,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    server::conn::auto::Builder,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
@@ -20,7 +17,7 @@ use tokio::{
 };
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
 use crate::{
@@ -35,6 +32,13 @@ const REFUSING: Duration = Duration::from_secs(1);
 
 /// How long to wait after the system has refused a connection: above all, because too many files are open.
 const REFUSED: Duration = Duration::from_millis(100);
+
+/// How long a connection is served on that is to end: what its client has sent by then is answered, while hyper closes at once
+/// a connection of which it has read nothing.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Connections that are still taken when the port closes: as many as the kernel lets wait (`net.core.somaxconn`).
+const WAITING: usize = 4096;
 
 /// The longest head of a request. Git's are below 1 KiB, tokens of large clusters some KiB.
 const MAX_HEAD: usize = 64 << 10;
@@ -58,7 +62,7 @@ pub struct Limits {
     pub silence: Duration,
 }
 
-/// Serves until `until` is cancelled, and then what is under way to its end.
+/// Serves until `until` is cancelled, and then what is under way to its end, with those whom the kernel has let in by then.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -67,25 +71,16 @@ pub async fn serve(
     metrics: Metrics,
     until: CancellationToken,
 ) {
-    let connections = GracefulShutdown::new();
     let seats = Places::new(limits.connections, limits.per_client);
+    let (silence, connections) = (limits.silence, TaskTracker::new());
+    let port = Port { router, tls, seats, silence, metrics, stopping: until, connections };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = until.cancelled() => break,
+            () = port.stopping.cancelled() => break,
         };
         match accepted {
-            Ok((stream, client)) => {
-                let Ok(seat) = seats.take(client.ip(), || ()) else {
-                    metrics.refused_connections.inc();
-                    tokio::spawn(refuse(stream, tls.is_some()));
-                    continue;
-                };
-                let (router, tls, watcher) = (router.clone(), tls.clone(), connections.watcher());
-                let silence = limits.silence;
-                let connection = Connection { router, client, silence, watcher, _seat: seat };
-                tokio::spawn(connection.run(stream, tls));
-            }
+            Ok((stream, client)) => port.admit(stream, client),
             Err(error) if is_passing(&error) => tracing::debug!(%error, "a connection was gone at once"),
             Err(error) => {
                 tracing::warn!(%error, "no connection can be taken; trying again");
@@ -93,8 +88,54 @@ pub async fn serve(
             }
         }
     }
-    drop(listener);
-    connections.shutdown().await;
+    if let Err(error) = port.admit_waiting(listener) {
+        tracing::debug!(%error, "those who were waiting are cut off");
+    }
+    port.connections.close();
+    port.connections.wait().await;
+}
+
+/// What the connections of a port have in common.
+struct Port {
+    router: Router,
+    tls: Option<Arc<Tls>>,
+    seats: Places,
+    silence: Duration,
+    metrics: Metrics,
+    stopping: CancellationToken,
+    connections: TaskTracker,
+}
+
+impl Port {
+    /// Serves a client, if there is room for it.
+    fn admit(&self, stream: TcpStream, client: SocketAddr) {
+        let Ok(seat) = self.seats.take(client.ip(), || ()) else {
+            self.metrics.refused_connections.inc();
+            tokio::spawn(refuse(stream, self.tls.is_some()));
+            return;
+        };
+        let (router, stopping) = (self.router.clone(), self.stopping.clone());
+        let connection = Connection { router, client, silence: self.silence, stopping, _seat: seat };
+        self.connections.spawn(connection.run(stream, self.tls.clone()));
+    }
+
+    /// Serves those who have a connection that nobody has taken yet: with the listener they would be cut off. By system
+    /// calls, for the runtime may not have heard of them.
+    fn admit_waiting(&self, listener: TcpListener) -> io::Result<()> {
+        let listener = listener.into_std()?;
+        for _ in 0..WAITING {
+            match listener.accept() {
+                Ok((stream, client)) => {
+                    stream.set_nonblocking(true)?;
+                    self.admit(TcpStream::from_std(stream)?, client);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
 fn is_passing(error: &io::Error) -> bool {
@@ -117,7 +158,7 @@ struct Connection {
     router: Router,
     client: SocketAddr,
     silence: Duration,
-    watcher: Watcher,
+    stopping: CancellationToken,
     _seat: Place,
 }
 
@@ -171,8 +212,18 @@ impl Connection {
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX));
         let builder = if version == Version::HTTP_2 { builder.http2_only() } else { builder.http1_only() };
-        let serving = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        if let Err(error) = self.watcher.watch(serving).await {
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = &mut serving => ended,
+            () = self.stopping.cancelled() => match timeout(LAST_WORDS, &mut serving).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            },
+        };
+        if let Err(error) = ended {
             // The client's doing, mostly; what Tarn breaks off has been told where it happened.
             tracing::debug!(%client, error, "a connection ends early");
         }
@@ -181,7 +232,47 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
     use super::*;
+
+    /// Connects, and sends `request`.
+    fn client(address: SocketAddr, request: &str) -> std::net::TcpStream {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_has_a_connection_when_the_port_closes_is_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // Nobody takes them before the port is to close. As many as that, because a port that is to close may take some before
+        // it notices.
+        let request = "GET / HTTP/1.1\r\nHost: t\r\n\r\n";
+        let clients = tokio::task::spawn_blocking(move || {
+            let asking: Vec<_> = (0..40).map(|_| client(address, request)).collect();
+            (asking, client(address, ""))
+        });
+        let (asking, silent) = clients.await.unwrap();
+        let until = CancellationToken::new();
+        until.cancel();
+        let router = Router::new().route("/", axum::routing::get(async || "answered"));
+        let limits = Limits { connections: 100, per_client: 100, silence: Duration::from_secs(60) };
+        let began = tokio::time::Instant::now();
+        serve(listener, router, None, limits, Metrics::new(), until).await;
+        assert!(began.elapsed() < Duration::from_secs(30), "a silent client keeps the port open");
+        let read = |mut stream: std::net::TcpStream| {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        };
+        for stream in asking {
+            let answer = tokio::task::spawn_blocking(move || read(stream)).await.unwrap().unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("answered"), "{answer}");
+        }
+        assert_eq!(tokio::task::spawn_blocking(move || read(silent)).await.unwrap().unwrap(), "");
+        assert!(std::net::TcpStream::connect(address).is_err(), "the port is open");
+    }
 
     #[test]
     fn the_answer_for_those_without_room_is_whole() {
