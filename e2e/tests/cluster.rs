@@ -9,3 +9,4 @@ mod rights;
 mod secrets;
 mod serving;
 mod volumes;
+mod webhooks;

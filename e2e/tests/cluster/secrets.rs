@@ -6,13 +6,14 @@ use tarn_e2e::play::play;
 use tarn_e2e::scene::{Scene, condition, head, is_true};
 use tarn_e2e::{release, tool};
 
-/// Found nowhere but in Secrets; the store's is in the fixtures.
-const PASSWORDS: [&str; 3] = ["canary-one-4b1c", "canary-two-9f2e", "canary-of-the-store"];
+/// Found nowhere but in Secrets; those of the store and of webhooks are in the fixtures.
+const PASSWORDS: [&str; 4] =
+    ["canary-one-4b1c", "canary-two-9f2e", "canary-of-the-store", "canary-of-the-webhooks"];
 
 #[tokio::test]
 async fn a_changed_secret_takes_effect_without_a_restart_and_is_seen_nowhere() -> Result<()> {
     play("secret", async |scene| {
-        let [first, second, _] = PASSWORDS;
+        let [first, second, ..] = PASSWORDS;
         scene.with_cache().await?;
         scene.create_upstream("app").await?;
         require(scene, first).await?;
