@@ -4,6 +4,7 @@
 mod access;
 mod downloads;
 mod snapshot;
+mod tls;
 mod uploads;
 
 use anyhow::{Result, ensure};

@@ -13,4 +13,4 @@ mod undeclared;
 
 pub(crate) use self::access::{PUSHES, READS, ask};
 pub(crate) use self::credentials::{CANARY, CANARY_BASE64, expect_no_canary};
-pub(crate) use self::tls::{certificate, trusting};
+pub(crate) use self::tls::{Secured, certificate, trusting};

@@ -22,15 +22,15 @@ pub(crate) fn trusting(name: &str) -> Result<Git> {
 }
 
 /// An agent with a certificate of its own, which can be replaced.
-struct Secured {
-    agent: Agent,
-    upstream: Upstream,
+pub(crate) struct Secured {
+    pub(crate) agent: Agent,
+    pub(crate) upstream: Upstream,
     origin: Repo,
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Secured {
-    async fn start(prepare: impl AsyncFnOnce(&Upstream, &Repo) -> Result<()>) -> Result<Self> {
+    pub(crate) async fn start(prepare: impl AsyncFnOnce(&Upstream, &Repo) -> Result<()>) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         std::fs::create_dir(dir.path().join("upstream"))?;
         let upstream = Upstream::start(&dir.path().join("upstream"))?;
@@ -45,11 +45,11 @@ impl Secured {
         Ok(Self { agent, upstream, origin, dir })
     }
 
-    fn repo(&self) -> String {
+    pub(crate) fn repo(&self) -> String {
         repo_id(&self.upstream.url("a.git"))
     }
 
-    fn url(&self) -> Result<String> {
+    pub(crate) fn url(&self) -> Result<String> {
         Ok(self.agent.git_url(&self.repo())?.replace("http://", "https://"))
     }
 }
