@@ -89,14 +89,18 @@ impl Scene {
 
     /// Runs kubectl in the namespace; it must succeed.
     pub async fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.kubectl_with(args, "").await
+    }
+
+    /// The same, with text on its standard input.
+    pub async fn kubectl_with(&self, args: &[&str], stdin: &str) -> Result<String> {
         let place = ["--namespace", self.namespace.as_str()];
-        tool::output("kubectl", place.iter().chain(args), "").await
+        tool::output("kubectl", place.iter().chain(args), stdin).await
     }
 
     /// Applies manifests as a user does.
     pub async fn apply(&self, manifests: &str) -> Result<()> {
-        let args = ["--namespace", &self.namespace, "apply", "-f", "-"];
-        tool::output("kubectl", args, manifests).await.map(drop)
+        self.kubectl_with(&["apply", "-f", "-"], manifests).await.map(drop)
     }
 
     /// Runs a shell script in a pod, or in one of `deployment/NAME`; it must succeed.

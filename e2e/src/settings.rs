@@ -26,6 +26,12 @@ pub fn image() -> (String, String) {
     (repository.to_owned(), tag.to_owned())
 }
 
+/// The client that is in the image, as it was built: beside the directory of the tests themselves.
+pub fn client() -> PathBuf {
+    let built = std::env::current_exe().unwrap_or_default();
+    built.ancestors().nth(2).unwrap_or(Path::new("")).join("git-tarn")
+}
+
 /// The scripts of the node, where the tests run on one of `e2e/node`: `TARN_E2E_NODE`.
 pub fn node() -> Option<PathBuf> {
     std::env::var_os("TARN_E2E_NODE").map(PathBuf::from)

@@ -1,13 +1,13 @@
 //! A CI pod with a projected token, and the Role that lets it clone, or none.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use serde_json::json;
 use tarn_crds::v1alpha1::Access;
 use tarn_e2e::play::play;
 use tarn_e2e::scene::{PATIENCE, Scene, until};
-use tarn_e2e::settings;
+use tarn_e2e::{settings, tool};
 
 /// Stock git, with a helper that reads the pod's token.
 const HELPER: &str = "!f() { test \"$1\" = get && echo username=tarn && echo \"password=$(cat /var/run/secrets/tarn.dev/token)\"; }; f";
@@ -59,6 +59,14 @@ async fn a_ci_pod_clones_with_the_role_and_without_it_git_shows_the_reason() -> 
             Ok(())
         })
         .await?;
+        // Outside of pods, kubectl has the API server make a token of the account.
+        let token = requested(scene).await?;
+        let with_token = "!f() { echo username=tarn && echo \"password=$(cat /tmp/token)\"; }; f";
+        scene
+            .kubectl_with(&["exec", "--stdin", "job", "--", "sh", "-ec", "cat > /tmp/token"], &token)
+            .await?;
+        let cloned = clone(scene, with_token).await?;
+        ensure!(cloned.trim().ends_with(&head), "{cloned}");
         // What is taken back opens nothing after a minute.
         scene.kubectl(&["delete", "rolebinding", "clone-app"]).await?;
         until(PATIENCE, "the right to be gone", async || {
@@ -69,6 +77,17 @@ async fn a_ci_pod_clones_with_the_role_and_without_it_git_shows_the_reason() -> 
         .await
     })
     .await
+}
+
+/// The token that `git tarn credential` has kubectl make, on the machine that runs the tests.
+async fn requested(scene: &Scene) -> Result<String> {
+    let server = format!("http://default.{}", scene.namespace);
+    let place = ["--service-account", "ci", "--namespace", &scene.namespace];
+    let args = [&["credential", "--server", &server][..], &place, &["get"]].concat();
+    let question = format!("protocol=http\nhost=default.{}\n\n", scene.namespace);
+    let answer = tool::output(settings::client(), args, &question).await?;
+    let token = answer.lines().find_map(|line| line.strip_prefix("password="));
+    Ok(token.context("no token")?.to_owned())
 }
 
 /// A pod of the ServiceAccount `ci` with a token for Tarn, and with git.
