@@ -210,5 +210,14 @@ async fn one_agent_tells_the_others() -> Result<()> {
     for agent in [&first, &second] {
         hooked.until_seen(agent, Duration::from_secs(2)).await?;
     }
+    // One of whose headers but one matters.
+    hooked.scene.origin.commit("main", &[("pushed", "again")]).await?;
+    let body = json!({"url": hooked.scene.upstream.url("a.git")}).to_string();
+    let signature = format!("sha256={}", signed(CANARY, body.as_bytes()));
+    let answer = post(&second, "generic", &[("Tarn-Signature", &signature)], body.as_bytes()).await?;
+    ensure!(answer.status == 202, "refused: {}", answer.text());
+    for agent in [&first, &second] {
+        hooked.until_seen(agent, Duration::from_secs(2)).await?;
+    }
     Ok(())
 }

@@ -149,9 +149,13 @@ async fn hear(serving: &Arc<Serving>, sender: Sender, parts: &Parts, body: Body)
         Some(id) => Failure::undeclared(id),
         None => Failure::bad_request("NoRepository", "the event names no repository by URL"),
     })?;
-    let names = sender.headers();
-    let headers: HeaderMap =
-        names.iter().filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone()))).collect();
+    let mut headers = HeaderMap::new();
+    for name in sender.headers() {
+        // Once each: some senders have but one that matters, and of several values none is believed.
+        if let Some(value) = parts.headers.get(&name) {
+            headers.insert(name, value.clone());
+        }
+    }
     let notice = Notice { path: parts.uri.path().to_owned(), headers, body };
     let told = Origin::of(&parts.headers) == Origin::Peer;
     if serving.hooks.begins(mirror.id(), &notice) {
