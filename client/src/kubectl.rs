@@ -24,6 +24,9 @@ pub enum KubectlError {
         "kubectl, which --service-account needs, is not on PATH: install it, or give --token-file FILE instead"
     )]
     Missing,
+    /// It might be taken for a flag.
+    #[error("{0:?} is not the name of a service account: those are small letters, digits, - and .")]
+    Name(String),
     /// It cannot be run or talked to.
     #[error("cannot run kubectl: {0}")]
     Run(#[from] io::Error),
@@ -63,13 +66,15 @@ impl ServiceAccount {
     /// # Errors
     /// There is no kubectl, or it fails or takes too long.
     pub async fn request_token(&self) -> Result<String, KubectlError> {
+        if !is_name(&self.name) {
+            return Err(KubectlError::Name(self.name.clone()));
+        }
         let within = self.namespace.as_ref().map(|namespace| format!("--namespace={namespace}"));
         #[expect(clippy::disallowed_methods, reason = "this is the one place that starts kubectl")]
         let mut kubectl = process::Command::new("kubectl");
-        kubectl.args(["create", "token"]).args(&within);
+        // Not behind "--": there kubectl does not see it.
+        kubectl.args(["create", "token", &self.name]).args(&within);
         kubectl.arg(format!("--audience={}", self.audience)).arg(format!("--duration={GOOD_FOR}"));
-        // A name from git's configuration is not looked at: it is no flag.
-        kubectl.args(["--", &self.name]);
         kubectl.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = kubectl.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => KubectlError::Missing,
@@ -90,5 +95,26 @@ impl ServiceAccount {
             });
         }
         Ok(said)
+    }
+}
+
+/// Whether the API server could have an object of this name: one that begins like a flag, it could not.
+fn is_name(text: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    text.bytes().all(known) && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_flags() {
+        for name in ["ci", "team-a.builder", "0"] {
+            assert!(is_name(name), "{name}");
+        }
+        for text in ["", "-f", "--as=admin", "CI", "a b", "a/b"] {
+            assert!(!is_name(text), "{text}");
+        }
     }
 }

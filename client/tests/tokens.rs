@@ -158,7 +158,7 @@ async fn git_clones_with_tokens_that_kubectl_makes_when_they_are_needed() -> Res
     let login = ["login", "--server", &server, "--service-account", "ci", "--namespace", "builds"];
     let done = guarded.tarn(&login, "").await?;
     ensure!(done.status.success() && done.stderr.contains("service account ci"), "{}", done.stderr);
-    let expected = "create token --namespace=builds --audience=tarn --duration=1h -- ci\n";
+    let expected = "create token ci --namespace=builds --audience=tarn --duration=1h\n";
     let calls = guarded.calls()?;
     ensure!(calls == expected, "{calls}");
     let listed = guarded.git(&["ls-remote", &url]).await?;
