@@ -333,8 +333,11 @@ impl World {
         state: usize,
     ) -> Result<(Duration, usize)> {
         let name = mirror_name(at);
-        let from = self.mirrors().get_metadata(&name).await?.resource_version().ok_or("no version")?;
-        let parameters = WatchParams::default().fields(&format!("metadata.name={name}"));
+        let field = format!("metadata.name={name}");
+        // The version of the list: the object's own may be older than what the API server remembers.
+        let listed = self.mirrors().list_metadata(&ListParams::default().fields(&field)).await?;
+        let from = listed.metadata.resource_version.ok_or("no version")?;
+        let parameters = WatchParams::default().fields(&field);
         let mirrors = self.mirrors();
         let mut events = std::pin::pin!(mirrors.watch(&parameters, &from).await?);
         let began = Instant::now();
@@ -344,7 +347,11 @@ impl World {
         let (mut seen, mut writes) = (None, 0);
         // Whatever follows from it has come five seconds later.
         while let Ok(Some(event)) = timeout(Duration::from_secs(5), events.next()).await {
-            let WatchEvent::Modified(mirror) = event? else { continue };
+            let mirror = match event? {
+                WatchEvent::Modified(mirror) => mirror,
+                WatchEvent::Error(status) => return Err(format!("the watch ends: {}", status.message).into()),
+                _ => continue,
+            };
             writes += 1;
             let head = mirror.status.and_then(|status| status.head?.sha);
             if seen.is_none() && head.as_deref() == Some(sha(at, state).as_str()) {
