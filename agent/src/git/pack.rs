@@ -28,8 +28,7 @@ pub async fn is_near(git: &Git, dir: &Path, wants: &[Oid], haves: &[Oid]) -> boo
         .input(revisions(wants, haves))
         .run(Duration::from_secs(10))
         .await;
-    let count = counted.ok().and_then(|out| String::from_utf8(out.stdout).ok()?.trim().parse::<usize>().ok());
-    count.is_some_and(|count| count <= NEAR)
+    counted.ok().and_then(|out| number(&out.stdout)).is_some_and(|count: usize| count <= NEAR)
 }
 
 /// Makes, in the new directory `view`, a repository that has the commit `tip` without history in a pack of
@@ -210,7 +209,7 @@ pub async fn is_exact(git: &Git, dir: &Path, path: &Path, tips: &[Oid]) -> Resul
     let held = objects(&path.with_extension("idx")).map_err(io_error)?;
     let count = git.command("rev-list").git_dir(dir).args(["--count", "--objects", "--use-bitmap-index"]);
     let count = count.args(["--stdin"]).input(revisions(tips, &[])).run(PACK_LIMIT).await?.stdout;
-    Ok(str::from_utf8(&count).ok().and_then(|count| count.trim().parse().ok()) == Some(held))
+    Ok(number(&count) == Some(held))
 }
 
 /// Makes sure that the repository `dir` has everything that `tips` reach and `without` do not.
@@ -239,6 +238,11 @@ pub async fn fsck(git: &Git, dir: &Path) -> Result<(), GitError> {
 /// A command that packs beside those who serve: one thread, and little memory for the search for deltas.
 fn frugal(git: &Git, verb: &'static str, dir: &Path) -> Command {
     git.command(verb).git_dir(dir).config("pack.threads=1").config("pack.windowMemory=64m")
+}
+
+/// The number that `rev-list --count` says.
+fn number<N: std::str::FromStr>(said: &[u8]) -> Option<N> {
+    str::from_utf8(said).ok()?.trim().parse().ok()
 }
 
 fn revisions(tips: &[Oid], without: &[Oid]) -> Vec<u8> {
