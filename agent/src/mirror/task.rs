@@ -7,14 +7,15 @@ mod checkpoints;
 mod evict;
 mod fetches;
 mod gather;
+mod load;
 mod looks;
 mod upkeep;
 
 use std::{
     collections::{HashSet, VecDeque},
-    fs, mem,
-    path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    mem,
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -46,11 +47,7 @@ use crate::{
         restore::Outcome,
         turns::{Lift, Urgency},
     },
-    files::blocking,
-    git::{
-        Git, GitError, ObjectFormat, Oid, RefSet, pack,
-        remote::{self, Remote},
-    },
+    git::{Git, GitError, Oid, RefSet, remote::Remote},
     metrics::Metrics,
     peers::{Peers, placement::Placement},
     upstream::{LookError, Looker, credentials::Installed},
@@ -309,87 +306,6 @@ impl Task {
         }
     }
 
-    /// Loads what is on the disk when it is this mirror's turn: not a thousand of them at once. Gives the messages that came
-    /// meanwhile, which hasten it; `None` once nobody is left to send any.
-    async fn wait_to_load(&mut self, inbox: &mut mpsc::Receiver<Message>) -> Option<Vec<Message>> {
-        let mut early = Vec::new();
-        if !self.dir.exists() {
-            return Some(early);
-        }
-        let (mut turn, lift) = self.limits.loads.enter(&self.id, Urgency::Idle);
-        loop {
-            tokio::select! {
-                () = turn.called() => break,
-                message = inbox.recv() => {
-                    early.push(message?);
-                    lift.lift();
-                }
-            }
-        }
-        self.load().await;
-        Some(early)
-    }
-
-    /// Brings what was found on the disk up to date: at once, or among many within a while.
-    fn begin(&mut self) {
-        let spread = Duration::from_millis(self.limits.spread.load(Ordering::Relaxed));
-        if spread.is_zero() || self.settings.suspend {
-            return self.want();
-        }
-        self.wanted = true;
-        self.wait(spread.mul_f64(rand::random()));
-    }
-
-    /// Finds what an earlier process left on the disk. What is damaged is moved out of the way, to be made
-    /// anew.
-    async fn load(&mut self) {
-        let dir = self.dir.clone();
-        let found = tokio::task::spawn_blocking(move || read_mirror(&dir)).await;
-        let problem = match found.map_err(|error| error.to_string()) {
-            Ok(Ok(None)) => return,
-            Ok(Ok(Some(refs))) => match self.check(&refs).await {
-                Ok(()) => {
-                    self.facts.head = refs.head_oid();
-                    if !pack::has_bitmaps(&self.dir) {
-                        // An agent was killed between the clone and the first repack.
-                        self.facts.fetched = Some(Instant::now());
-                    }
-                    self.stored = Some(Arc::new(Stored::new(Arc::new(refs))));
-                    self.demand.load(&self.dir);
-                    self.bytes_now();
-                    self.state.on_disk = true;
-                    return;
-                }
-                Err(problem) => problem,
-            },
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error,
-        };
-        tracing::warn!(problem, "the mirror on the disk is damaged; it will be made anew");
-        let (disk, dir) = (self.disk.clone(), self.dir.clone());
-        if let Err(error) = blocking(move || disk.discard(&dir)).await {
-            tracing::warn!(%error, "the damaged mirror cannot be removed");
-        }
-    }
-
-    /// Whether git can use the mirror, and has every object its refs name.
-    async fn check(&self, refs: &RefSet) -> Result<(), String> {
-        let tips: Vec<Oid> = refs.tips().collect();
-        let missing = match remote::missing(&self.git, &self.dir, &tips).await {
-            Ok(missing) => missing,
-            Err(error @ GitError::Failed { .. }) => return Err(error.to_string()),
-            // Git could not be asked: no reason to give a mirror up.
-            Err(error) => {
-                tracing::warn!(%error, "the mirror on the disk cannot be checked; it is taken as it is");
-                return Ok(());
-            }
-        };
-        missing
-            .iter()
-            .next()
-            .map_or(Ok(()), |oid| Err(format!("{} objects are missing, such as {oid}", missing.len())))
-    }
-
     fn receive(&mut self, message: Message) {
         if matches!(message, Message::Look(..) | Message::Settle(..) | Message::Extra(..)) {
             self.awaited();
@@ -618,15 +534,4 @@ async fn sleep_until(timer: Option<time::Instant>) {
         Some(at) => time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// The refs of the mirror at `dir`; `None` where there is no mirror.
-fn read_mirror(dir: &Path) -> Result<Option<RefSet>, crate::git::refs::RefsError> {
-    if !dir.exists() {
-        return Ok(None);
-    }
-    let config = fs::read_to_string(dir.join("config")).unwrap_or_default();
-    let sha256 = config.to_ascii_lowercase().contains("objectformat = sha256");
-    let format = if sha256 { ObjectFormat::Sha256 } else { ObjectFormat::Sha1 };
-    RefSet::read(dir, format).map(Some)
 }

@@ -1,6 +1,8 @@
 //! The task that keeps one mirror's snapshot.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod work;
+
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
@@ -11,25 +13,19 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::{
-    super::{Limits, Settings, Shared, Trouble, View, disk::Disk, state::retry_delay, upkeep::calm},
+    super::{Settings, Shared, Trouble, View, state::retry_delay},
     Doing, Message, Offer, SnapshotView, Snapshots, Unready,
-    local::Local,
     plan::{self, Facts, Step, plan},
 };
 use crate::{
-    blockfile::{Blame, BlockFile, BlockFileError, Download, Options, Reader, Source},
+    blockfile::{Blame, BlockFile, BlockFileError, Download, Options, Reader},
     checkpoint::manifest::Generation,
     files::blocking,
-    git::Git,
-    metrics::{Metrics, Outcome},
+    metrics::Outcome,
     peers::Peers,
-    snapshot::{
-        SnapshotError,
-        build::Build,
-        manifest::{Snapshot, SnapshotKeys},
-        shelf::{Published, Shelf},
-    },
+    snapshot::{SnapshotError, build::Build, manifest::Snapshot, shelf::Published},
 };
+use work::{Done, Work};
 
 /// A mirror's view changes with every look; what matters here seldom does.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -54,20 +50,6 @@ pub(in crate::mirror) struct Keeper {
     trouble: Option<Trouble>,
 }
 
-/// What jobs work with.
-#[derive(Clone)]
-struct Work {
-    git: Git,
-    disk: Arc<Disk>,
-    metrics: Metrics,
-    limits: Arc<Limits>,
-    packs: Arc<Mutex<()>>,
-    dir: PathBuf,
-    local: Local,
-    shelf: Option<Shelf>,
-    peers: Option<Peers>,
-}
-
 /// The snapshot that is served.
 struct Held {
     snapshot: Arc<Snapshot>,
@@ -85,12 +67,6 @@ enum Content {
 
 type Job = AbortOnDropHandle<Result<Done, SnapshotError>>;
 
-enum Done {
-    Found(Option<Snapshot>),
-    Built(Option<(Snapshot, Reader)>),
-    Published(Published),
-}
-
 enum Happened {
     Asked(Option<Message>),
     Finished(Step, Result<Done, SnapshotError>),
@@ -107,23 +83,7 @@ impl Keeper {
         view: watch::Receiver<View>,
         settings: watch::Receiver<Arc<Settings>>,
     ) -> (Self, Snapshots) {
-        let id = settings.borrow().url.id().clone();
-        let shelf = shared.archive.as_ref().map(|archive| Shelf {
-            store: archive.store.clone(),
-            keys: SnapshotKeys::of(&id),
-            agent: archive.agent.clone(),
-        });
-        let work = Work {
-            git: shared.git.clone(),
-            disk: shared.disk.clone(),
-            metrics: shared.metrics.clone(),
-            limits: shared.limits.clone(),
-            packs,
-            dir: shared.disk.mirror(&id),
-            local: Local::new(shared.disk.snapshots(&id)),
-            shelf,
-            peers: shared.peers.clone(),
-        };
+        let work = Work::new(shared, packs, settings.borrow().url.id());
         let (handle, inbox, out) = Snapshots::new();
         let keeper = Self {
             work,
@@ -533,71 +493,5 @@ impl Keeper {
     fn count(&self, result: &Result<(), BlockFileError>) {
         let outcome = Outcome::of(result, |error| SnapshotError::from(error.clone()).reason());
         self.work.metrics.snapshot_downloads.get_or_create(&outcome).inc();
-    }
-}
-
-impl Work {
-    async fn find(&self) -> Result<Done, SnapshotError> {
-        let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
-        let _turn = self.limits.finds.acquire().await;
-        Ok(Done::Found(shelf.newest().await?))
-    }
-
-    async fn build(&self, build: Build) -> Result<Done, SnapshotError> {
-        let _turn = self.limits.snapshots.acquire().await;
-        calm(&self.metrics).await;
-        let (began, work) = (time::Instant::now(), build.work.clone());
-        let built = build.run().await;
-        let placed = match &built {
-            Ok(Some((archive, snapshot))) => self.place(archive.clone(), snapshot.clone()).await.map(Some),
-            _ => Ok(None),
-        };
-        self.disk.clear(work).await;
-        let result = built.and(placed);
-        self.metrics.snapshot_builds.get_or_create(&Outcome::of(&result, SnapshotError::reason)).inc();
-        self.metrics.snapshot_build_seconds.observe(began.elapsed().as_secs_f64());
-        if let Ok(Some((snapshot, _))) = &result {
-            let (millis, bytes) = (began.elapsed().as_millis(), snapshot.bytes);
-            tracing::info!(commit = snapshot.commit, bytes, millis, "snapshot built");
-        }
-        Ok(Done::Built(result?))
-    }
-
-    async fn place(&self, archive: PathBuf, snapshot: Snapshot) -> Result<(Snapshot, Reader), SnapshotError> {
-        let (local, to) = (self.local.clone(), self.local.archive(snapshot.digest));
-        let path = to.clone();
-        let rename = move || local.prepare().and_then(|()| std::fs::rename(archive, to));
-        blocking(rename).await?;
-        let reader = BlockFile::whole(&path, snapshot.bytes, snapshot.blocks.clone()).await?;
-        Ok((snapshot, reader))
-    }
-
-    async fn publish(&self, snapshot: &Snapshot, known: Generation) -> Result<Done, SnapshotError> {
-        let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
-        let published = shelf.publish(snapshot, &self.local.archive(snapshot.digest), known).await?;
-        match shelf.collect().await {
-            Ok(removed) => tracing::debug!(bytes = removed.bytes, "old snapshots collected"),
-            Err(error) => tracing::warn!(%error, "old snapshots in the store could not be removed"),
-        }
-        Ok(Done::Published(published))
-    }
-
-    fn source(&self, snapshot: &Snapshot) -> Option<Source> {
-        let shelf = self.shelf.as_ref()?;
-        Some(Source { store: shelf.store.clone(), key: snapshot.key(&shelf.keys), version: None })
-    }
-
-    async fn download(&self, snapshot: &Snapshot) -> Result<Download, SnapshotError> {
-        let Some(source) = self.source(snapshot) else { return Err(SnapshotError::GivenUp) };
-        self.local.prepare()?;
-        let path = self.local.archive(snapshot.digest);
-        let blocks = snapshot.blocks.clone();
-        // What a failed download has left is not fetched again.
-        let made = if path.exists() {
-            BlockFile::resume(&path, snapshot.bytes, blocks).await?
-        } else {
-            BlockFile::create(&path, snapshot.bytes, blocks).await?
-        };
-        Ok(made.start(source, Options::default()))
     }
 }

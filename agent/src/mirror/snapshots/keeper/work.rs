@@ -1,0 +1,133 @@
+//! What the keeper has done in the background: finding, building, publishing and downloading.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tarn_crds::repo::RepoId;
+use tokio::{sync::Mutex, time};
+
+use super::super::local::Local;
+use crate::{
+    blockfile::{BlockFile, Download, Options, Reader, Source},
+    checkpoint::manifest::Generation,
+    files::blocking,
+    git::Git,
+    metrics::{Metrics, Outcome},
+    mirror::{Limits, Shared, disk::Disk, upkeep::calm},
+    peers::Peers,
+    snapshot::{
+        SnapshotError,
+        build::Build,
+        manifest::{Snapshot, SnapshotKeys},
+        shelf::{Published, Shelf},
+    },
+};
+
+/// What jobs work with.
+#[derive(Clone)]
+pub(super) struct Work {
+    pub(super) git: Git,
+    pub(super) disk: Arc<Disk>,
+    pub(super) metrics: Metrics,
+    pub(super) limits: Arc<Limits>,
+    pub(super) packs: Arc<Mutex<()>>,
+    pub(super) dir: PathBuf,
+    pub(super) local: Local,
+    pub(super) shelf: Option<Shelf>,
+    pub(super) peers: Option<Peers>,
+}
+
+/// What a job has done.
+pub(super) enum Done {
+    Found(Option<Snapshot>),
+    Built(Option<(Snapshot, Reader)>),
+    Published(Published),
+}
+
+impl Work {
+    pub(super) fn new(shared: &Shared, packs: Arc<Mutex<()>>, id: &RepoId) -> Self {
+        let shelf = shared.archive.as_ref().map(|archive| Shelf {
+            store: archive.store.clone(),
+            keys: SnapshotKeys::of(id),
+            agent: archive.agent.clone(),
+        });
+        Self {
+            git: shared.git.clone(),
+            disk: shared.disk.clone(),
+            metrics: shared.metrics.clone(),
+            limits: shared.limits.clone(),
+            packs,
+            dir: shared.disk.mirror(id),
+            local: Local::new(shared.disk.snapshots(id)),
+            shelf,
+            peers: shared.peers.clone(),
+        }
+    }
+
+    pub(super) async fn find(&self) -> Result<Done, SnapshotError> {
+        let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
+        let _turn = self.limits.finds.acquire().await;
+        Ok(Done::Found(shelf.newest().await?))
+    }
+
+    pub(super) async fn build(&self, build: Build) -> Result<Done, SnapshotError> {
+        let _turn = self.limits.snapshots.acquire().await;
+        calm(&self.metrics).await;
+        let (began, work) = (time::Instant::now(), build.work.clone());
+        let built = build.run().await;
+        let placed = match &built {
+            Ok(Some((archive, snapshot))) => self.place(archive.clone(), snapshot.clone()).await.map(Some),
+            _ => Ok(None),
+        };
+        self.disk.clear(work).await;
+        let result = built.and(placed);
+        self.metrics.snapshot_builds.get_or_create(&Outcome::of(&result, SnapshotError::reason)).inc();
+        self.metrics.snapshot_build_seconds.observe(began.elapsed().as_secs_f64());
+        if let Ok(Some((snapshot, _))) = &result {
+            let (millis, bytes) = (began.elapsed().as_millis(), snapshot.bytes);
+            tracing::info!(commit = snapshot.commit, bytes, millis, "snapshot built");
+        }
+        Ok(Done::Built(result?))
+    }
+
+    async fn place(&self, archive: PathBuf, snapshot: Snapshot) -> Result<(Snapshot, Reader), SnapshotError> {
+        let (local, to) = (self.local.clone(), self.local.archive(snapshot.digest));
+        let path = to.clone();
+        let rename = move || local.prepare().and_then(|()| std::fs::rename(archive, to));
+        blocking(rename).await?;
+        let reader = BlockFile::whole(&path, snapshot.bytes, snapshot.blocks.clone()).await?;
+        Ok((snapshot, reader))
+    }
+
+    pub(super) async fn publish(
+        &self,
+        snapshot: &Snapshot,
+        known: Generation,
+    ) -> Result<Done, SnapshotError> {
+        let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
+        let published = shelf.publish(snapshot, &self.local.archive(snapshot.digest), known).await?;
+        match shelf.collect().await {
+            Ok(removed) => tracing::debug!(bytes = removed.bytes, "old snapshots collected"),
+            Err(error) => tracing::warn!(%error, "old snapshots in the store could not be removed"),
+        }
+        Ok(Done::Published(published))
+    }
+
+    pub(super) fn source(&self, snapshot: &Snapshot) -> Option<Source> {
+        let shelf = self.shelf.as_ref()?;
+        Some(Source { store: shelf.store.clone(), key: snapshot.key(&shelf.keys), version: None })
+    }
+
+    pub(super) async fn download(&self, snapshot: &Snapshot) -> Result<Download, SnapshotError> {
+        let Some(source) = self.source(snapshot) else { return Err(SnapshotError::GivenUp) };
+        self.local.prepare()?;
+        let path = self.local.archive(snapshot.digest);
+        let blocks = snapshot.blocks.clone();
+        // What a failed download has left is not fetched again.
+        let made = if path.exists() {
+            BlockFile::resume(&path, snapshot.bytes, blocks).await?
+        } else {
+            BlockFile::create(&path, snapshot.bytes, blocks).await?
+        };
+        Ok(made.start(source, Options::default()))
+    }
+}
