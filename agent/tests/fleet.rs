@@ -83,13 +83,6 @@ impl Repositories {
     }
 }
 
-/// The number that a metric has.
-pub(crate) async fn metric(agent: &Agent, name: &str) -> Result<u64> {
-    let text = agent.metrics().await?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    Ok(line.map_or(0, |value| value.parse().unwrap_or(0)))
-}
-
 /// Writes into a store what some agent counted today.
 pub(crate) fn counted(store: &Path, clones: &[(String, u64)]) -> Result<()> {
     let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();

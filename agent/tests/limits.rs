@@ -71,9 +71,7 @@ async fn ten_thousand_idle_connections_leave_room_for_others() -> Result<()> {
     let clone = scene.git.clone_repo(&agent.git_url(&scene.repo())?, &scene.place("clone"), &[]).await?;
     clone.fsck().await?;
     ensure!(agent.admin("/readyz").await?.status == 200, "it is not ready any more");
-    let metrics = agent.metrics().await?;
-    let refused = metrics.lines().find_map(|line| line.strip_prefix("tarn_serve_refused_connections_total "));
-    let refused: usize = refused.unwrap_or("0").parse()?;
+    let refused: usize = agent.metric("tarn_serve_refused_connections_total").await?;
     ensure!(refused >= 8_900, "{refused} were refused");
     let resident = tarn_testkit::measure::peak_rss(agent.pid()?)?;
     ensure!(resident < 150_000_000, "{resident} bytes of memory");

@@ -7,7 +7,7 @@ mod serving;
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tarn_testkit::agent::{Agent, manifest};
 use tarn_testkit::git::Repo;
 use tarn_testkit::upstream::{Fault, Operation};
@@ -42,8 +42,5 @@ async fn clone(scene: &Scene, agent: &Agent, place: &str) -> Result<Repo> {
 
 /// How many requests to peers ended so.
 async fn proxied(agent: &Agent, outcome: &str) -> Result<u64> {
-    let metrics = agent.metrics().await?;
-    let name = format!("tarn_serve_proxied_total{{outcome=\"{outcome}\"}} ");
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name.as_str()));
-    line.map_or(Ok(0), |count| count.parse().context("a count"))
+    agent.metric(&format!("tarn_serve_proxied_total{{outcome=\"{outcome}\"}}")).await
 }

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -315,6 +316,15 @@ impl Agent {
         let answer = self.admin("/metrics").await?;
         ensure!(answer.status == 200, "/metrics answered {}", answer.status);
         Ok(answer.text())
+    }
+
+    /// One of them, such as `tarn_packs_lookups_total{result="hit"}`; zero where it is missing, as before its first event.
+    pub async fn metric<T: FromStr + Default>(&self, sample: &str) -> Result<T> {
+        let all = self.metrics().await?;
+        let line = all.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line.map_or(Ok(T::default()), |value| {
+            value.parse().ok().with_context(|| format!("{sample} is {value}"))
+        })
     }
 
     /// What the agent has written to standard error so far, over all its starts.

@@ -5,7 +5,6 @@ use tarn_testkit::agent::Agent;
 use tarn_testkit::upstream::Operation;
 
 use super::{Kind, Stage, on_both_stores};
-use crate::fleet::metric;
 
 on_both_stores!(
     a_new_agent_restores_instead_of_cloning,
@@ -74,7 +73,7 @@ async fn tags_and_odd_refs_come_back(kind: Kind) -> Result<()> {
 
 /// How many full clones were answered by the mirror's own pack.
 async fn answered_by_pack(agent: &Agent) -> Result<u64> {
-    metric(agent, "tarn_packs_lookups_total{result=\"pack\"}").await
+    agent.metric("tarn_packs_lookups_total{result=\"pack\"}").await
 }
 
 async fn the_restored_pack_answers_a_full_clone_as_it_is(kind: Kind) -> Result<()> {

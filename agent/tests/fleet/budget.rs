@@ -8,7 +8,7 @@ use tarn_testkit::agent::PATIENCE;
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::wire::Connection;
 
-use super::{Repositories, metric};
+use super::Repositories;
 use crate::p4_never_stuck::SmallDisk;
 use crate::scene::agent;
 use crate::serving::{fetch_request, post};
@@ -34,7 +34,7 @@ async fn the_mirror_that_was_not_used_longest_leaves_and_comes_back_when_it_is_a
     }
     let disk = agent.status().await?["disk"].clone();
     ensure!(disk["budget"] == 5 << 20 && disk["used"].as_u64() > Some(0), "{disk}");
-    ensure!(metric(&agent, "tarn_disk_evictions_total{work=\"mirror\"}").await? >= 1, "counted");
+    ensure!(agent.metric::<u64>("tarn_disk_evictions_total{work=\"mirror\"}").await? >= 1, "counted");
     scene.clone(&agent, "b", "again").await?;
     agent.wait_phase(&scene.repo("b"), "Ready").await?;
     agent.wait_phase(&scene.repo("a"), "OnDemand").await?;
@@ -77,7 +77,7 @@ async fn a_mirror_that_is_read_stays_until_its_reader_has_all() -> Result<()> {
     let mut reader = Connection::open(agent.git_address()?).await?;
     reader.send(&post(&format!("/git/{}", scene.repo("a")), "git-upload-pack", &body)).await?;
     eventually(PATIENCE, "a child that serves it", async || {
-        ensure!(metric(&agent, "tarn_serve_upload_packs").await? == 1, "none");
+        ensure!(agent.metric::<u64>("tarn_serve_upload_packs").await? == 1, "none");
         Ok(())
     })
     .await?;

@@ -6,7 +6,7 @@ use tarn_testkit::agent::PATIENCE;
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::upstream::Fault;
 
-use super::{Repositories, counted, metric};
+use super::{Repositories, counted};
 use crate::scene::agent;
 
 #[tokio::test]
@@ -25,7 +25,7 @@ async fn popular_mirrors_come_by_themselves_and_the_others_when_they_are_asked_f
         Ok(prewarm)
     });
     ensure!(warm.await? == json!({"total": 2, "warmed": 2, "underWay": 0, "failed": 0}), "two chosen");
-    ensure!(metric(&agent, "tarn_prewarm_warm").await? == 2, "{}", agent.metrics().await?);
+    ensure!(agent.metric::<u64>("tarn_prewarm_warm").await? == 2, "{}", agent.metrics().await?);
     for name in ["a", "never"] {
         let status = agent.mirror_status(&scene.repo(name)).await?;
         ensure!(status["phase"] == "OnDemand" && status["bytes"] == 0, "{status}");

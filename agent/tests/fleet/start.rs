@@ -11,7 +11,6 @@ use tarn_testkit::measure::peak_rss;
 use tarn_testkit::s3::S3Server;
 use tarn_testkit::upstream::{Fault, Upstream};
 
-use super::metric;
 use crate::scene::agent;
 
 /// One repository under many names, and manifests for all of them.
@@ -48,8 +47,8 @@ async fn an_upstream_host_is_asked_by_few_at_once_and_whoever_waits_goes_first()
     let all = status["mirrors"].as_array().cloned().unwrap_or_default();
     let behind = all.iter().filter(|mirror| mirror["lastLookTime"].is_null()).count();
     ensure!(behind >= 10, "whoever waits goes first, and only {behind} come after");
-    ensure!(metric(&agent, "tarn_upstream_waiting").await? > 0, "the others wait");
-    ensure!(metric(&agent, "tarn_upstream_connections").await? <= 4, "{}", agent.metrics().await?);
+    ensure!(agent.metric::<u64>("tarn_upstream_waiting").await? > 0, "the others wait");
+    ensure!(agent.metric::<u64>("tarn_upstream_connections").await? <= 4, "{}", agent.metrics().await?);
     for repo in &repos {
         agent.wait_phase(repo, "Ready").await?;
     }
@@ -64,8 +63,8 @@ async fn an_upstream_host_is_asked_by_few_at_once_and_whoever_waits_goes_first()
     Ok(())
 }
 
-/// `TARN_FLEET_MIRRORS=500` makes it a fleet, and has the time to the first clone judged: alone, on an idle machine. It takes
-/// minutes then.
+/// `TARN_FLEET_MIRRORS=500` makes it a fleet, and has the time from the start to the first clone judged: with a release build
+/// and alone, by `make bench-fleet`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_start_serves_any_mirror_at_once_and_restores_few_at_a_time() -> Result<()> {
     let wanted: Option<usize> = std::env::var("TARN_FLEET_MIRRORS").ok().and_then(|count| count.parse().ok());
@@ -97,8 +96,8 @@ async fn a_cold_start_serves_any_mirror_at_once_and_restores_few_at_a_time() -> 
     let (git, last) = (Git::new()?, repos.last().expect("some"));
     let mut tries = Vec::new();
     let (cold, began) = loop {
-        let cold = builder().start_with(&[("all.yaml", &yaml)]).await?;
         let began = Instant::now();
+        let cold = builder().start_with(&[("all.yaml", &yaml)]).await?;
         let place = dir.path().join(format!("clone-{}", tries.len()));
         git.clone_repo(&cold.git_url(last)?, &place, &[]).await?;
         tries.push(began.elapsed());
@@ -122,8 +121,8 @@ async fn a_cold_start_serves_any_mirror_at_once_and_restores_few_at_a_time() -> 
     // Other tests run beside this one, and time says nothing then.
     ensure!(wanted.is_none() || served <= Duration::from_secs(1), "the first clone took {tries:?}");
     ensure!(most <= 8, "{most} at once");
-    ensure!(rss <= 150 << 20, "{rss} bytes of memory");
-    let restored = metric(&cold, "tarn_checkpoint_restores_total{outcome=\"ok\"}").await?;
+    ensure!(rss <= 150_000_000, "{rss} bytes of memory");
+    let restored = cold.metric::<u64>("tarn_checkpoint_restores_total{outcome=\"ok\"}").await?;
     // But for the one that was cloned, perhaps.
     ensure!(restored + 1 >= count as u64, "{restored} of {count} came from the store");
     ensure!(upstream.most_at_once() <= 16, "{} at the upstream at once", upstream.most_at_once());

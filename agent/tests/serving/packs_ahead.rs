@@ -8,7 +8,6 @@ use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::upstream::Upstream;
 
-use crate::fleet::metric;
 use crate::scene::{Scene, agent};
 
 /// The mirror is brought up to date when the test says so.
@@ -17,12 +16,12 @@ const SPEC: &[&str] = &["interval: 1h"];
 /// How often the cache had an answer, and how often it had to be made for whoever asked.
 async fn lookups(agent: &Agent) -> Result<(u64, u64)> {
     let of =
-        async |result: &str| metric(agent, &format!("tarn_packs_lookups_total{{result=\"{result}\"}}")).await;
+        async |result: &str| agent.metric(&format!("tarn_packs_lookups_total{{result=\"{result}\"}}")).await;
     Ok((of("hit").await? + of("joined").await?, of("miss").await?))
 }
 
 async fn ahead(agent: &Agent, outcome: &str) -> Result<u64> {
-    metric(agent, &format!("tarn_packs_ahead_total{{outcome=\"{outcome}\"}}")).await
+    agent.metric(&format!("tarn_packs_ahead_total{{outcome=\"{outcome}\"}}")).await
 }
 
 /// Commits upstream, has the mirror follow, and waits until so many packs were made ahead in all.
