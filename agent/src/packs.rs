@@ -61,6 +61,19 @@ struct Entry {
     ahead: bool,
 }
 
+impl Entry {
+    /// `None` for an unfinished answer whose last reader has just gone: it is about to be given up.
+    fn shelf(&self) -> Option<Shelf> {
+        let interest = self.interest.upgrade();
+        let lookup = match (self.bytes, &interest) {
+            (Some(_), _) => Lookup::HIT,
+            (None, Some(_)) => Lookup::JOINED,
+            (None, None) => return None,
+        };
+        Some(Shelf { tail: self.tail.clone(), lookup, interest })
+    }
+}
+
 /// An answer to read.
 #[derive(Debug)]
 pub struct Shelf {
@@ -144,18 +157,15 @@ impl Packs {
         F: Future<Output = ()> + Send + 'static,
     {
         let mut entries = self.lock();
-        if let Some(entry) = entries.get_mut(&key) {
-            // An unfinished answer whose last reader has just gone is about to be given up: not that one.
-            let interest = entry.interest.upgrade();
-            if entry.bytes.is_some() || interest.is_some() {
-                entry.used = Instant::now();
-                if std::mem::take(&mut entry.ahead) {
-                    self.shared.metrics.packs_ahead.get_or_create(&Ahead::USED).inc();
-                }
-                let lookup = if entry.bytes.is_some() { Lookup::HIT } else { Lookup::JOINED };
-                self.shared.metrics.pack_lookups.get_or_create(&lookup).inc();
-                return Ok(Shelf { tail: entry.tail.clone(), lookup, interest });
+        if let Some(entry) = entries.get_mut(&key)
+            && let Some(shelf) = entry.shelf()
+        {
+            entry.used = Instant::now();
+            if std::mem::take(&mut entry.ahead) {
+                self.shared.metrics.packs_ahead.get_or_create(&Ahead::USED).inc();
             }
+            self.shared.metrics.pack_lookups.get_or_create(&shelf.lookup).inc();
+            return Ok(shelf);
         }
         self.shared.metrics.pack_lookups.get_or_create(&Lookup::MISS).inc();
         self.begin(&mut entries, key, keep, false, make)
@@ -163,26 +173,20 @@ impl Packs {
 
     /// Makes the answer called `key` before anyone asks for it; `None` if it is there or being made.
     ///
-    /// `make` is as in [`Self::get_or_make`]. Who asks meanwhile follows it, and it is given up when neither they nor the
-    /// holder of the [`Shelf`] are left.
+    /// `make` is as in [`Self::get_or_make`], and the answer kept if it holds a pack. Who asks meanwhile follows it, and it is
+    /// given up when neither they nor the holder of the [`Shelf`] are left.
     ///
     /// # Errors
     /// The file for the answer cannot be made: a full disk, above all.
-    pub fn make_ahead<F>(
-        &self,
-        key: Key,
-        keep: Keep,
-        make: impl FnOnce(Spool) -> F,
-    ) -> io::Result<Option<Shelf>>
+    pub fn make_ahead<F>(&self, key: Key, make: impl FnOnce(Spool) -> F) -> io::Result<Option<Shelf>>
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let mut entries = self.lock();
-        let there = |entry: &Entry| entry.bytes.is_some() || entry.interest.strong_count() > 0;
-        if entries.get(&key).is_some_and(there) {
+        if entries.get(&key).and_then(Entry::shelf).is_some() {
             return Ok(None);
         }
-        self.begin(&mut entries, key, keep, true, make).map(Some)
+        self.begin(&mut entries, key, Keep::Packs, true, make).map(Some)
     }
 
     /// Lets an answer go that was made before anyone asked, if nobody ever has.
@@ -363,11 +367,11 @@ mod tests {
     async fn an_answer_made_ahead_is_there_for_the_first_who_asks_and_goes_if_nobody_does() {
         let (dir, packs) = packs(1 << 20);
         for key in [1, 2] {
-            let made = packs.make_ahead([key; 32], Keep::Packs, |spool| write(spool, answer(9))).unwrap();
+            let made = packs.make_ahead([key; 32], |spool| write(spool, answer(9))).unwrap();
             assert_eq!(made.unwrap().whole().await.unwrap(), answer(9).len() as u64);
             settled(&packs).await;
         }
-        assert!(packs.make_ahead([1; 32], Keep::Packs, never).unwrap().is_none());
+        assert!(packs.make_ahead([1; 32], never).unwrap().is_none());
         let shelf = packs.get_or_make([1; 32], Keep::Packs, never).unwrap();
         assert_eq!(shelf.lookup(), Lookup::HIT);
         for key in [1, 2] {
@@ -390,7 +394,7 @@ mod tests {
                 () = spool.unwanted.cancelled() => {}
             }
         };
-        let ahead = packs.make_ahead([1; 32], Keep::Packs, slow).unwrap().unwrap();
+        let ahead = packs.make_ahead([1; 32], slow).unwrap().unwrap();
         let joined = packs.get_or_make([1; 32], Keep::Packs, never).unwrap();
         assert_eq!(joined.lookup(), Lookup::JOINED);
         drop(ahead);

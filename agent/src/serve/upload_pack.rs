@@ -144,7 +144,7 @@ pub(super) fn begin_ahead(
         idle: true,
     };
     let make = |spool| wanted.make(request, view, spool);
-    Ok(Some((key, serving.packs.make_ahead(key, Keep::Packs, make)?)))
+    Ok(Some((key, serving.packs.make_ahead(key, make)?)))
 }
 
 /// What a client that asks so is about. One that has nothing and wants no ref's object fills up a partial clone.
