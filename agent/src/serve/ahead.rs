@@ -3,7 +3,7 @@
 //!
 //! Requests say what is asked for ([`Lately`](super::lately::Lately)); a task follows each mirror that is asked for
 //! something, and ends when it no longer is. One pack is made at a time in the whole agent, in its turn among clients,
-//! within a share of one processor's time. It is given up when the refs move again before it is whole, unless a client
+//! within a share of one processor's time, and while the disk has room. It is given up when the refs move again before it is whole, unless a client
 //! follows it already.
 
 mod credit;
@@ -98,6 +98,10 @@ async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId,
             tracing::debug!(repo = %id, ?wait, "packs ahead have used their time up");
         }
         sleep(wait).await;
+        if serving.fleet.limits().room.is_tight() {
+            tracing::debug!(repo = %id, "no packs ahead: the disk is nearly full");
+            return;
+        }
         // Not held while waiting: a mirror goes only when nobody holds it.
         let Some(mirror) = serving.fleet.get(&id) else { return };
         let attempt =

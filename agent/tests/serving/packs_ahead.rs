@@ -138,6 +138,36 @@ async fn with_no_time_for_it_nothing_is_made_ahead() -> Result<()> {
 }
 
 #[tokio::test]
+async fn while_the_disk_is_nearly_full_nothing_is_made_ahead() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let upstream = Upstream::start(dir.path())?;
+    let origin = upstream.seed("a.git").await?;
+    let url = upstream.url("a.git");
+    let repo = repo_id(&url);
+    let full = agent().arg("--disk-budget=1Ki");
+    let agent = full.start_with(&[("a.yaml", &manifest("a", &url, SPEC))]).await?;
+    let git = Git::new()?;
+    let clone = async |name: &str| git.clone_repo(&agent.git_url(&repo)?, &dir.path().join(name), &[]).await;
+    clone("one").await?;
+    agent.wait_phase(&repo, "Ready").await?;
+    eventually(Duration::from_secs(20), "the budget to be exceeded", async || {
+        let used: u64 = agent.metric("tarn_disk_used_bytes").await?;
+        ensure!(used > 1024, "{used} bytes");
+        Ok(())
+    })
+    .await?;
+    // Keeps the mirror here for ten seconds, and asks for the pack of the next push.
+    clone("two").await?;
+    agent.wait_phase(&repo, "Ready").await?;
+    let head = origin.commit("main", &[("a.txt", "a")]).await?;
+    agent.fetch_now(&repo).await?;
+    agent.wait_status(&repo, "the push", |status| status["head"]["sha"] == head).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    ensure!(ahead(&agent, "made").await? == 0, "a pack was made");
+    clone("three").await?.rev_parse(&head).await.map(drop)
+}
+
+#[tokio::test]
 async fn a_push_upon_a_push_gives_the_first_ones_pack_up() -> Result<()> {
     // Each pack takes some tenths of a second.
     let grown = async |_: &Upstream, origin: &Repo| origin.grow("main", 6, 2_000_000, 1).await.map(drop);
