@@ -90,8 +90,8 @@ async fn follow(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, new: New) {
 
 async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId, plan: Plan) {
     sleep(YIELD).await;
-    for (shape, made_before) in &plan.shapes {
-        made_before.iter().for_each(|key| serving.packs.discard_unused(key));
+    for (shape, answer) in &plan.shapes {
+        answer.iter().for_each(|key| serving.packs.discard_unused(key));
         let mut credit = credit.lock().await;
         let wait = credit.wait(Instant::now());
         if !wait.is_zero() {

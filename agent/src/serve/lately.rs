@@ -57,7 +57,7 @@ impl Watched {
 
 /// What to make once refs have moved.
 pub(super) struct Plan {
-    /// Each with what was made for it before.
+    /// Each with what it was answered with before.
     pub shapes: Vec<(Shape, Option<Key>)>,
     /// The refs.
     pub now: Arc<RefSet>,
@@ -76,23 +76,29 @@ impl Lately {
         self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A client asks for `request` while the refs of `mirror` are `stored`.
-    pub(super) fn asked(&self, mirror: &Mirror, request: &Fetch, stored: &Arc<Stored>) {
-        let before = self.lock().get_mut(mirror.id()).and_then(|watched| {
-            watched.advance(stored);
-            watched.before.clone()
-        });
+    /// A client asks for `request`, whose answer `key` names, while the refs of `mirror` are `stored`.
+    pub(super) fn asked(&self, mirror: &Mirror, request: &Fetch, key: &Key, stored: &Arc<Stored>) {
+        let before = match self.lock().get_mut(mirror.id()) {
+            Some(watched) => {
+                watched.advance(stored);
+                if watched.shapes.asked_again(key) {
+                    return;
+                }
+                watched.before.clone()
+            }
+            None => None,
+        };
         // Outside the lock: there may be very many refs.
         let shape = Shape::of(request, &stored.refs, before.as_ref().map(|before| &*before.refs));
         let Some(shape) = shape else { return };
         let mut mirrors = self.lock();
         if let Some(watched) = mirrors.get_mut(mirror.id()) {
-            return watched.shapes.asked(shape);
+            return watched.shapes.asked(shape, *key);
         }
         let (id, digest) = (mirror.id().clone(), stored.digest.clone());
         if self.new.try_send(New { id: id.clone(), changes: mirror.changes(), digest }).is_ok() {
             let mut watched = Watched { now: stored.clone(), before: None, shapes: Shapes::default() };
-            watched.shapes.asked(shape);
+            watched.shapes.asked(shape, *key);
             mirrors.insert(id, watched);
         }
     }

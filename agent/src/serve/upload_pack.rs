@@ -213,6 +213,9 @@ impl Wanted {
             return;
         };
         let stored = self.mirror.view().stored;
+        if stored.as_ref().is_some_and(|stored| Arc::ptr_eq(&stored.refs, seen)) {
+            return;
+        }
         let lacks = |oid: &Oid| stored.as_ref().is_some_and(|stored| !stored.tips.contains(oid));
         let tags: Vec<Oid> = annotated(seen).map(|(tag, _)| tag).filter(lacks).collect();
         if !tags.is_empty() {
@@ -233,14 +236,14 @@ impl Wanted {
         let Some(request) = self.request.clone().and_then(|request| request.normalised(&refs)) else {
             return self.stream(Tuning::default()).await;
         };
+        let key = request.key(&self.mirror.id().to_string(), self.format, &refs);
         if let (Some(lately), Some(asked), Some(stored)) = (&self.serving.lately, &self.request, &view.stored)
         {
-            lately.asked(&self.mirror, asked, stored);
+            lately.asked(&self.mirror, asked, &key, stored);
         }
         if let Some(response) = self.whole(&request, &view).await {
             return Ok(response);
         }
-        let key = request.key(&self.mirror.id().to_string(), self.format, &refs);
         let normal = Self { body: request.to_request(self.format).into(), ..self.clone() };
         match self.shared(key, Keep::Packs, |spool| normal.make(request, view, spool)).await {
             Ok(response) => Ok(response),

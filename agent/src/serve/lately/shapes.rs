@@ -24,18 +24,25 @@ struct Asked {
     weight: u32,
     /// Moves since.
     idle: u32,
-    /// What was made for it last.
-    made: Option<Key>,
+    /// Names what it was answered with last, or is to be.
+    answer: Option<Key>,
     /// That took too much of the cache.
     large: bool,
 }
 
+impl Asked {
+    fn count(&mut self) {
+        self.times = self.times.saturating_add(1);
+        (self.weight, self.idle) = (self.weight.saturating_add(1), 0);
+    }
+}
+
 impl Shapes {
-    /// Somebody asks for it.
-    pub(super) fn asked(&mut self, shape: Shape) {
+    /// Somebody asks for it, and `key` names the answer.
+    pub(super) fn asked(&mut self, shape: Shape, key: Key) {
         let asked = self.of.entry(shape).or_default();
-        asked.times = asked.times.saturating_add(1);
-        (asked.weight, asked.idle) = (asked.weight.saturating_add(1), 0);
+        asked.answer = Some(key);
+        asked.count();
         if self.of.len() > MAX_SHAPES {
             let least = self.of.iter().filter(|(_, asked)| asked.weight <= 1);
             // The newest is among them: it is kept if any other can go.
@@ -45,7 +52,14 @@ impl Shapes {
         }
     }
 
-    /// The refs have moved: what to make now, the most asked for first, each with what was made for it before.
+    /// Somebody asks for what `key` names; says whether that is known to be the answer to a shape, for shapes are dear to
+    /// find out.
+    pub(super) fn asked_again(&mut self, key: &Key) -> bool {
+        let known = self.of.values_mut().find(|asked| asked.answer.as_ref() == Some(key));
+        known.map(Asked::count).is_some()
+    }
+
+    /// The refs have moved: what to make now, the most asked for first, each with what it was answered with before.
     pub(super) fn moved(&mut self) -> Vec<(Shape, Option<Key>)> {
         for asked in self.of.values_mut() {
             asked.idle += 1;
@@ -54,18 +68,20 @@ impl Shapes {
         let expected = |shape: &Shape, asked: &Asked| !asked.large && asked.times >= shape.expected_after();
         let mut due: Vec<_> = self.of.iter_mut().filter(|(shape, asked)| expected(shape, asked)).collect();
         due.sort_by_key(|(_, asked)| std::cmp::Reverse((asked.weight, MOVES - asked.idle)));
-        due.into_iter()
-            .map(|(shape, asked)| {
-                asked.weight = asked.weight.div_ceil(2);
-                (shape.clone(), asked.made.take())
-            })
-            .collect()
+        let due = due.into_iter().map(|(shape, asked)| {
+            asked.weight = asked.weight.div_ceil(2);
+            (shape.clone(), asked.answer.take())
+        });
+        let due = due.collect();
+        // Whoever asks for the same objects now asks for something else.
+        self.of.values_mut().for_each(|asked| asked.answer = None);
+        due
     }
 
     /// Its pack has been made; `large` if it takes too much of the cache to be made again.
     pub(super) fn made(&mut self, shape: &Shape, key: Key, large: bool) {
         if let Some(asked) = self.of.get_mut(shape) {
-            (asked.made, asked.large) = (Some(key), large);
+            (asked.answer, asked.large) = (Some(key), large);
         }
     }
 
@@ -93,6 +109,10 @@ mod tests {
         Shape::of(&request, &refs, None).unwrap()
     }
 
+    fn key(depth: u32) -> Key {
+        [u8::try_from(depth).unwrap(); 32]
+    }
+
     fn shapes(moved: Vec<(Shape, Option<Key>)>) -> Vec<Shape> {
         moved.into_iter().map(|(shape, _)| shape).collect()
     }
@@ -100,13 +120,13 @@ mod tests {
     #[test]
     fn the_most_asked_comes_first_and_what_nobody_asks_for_is_forgotten() {
         let mut asked = Shapes::default();
-        [1, 2, 2, 2, 3, 3].into_iter().for_each(|depth| asked.asked(shape(depth)));
+        [1, 2, 2, 2, 3, 3].into_iter().for_each(|depth| asked.asked(shape(depth), key(depth)));
         assert_eq!(shapes(asked.moved()), [2, 3, 1].map(shape));
         for _ in 1..MOVES {
-            asked.asked(shape(1));
+            asked.asked(shape(1), key(1));
             assert_eq!(asked.moved().len(), 3);
         }
-        asked.asked(shape(1));
+        asked.asked(shape(1), key(1));
         assert_eq!(shapes(asked.moved()), [shape(1)]);
         for _ in 0..MOVES {
             assert!(!asked.is_empty());
@@ -118,19 +138,32 @@ mod tests {
     #[test]
     fn what_was_made_before_is_told_once_and_what_is_too_large_is_not_made_again() {
         let mut asked = Shapes::default();
-        [1, 2].into_iter().for_each(|depth| asked.asked(shape(depth)));
-        asked.moved();
-        asked.made(&shape(1), [1; 32], false);
-        asked.made(&shape(2), [2; 32], true);
-        assert_eq!(asked.moved(), [(shape(1), Some([1; 32]))]);
+        [1, 2].into_iter().for_each(|depth| asked.asked(shape(depth), key(depth)));
+        assert_eq!(asked.moved().len(), 2);
+        asked.made(&shape(1), key(3), false);
+        asked.made(&shape(2), key(4), true);
+        assert_eq!(asked.moved(), [(shape(1), Some(key(3)))]);
         assert_eq!(asked.moved(), [(shape(1), None)]);
+    }
+
+    #[test]
+    fn who_asks_for_what_was_made_asks_for_its_shape() {
+        let mut asked = Shapes::default();
+        asked.asked(shape(1), key(1));
+        assert!(asked.asked_again(&key(1)) && !asked.asked_again(&key(2)));
+        for _ in 0..=MOVES {
+            asked.moved();
+            asked.made(&shape(1), key(2), false);
+            assert!(asked.asked_again(&key(2)) && !asked.asked_again(&key(1)));
+        }
+        assert!(!asked.is_empty(), "it was asked for after every move");
     }
 
     #[test]
     fn shapes_are_bounded_and_those_asked_for_often_stay() {
         let mut asked = Shapes::default();
-        [1, 1, 1].into_iter().for_each(|depth| asked.asked(shape(depth)));
-        (2..200).for_each(|depth| asked.asked(shape(depth)));
+        [1, 1, 1].into_iter().for_each(|depth| asked.asked(shape(depth), key(depth)));
+        (2..200).for_each(|depth| asked.asked(shape(depth), key(depth)));
         assert_eq!(asked.of.len(), MAX_SHAPES);
         assert_eq!(shapes(asked.moved()).first(), Some(&shape(1)));
     }
