@@ -78,6 +78,14 @@ impl Scene {
         self.until_held(name, 2).await
     }
 
+    /// The same, but of its own accord no agent looks at the upstream again within the hour.
+    pub async fn with_quiet_mirror(&self, name: &str) -> Result<()> {
+        self.with_cache().await?;
+        self.create_upstream(name).await?;
+        self.apply(&self.mirror_manifest(name, "").replace("interval: 10s", "interval: 1h")).await?;
+        self.until_held(name, 2).await
+    }
+
     /// Objects of one kind in the namespace.
     pub fn api<K>(&self) -> Api<K>
     where

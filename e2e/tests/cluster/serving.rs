@@ -66,12 +66,8 @@ async fn a_push_is_in_the_next_clone_and_in_status() -> Result<()> {
 #[tokio::test]
 async fn ages_tick_in_kubectl_get_while_nobody_writes() -> Result<()> {
     play("ages", async |scene| {
-        scene.with_cache().await?;
-        scene.create_upstream("app").await?;
-        // Looks once an hour: for the length of this test there is nothing to tell.
-        let manifest = scene.mirror_manifest("app", "").replace("interval: 10s", "interval: 1h");
-        scene.apply(&manifest).await?;
-        scene.until_held("app", 2).await?;
+        // For the length of this test there is nothing to tell.
+        scene.with_quiet_mirror("app").await?;
         scene.until_published("app").await?;
         let columns = "NAME READY PODS HEAD CHECKED SNAPSHOT AGE";
         let row = async || {
@@ -106,11 +102,7 @@ async fn ages_tick_in_kubectl_get_while_nobody_writes() -> Result<()> {
 #[tokio::test]
 async fn a_look_can_be_asked_for_by_annotation() -> Result<()> {
     play("requested", async |scene| {
-        scene.with_cache().await?;
-        scene.create_upstream("app").await?;
-        let manifest = scene.mirror_manifest("app", "").replace("interval: 10s", "interval: 1h");
-        scene.apply(&manifest).await?;
-        scene.until_held("app", 2).await?;
+        scene.with_quiet_mirror("app").await?;
         let pushed = scene.push("app").await?;
         scene.kubectl(&["annotate", "gitmirror", "app", "tarn.dev/requestedAt=now"]).await?;
         let status = scene
