@@ -10,18 +10,17 @@ mod shared;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use shared::{middle, shown};
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use shared::{CALM, median, ratios};
 use tarn_testkit::agent::{Agent, Builder, manifest, repo_id};
 use tarn_testkit::generate::{edits, kept, linked_copy};
-use tarn_testkit::git::{Git, Repo};
-use tarn_testkit::load::{Ask, Check, Client, Depth};
+use tarn_testkit::git::{Git, Repo, file_url};
+use tarn_testkit::load::{Ask, CLONE_PREFIXES, Check, Client, Depth, request};
 
 const ROUNDS: usize = 7;
 /// Commits of one push.
 const COMMITS: usize = 10;
-/// An agent without children for so long has done all its upkeep: it begins that after 5 quiet seconds.
-const CALM: Duration = Duration::from_secs(15);
 /// The bound of the ratio.
 const BOUND: f64 = 0.1;
 
@@ -38,76 +37,80 @@ impl Usual {
         [(Self::Full, "full clone"), (Self::DepthOne, "depth-1 clone"), (Self::Fetch, "fetch")];
 }
 
-/// An agent, and a clone of what it serves.
-struct Side {
-    agent: Agent,
-    url: String,
-    repo: String,
+/// A clone that follows the upstream: what its git asks for, all clients ask for that were up to date.
+struct Follower {
     clone: Repo,
-    /// What the clone's git says of its packets.
+    /// What its git says of its packets.
     trace: PathBuf,
 }
 
-impl Side {
-    async fn start(upstream: &Path, work: &Path, name: &str, percent: u8) -> Result<Self> {
-        let url = tarn_testkit::git::file_url(upstream);
-        let agent = Builder::new(env!("CARGO_BIN_EXE_tarn-agent"))
-            .file_upstreams()
-            .arg(format!("--pack-ahead={percent}"))
-            .start_with(&[("a.yaml", &manifest("a", &url, &["interval: 1h"]))])
-            .await?;
-        let repo = repo_id(&url);
-        agent.wait_phase(&repo, "Ready").await?;
-        let (dir, trace) = (work.join(name), work.join(format!("{name}.trace")));
+impl Follower {
+    async fn new(upstream: &str, work: &Path) -> Result<Self> {
+        let (dir, trace) = (work.join("follower"), work.join("follower.trace"));
         let git = Git::new()?.with_config("safe.directory", "*").with_timeout(Duration::from_secs(300));
-        // As a clone through the agent would be, without the minute it takes.
-        let clone = git.clone_repo(&url, &dir, &["--no-checkout", "--local"]).await?;
-        let url = agent.git_url(&repo)?;
-        clone.git(&["remote", "set-url", "origin", &url]).await?;
-        let clone = Repo::open(git.with_env("GIT_TRACE_PACKET", &trace).with_config("gc.auto", "0"), dir);
-        Ok(Self { agent, url, repo, clone, trace })
+        let clone = git.clone_repo(upstream, &dir, &["--no-checkout"]).await?;
+        let git = git.with_env("GIT_TRACE_PACKET", &trace).with_config("gc.auto", "0");
+        Ok(Self { clone: Repo::open(git, clone.path()), trace })
     }
 
-    /// From the request to the first byte of the pack.
-    async fn first_byte(&self, usual: Usual) -> Result<Duration> {
-        let depth = match usual {
-            Usual::Fetch => return self.fetch().await,
-            Usual::Full => Depth::Full,
-            Usual::DepthOne => Depth::One,
-        };
-        let ask = Ask { depth, check: Check::Shape, wants: None };
-        Ok(Client::new(&self.url)?.clone(&ask).await?.1.first_byte)
-    }
-
-    /// Git itself says when it has asked and when the pack begins.
-    async fn fetch(&self) -> Result<Duration> {
+    /// Fetches from the upstream, and gives back what it asked for.
+    async fn fetch(&self) -> Result<Bytes> {
         let _ = std::fs::remove_file(&self.trace);
         self.clone.git(&["fetch", "origin"]).await?;
         let trace = std::fs::read(&self.trace)?;
         let trace = String::from_utf8_lossy(&trace);
-        let at = |part: &str| {
-            let line = trace.lines().find(|line| line.contains(part));
-            let time = line.and_then(|line| line.split(' ').next());
-            seconds(time.with_context(|| format!("no {part} in the trace"))?)
-        };
-        let (asked, began) = (at("fetch> command=fetch")?, at("fetch< packfile")?);
-        Ok(Duration::from_secs_f64((began - asked).rem_euclid(86_400.0)))
-    }
-
-    async fn metric(&self, name: &str) -> Result<f64> {
-        let text = self.agent.metrics().await?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        Ok(line.map_or(0.0, |value| value.parse().unwrap_or(0.0)))
+        let sent = trace.lines().filter_map(|line| Some(line.split_once(" fetch> ")?.1));
+        let lines: Vec<_> =
+            sent.skip_while(|line| *line != "command=fetch").take_while(|line| *line != "0000").collect();
+        ensure!(lines.iter().any(|line| line.starts_with("have ")), "not a fetch: {lines:?}");
+        Ok(request(lines))
     }
 }
 
-/// A time of day such as `18:05:42.123456`, in seconds.
-fn seconds(time: &str) -> Result<f64> {
-    time.split(':').try_fold(0.0, |sum, part| Ok(sum * 60.0 + part.parse::<f64>()?))
+/// An agent that serves the upstream.
+struct Side {
+    agent: Agent,
+    url: String,
+    repo: String,
+}
+
+impl Side {
+    async fn start(upstream: &str, percent: u8) -> Result<Self> {
+        let agent = Builder::new(env!("CARGO_BIN_EXE_tarn-agent"))
+            .file_upstreams()
+            .arg(format!("--pack-ahead={percent}"))
+            .start_with(&[("a.yaml", &manifest("a", upstream, &["interval: 1h"]))])
+            .await?;
+        let repo = repo_id(upstream);
+        agent.wait_phase(&repo, "Ready").await?;
+        let url = agent.git_url(&repo)?;
+        Ok(Self { agent, url, repo })
+    }
+
+    /// From the request to the first byte of the pack; `update` is a follower's request.
+    async fn first_byte(&self, usual: Usual, update: &Bytes) -> Result<Duration> {
+        let mut client = Client::new(&self.url)?;
+        let depth = match usual {
+            Usual::Full => Depth::Full,
+            Usual::DepthOne => Depth::One,
+            Usual::Fetch => {
+                client.capabilities().await?;
+                client.ls_refs(&CLONE_PREFIXES).await?;
+                return Ok(client.fetch_by(update.clone(), Check::Shape).await?.first_byte);
+            }
+        };
+        let ask = Ask { depth, check: Check::Shape, wants: None };
+        Ok(client.clone(&ask).await?.1.first_byte)
+    }
+}
+
+fn millis(times: &[Duration]) -> String {
+    ratios(&times.iter().map(|time| time.as_secs_f64() * 1e3).collect::<Vec<_>>())
 }
 
 fn main() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // One thread: the client's own hand-overs between threads would be a good part of what it measures.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run())
 }
 
@@ -120,16 +123,16 @@ async fn run() -> Result<()> {
     linked_copy(&kept, &near.path().join("repo.git"))?;
     std::os::unix::fs::symlink(near.path().join("repo.git"), &dir)?;
     let origin = Repo::open(Git::new()?.with_config("safe.directory", "*"), &dir);
-    let sides = [
-        Side::start(&dir, work.path(), "ahead", 10).await?,
-        Side::start(&dir, work.path(), "behind", 0).await?,
-    ];
+    let upstream = file_url(&dir);
+    let sides = [Side::start(&upstream, 10).await?, Side::start(&upstream, 0).await?];
+    let follower = Follower::new(&upstream, work.path()).await?;
 
     let mut times: Vec<[Vec<Duration>; 2]> = Usual::ALL.map(|_| [Vec::new(), Vec::new()]).into();
     // The first rounds show the agents what is asked for: a fetch by clients that were up to date is known after a push.
     for round in 0..ROUNDS + 2 {
         origin.fast_import(edits(&origin, round, COMMITS).await?.as_bytes()).await?;
         let head = origin.rev_parse("HEAD").await?;
+        let update = follower.fetch().await?;
         for side in &sides {
             side.agent.fetch_now(&side.repo).await?;
             side.agent.wait_status(&side.repo, "the push", |status| status["head"]["sha"] == head).await?;
@@ -141,7 +144,7 @@ async fn run() -> Result<()> {
             // In turn, so that neither is always the first.
             for at in [round % 2, 1 - round % 2] {
                 let (Some(side), Some(times)) = (sides.get(at), times.get_mut(at)) else { continue };
-                let first = side.first_byte(usual).await?;
+                let first = side.first_byte(usual, &update).await?;
                 if round >= 2 {
                     times.push(first);
                 } else {
@@ -151,21 +154,17 @@ async fn run() -> Result<()> {
         }
     }
     println!(
-        "first byte of the first pack after a push of {COMMITS} commits, {ROUNDS} rounds, median (range)"
+        "first byte of the first pack after a push of {COMMITS} commits, {ROUNDS} rounds, ms, median (range)"
     );
     for ((_, name), [ahead, behind]) in Usual::ALL.into_iter().zip(&times) {
-        let mid = |times: &[Duration]| middle(&times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>());
-        println!(
-            "{name}: ahead {} s, not ahead {} s: {:.3} (bound {BOUND})",
-            shown(ahead),
-            shown(behind),
-            mid(ahead) / mid(behind)
-        );
+        let ratio = median(ahead) / median(behind);
+        println!("{name}: ahead {}, not ahead {}: {ratio:.3} (bound {BOUND})", millis(ahead), millis(behind));
     }
     let [ahead, _] = &sides;
-    let made = ahead.metric("tarn_packs_ahead_total{outcome=\"made\"}").await?;
-    let used = ahead.metric("tarn_packs_ahead_total{outcome=\"used\"}").await?;
-    let spent = ahead.metric("tarn_packs_ahead_seconds_total").await?;
+    let ahead = &ahead.agent;
+    let made: f64 = ahead.metric("tarn_packs_ahead_total{outcome=\"made\"}").await?;
+    let used: f64 = ahead.metric("tarn_packs_ahead_total{outcome=\"used\"}").await?;
+    let spent: f64 = ahead.metric("tarn_packs_ahead_seconds_total").await?;
     println!("made {made}, used {used}, {:.2} s for each", spent / made);
     Ok(())
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "its results are what it is for")]
 #![expect(clippy::indexing_slicing, reason = "a missing field of a JSON answer is a null")]
 
+#[expect(dead_code, reason = "other benchmarks need more of it")]
 mod shared;
 
 use std::fs::File;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http::Method;
-use shared::{RANGE, SHAPED, builder, client, median, mib, ratios, shown};
+use shared::{CALM, RANGE, SHAPED, builder, client, median, mib, ratios, shown};
 use tarn_agent::store::SharedStore;
 use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::{Agent, repo_id};
@@ -27,8 +27,6 @@ use tarn_testkit::proxy::{FaultProxy, HttpFaultProxy, Trouble};
 use tarn_testkit::s3::S3Server;
 
 const ROUNDS: usize = 5;
-/// An agent without children for so long has done all its upkeep: it begins that after 5 quiet seconds.
-const CALM: Duration = Duration::from_secs(15);
 /// Ranges of the raw download at once: as the agent's own.
 const AT_ONCE: usize = 8;
 

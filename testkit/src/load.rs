@@ -197,7 +197,14 @@ impl Client {
 
     /// Fetches a pack with everything these objects need and throws it away.
     pub async fn fetch(&mut self, wants: &[String], depth: Depth, check: Check) -> Result<Fetched> {
-        let request = fetch_request(wants, depth);
+        let fetched = self.fetch_by(fetch_request(wants, depth), check).await?;
+        let (seen, shallow) = (fetched.received.shallow, usize::from(depth == Depth::One));
+        ensure!(seen == shallow, "{seen} shallow commits, not {shallow}");
+        Ok(fetched)
+    }
+
+    /// Fetches a pack by a request such as [`request`] makes and throws it away.
+    pub async fn fetch_by(&mut self, request: Bytes, check: Check) -> Result<Fetched> {
         let start = Instant::now();
         let mut body = self.send(Method::POST, "/git-upload-pack", request).await?.into_body();
         let mut demux = Demux::new(check);
@@ -208,8 +215,6 @@ impl Client {
         }
         let total = start.elapsed();
         let received = demux.finish()?;
-        let shallow = usize::from(depth == Depth::One);
-        ensure!(received.shallow == shallow, "{} shallow commits, not {shallow}", received.shallow);
         Ok(Fetched { first_byte: received.first_byte - start, received, total })
     }
 
@@ -296,6 +301,19 @@ impl Client {
         self.connection = Some(connection);
         Ok(answer)
     }
+}
+
+/// A request of these lines, as the trace of git's packets shows them: `0001` is a delimiter.
+pub fn request<'a>(lines: impl IntoIterator<Item = &'a str>) -> Bytes {
+    let mut request = Vec::new();
+    for line in lines {
+        match line {
+            "0001" => pktline::delimiter(&mut request),
+            line => pktline::line(&mut request, &format!("{line}\n")),
+        }
+    }
+    pktline::flush(&mut request);
+    request.into()
 }
 
 /// What `git clone` without a terminal asks for these objects.

@@ -12,6 +12,9 @@ pub(crate) const SHAPED: u64 = 250_000_000;
 /// The length of a range of a raw download: as the agent's own.
 pub(crate) const RANGE: u64 = 8 << 20;
 
+/// An agent without children for so long has done all its upkeep: it begins that after 5 quiet seconds.
+pub(crate) const CALM: Duration = Duration::from_secs(15);
+
 /// An agent with an empty disk, and the bucket at `endpoint`.
 pub(crate) fn builder(endpoint: &str) -> Builder {
     Builder::new(env!("CARGO_BIN_EXE_tarn-agent"))
