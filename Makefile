@@ -8,10 +8,10 @@ BENCH  ?=
 # Words: only those tests on the cluster whose names contain one of them.
 E2E    ?=
 
-.PHONY: help demo lint test chart e2e gen verify fuzz large bench bench-ahead bench-checkpoints bench-snapshots bench-cluster
+.PHONY: help demo lint test chart e2e gen verify fuzz large bench bench-ahead bench-checkpoints bench-cluster bench-fleet bench-snapshots
 
 help: ## list the verbs
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: ## mirror this checkout, push upstream, see the push through Tarn; leaves nothing behind
 	@scripts/demo
@@ -64,6 +64,10 @@ bench-snapshots: ## download and clone by snapshot, cold and warm, beside raw do
 
 bench-cluster: ## on a real cluster: a pod's start with a large mirror, the operator with thousands of mirrors; needs root
 	@e2e/run --bench
+
+bench-fleet: ## a cold start with 500 mirrors in an S3 server: how soon a clone is served, how many restores at once
+	TARN_FLEET_MIRRORS=500 $(CARGO) test --release --locked -p tarn-agent --test promises -- \
+	  a_cold_start_serves_any_mirror_at_once --nocapture
 
 bench: ## compare git http-backend and Tarn, side by side; takes about half an hour
 	$(CARGO) build --release --locked --bin tarn-agent --bin bench
