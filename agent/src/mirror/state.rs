@@ -30,6 +30,8 @@ pub struct State {
     pub failures: u32,
     /// A retry is scheduled, and has not come due.
     pub retry_scheduled: bool,
+    /// Since the last retry came due a clone or fetch has failed.
+    pub fetch_failed: bool,
     /// Fetches in a row that found their objects gone upstream.
     pub races: u32,
     /// The user said not to fetch.
@@ -95,7 +97,7 @@ impl State {
                 None
             }
             Event::TimerFired => {
-                self.retry_scheduled = false;
+                (self.retry_scheduled, self.fetch_failed) = (false, false);
                 (!self.suspended).then_some(Action::Look)
             }
             Event::LookFoundNothing => {
@@ -103,8 +105,8 @@ impl State {
                 (!self.fetching).then(|| self.succeed())
             }
             // A running fetch is followed by another one if it turns out to be behind; a failed one waits
-            // for its retry, lest every request start it again.
-            Event::LookFoundMoves if self.fetching || self.retry_scheduled => None,
+            // for its retry, lest every request start it again. Where looks have failed, this one has not.
+            Event::LookFoundMoves if self.fetching || self.retry_scheduled && self.fetch_failed => None,
             Event::LookFoundMoves => Some(self.fetch()),
             Event::LookFailed => (!self.fetching).then(|| self.fail()).flatten(),
             Event::FetchDone => {
@@ -120,7 +122,7 @@ impl State {
                 Some(Action::Look)
             }
             Event::FetchRaced | Event::FetchFailed => {
-                (self.fetching, self.races) = (false, 0);
+                (self.fetching, self.races, self.fetch_failed) = (false, 0, true);
                 self.fail()
             }
             Event::RestoreStarted => {
@@ -147,7 +149,7 @@ impl State {
     }
 
     fn succeed(&mut self) -> Action {
-        (self.failures, self.races, self.retry_scheduled) = (0, 0, false);
+        (self.failures, self.races, self.retry_scheduled, self.fetch_failed) = (0, 0, false, false);
         Action::WaitInterval
     }
 
@@ -216,6 +218,19 @@ mod tests {
         assert_eq!(found.phase(), Phase::CatchingUp);
         assert_eq!(run(found, &[Event::Started, Event::LookFailed]).0.phase(), Phase::CatchingUp);
         assert_eq!(run(found, &[Event::Started, Event::LookFoundNothing]).0.phase(), Phase::Ready);
+    }
+
+    #[test]
+    fn after_an_outage_the_first_look_that_finds_moves_has_them_fetched() {
+        let ready = State { on_disk: true, caught_up: true, ..State::default() };
+        let outage = [Event::TimerFired, Event::LookFailed, Event::LookFailed];
+        let (state, _) = run(ready, &outage);
+        let (state, actions) = run(state, &[Event::LookFoundMoves]);
+        assert_eq!(actions, [Action::Fetch]);
+        // Should that fail, requests do not start it again before the retry.
+        let (state, _) = run(state, &[Event::FetchFailed]);
+        assert_eq!(run(state, &[Event::LookFoundMoves, Event::LookFoundMoves]).1, []);
+        assert_eq!(run(state, &[Event::TimerFired, Event::LookFoundMoves]).1, [Action::Look, Action::Fetch]);
     }
 
     #[test]
