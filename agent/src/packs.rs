@@ -65,10 +65,11 @@ impl Entry {
     /// `None` for an unfinished answer whose last reader has just gone: it is about to be given up.
     fn shelf(&self) -> Option<Shelf> {
         let interest = self.interest.upgrade();
-        let lookup = match (self.bytes, &interest) {
-            (Some(_), _) => Lookup::HIT,
-            (None, Some(_)) => Lookup::JOINED,
-            (None, None) => return None,
+        let lookup = match &interest {
+            _ if self.bytes.is_some() => Lookup::HIT,
+            // Whole a moment ago, and not yet looked at for what becomes of it.
+            None if self.tail.length().is_none() => return None,
+            _ => Lookup::JOINED,
         };
         Some(Shelf { tail: self.tail.clone(), lookup, interest })
     }

@@ -106,6 +106,11 @@ impl Shape {
         Some(Self { wants, has: if everything { Has::Everything } else { Has::Wanted }, rest })
     }
 
+    /// Whether `request` says the same, but for its objects.
+    pub fn says(&self, request: &Fetch) -> bool {
+        self.rest == request.about(vec![], vec![], vec![])
+    }
+
     /// How often it must have been asked for to be expected again: a client that is behind in some way of its own comes once.
     pub fn expected_after(&self) -> u32 {
         if matches!(self.has, Has::This { .. }) { 2 } else { 1 }

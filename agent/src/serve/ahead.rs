@@ -3,8 +3,8 @@
 //!
 //! Requests say what is asked for ([`Lately`](super::lately::Lately)); a task follows each mirror that is asked for
 //! something, and ends when it no longer is. One pack is made at a time in the whole agent, in its turn among clients,
-//! within a share of one processor's time, and while the disk has room. It is given up when the refs move again before it is whole, unless a client
-//! follows it already.
+//! within a share of one processor's time, and none is begun while the disk is nearly full. It is given up when the refs
+//! move again before it is whole, unless a client follows it already.
 
 mod credit;
 
@@ -18,7 +18,7 @@ use tarn_crds::repo::RepoId;
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -30,7 +30,10 @@ use crate::{
     git::negotiation,
     metrics::{self, Metrics},
     mirror::Mirror,
-    protocol::shape::{FIRST_HAVES, Shape},
+    protocol::{
+        fetch::Key,
+        shape::{FIRST_HAVES, Shape},
+    },
 };
 use credit::Credit;
 
@@ -60,6 +63,7 @@ pub async fn run(serving: Arc<Serving>, mut new: mpsc::Receiver<New>, percent: u
 async fn follow(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, new: New) {
     let New { id, mut changes, mut digest } = new;
     let Some(lately) = &serving.lately else { return };
+    let discard = |key: &Key| serving.packs.discard_unused(key);
     let mut work: Option<Pin<Box<dyn Future<Output = ()> + Send>>> = None;
     loop {
         let done = async {
@@ -81,17 +85,16 @@ async fn follow(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, new: New) {
             continue;
         }
         digest.clone_from(&stored.digest);
-        let Some(plan) = lately.moved(&id, &stored) else { return };
+        let Some(plan) = lately.moved(&id, &stored, discard) else { return };
         // What is under way is dropped, and with it given up.
         work = Some(Box::pin(make_all(serving.clone(), credit.clone(), id.clone(), plan)));
     }
-    lately.forget(&id);
+    lately.forget(&id, discard);
 }
 
 async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId, plan: Plan) {
     sleep(YIELD).await;
-    for (shape, answer) in &plan.shapes {
-        answer.iter().for_each(|key| serving.packs.discard_unused(key));
+    for (at, (shape, old)) in plan.shapes.iter().enumerate() {
         let mut credit = credit.lock().await;
         let wait = credit.wait(Instant::now());
         if !wait.is_zero() {
@@ -100,18 +103,31 @@ async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId,
         sleep(wait).await;
         if serving.fleet.limits().room.is_tight() {
             tracing::debug!(repo = %id, "no packs ahead: the disk is nearly full");
-            return;
+            let left = plan.shapes.iter().skip(at).filter_map(|(_, old)| old.as_ref());
+            return left.for_each(|old| serving.packs.discard_unused(old));
         }
         // Not held while waiting: a mirror goes only when nobody holds it.
         let Some(mirror) = serving.fleet.get(&id) else { return };
         let attempt =
             Attempt { credit: &mut credit, metrics: &serving.metrics, begun: Instant::now(), outcome: None };
-        make(&serving, &mirror, &plan, shape, attempt).await;
+        let new = make(&serving, &mirror, &plan, shape, attempt).await;
+        // Where the refs that are asked for stayed, so does the pack.
+        old.iter().filter(|old| new.as_ref() != Some(*old)).for_each(|old| serving.packs.discard_unused(old));
     }
 }
 
-async fn make(serving: &Arc<Serving>, mirror: &Mirror, plan: &Plan, shape: &Shape, mut attempt: Attempt<'_>) {
-    let Some(foreseen) = shape.foresee(&plan.now, &plan.before) else { return };
+/// Names the pack that is there afterwards.
+async fn make(
+    serving: &Arc<Serving>,
+    mirror: &Mirror,
+    plan: &Plan,
+    shape: &Shape,
+    mut attempt: Attempt<'_>,
+) -> Option<Key> {
+    // Its files stay while they are read.
+    let _reading = mirror.read();
+    let lately = serving.lately.as_ref()?;
+    let foreseen = shape.foresee(&plan.now, &plan.before)?;
     let mut request = foreseen.request;
     if let Some(walk) = foreseen.walk {
         let newest = negotiation::newest(&serving.git, mirror.dir(), &walk.tips, &walk.common, FIRST_HAVES);
@@ -120,7 +136,7 @@ async fn make(serving: &Arc<Serving>, mirror: &Mirror, plan: &Plan, shape: &Shap
             Err(error) => {
                 attempt.outcome = Some(metrics::Ahead::FAILED);
                 tracing::debug!(repo = %mirror.id(), %error, "what clients have cannot be foreseen");
-                return;
+                return None;
             }
         }
         request.haves.sort_unstable();
@@ -129,26 +145,33 @@ async fn make(serving: &Arc<Serving>, mirror: &Mirror, plan: &Plan, shape: &Shap
     let begun = upload_pack::begin_ahead(serving, mirror, request);
     let (key, shelf) = match begun {
         Ok(Some((key, Some(shelf)))) => (key, shelf),
-        // Somebody was faster.
-        Ok(_) => return attempt.outcome = None,
+        Ok(there) => {
+            attempt.outcome = None;
+            let (key, _) = there?;
+            lately.made(mirror.id(), shape, key, false);
+            return Some(key);
+        }
         Err(error) => {
             tracing::debug!(repo = %mirror.id(), %error, "no pack can be made ahead");
-            return attempt.outcome = Some(metrics::Ahead::FAILED);
+            attempt.outcome = Some(metrics::Ahead::FAILED);
+            return None;
         }
     };
-    match shelf.whole().await {
+    // As long as a fetch may take: a child that hangs must not hold up all mirrors' packs.
+    let made = timeout(mirror.settings().timeout, shelf.whole()).await;
+    match made.map_err(|_| "it takes too long".to_owned()).and_then(|made| made.map_err(|e| e.to_string())) {
         Ok(bytes) => {
             attempt.outcome = Some(metrics::Ahead::MADE);
             let (millis, repo) = (attempt.begun.elapsed().as_millis(), mirror.id());
             tracing::debug!(%repo, ?shape, bytes, millis, "a pack is there ahead of who asks for it");
             let large = bytes > serving.packs.budget() / LARGE;
-            if let Some(lately) = &serving.lately {
-                lately.made(mirror.id(), shape, key, large);
-            }
+            lately.made(mirror.id(), shape, key, large);
+            Some(key)
         }
         Err(error) => {
-            tracing::debug!(repo = %mirror.id(), %error, "a pack cannot be made ahead");
+            tracing::debug!(repo = %mirror.id(), error, "a pack cannot be made ahead");
             attempt.outcome = Some(metrics::Ahead::FAILED);
+            None
         }
     }
 }

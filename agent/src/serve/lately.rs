@@ -18,7 +18,7 @@ use crate::{
         shape::Shape,
     },
 };
-use shapes::Shapes;
+use shapes::{Moved, Shapes};
 
 /// Mirrors that are asked for something for the first time, until they are followed; more are so when they are next asked.
 const MAX_NEW: usize = 1024;
@@ -57,7 +57,7 @@ impl Watched {
 
 /// What to make once refs have moved.
 pub(super) struct Plan {
-    /// Each with what it was answered with before.
+    /// Each with the pack that was made for it last.
     pub shapes: Vec<(Shape, Option<Key>)>,
     /// The refs.
     pub now: Arc<RefSet>,
@@ -80,8 +80,11 @@ impl Lately {
     pub(super) fn asked(&self, mirror: &Mirror, request: &Fetch, key: &Key, stored: &Arc<Stored>) {
         let before = match self.lock().get_mut(mirror.id()) {
             Some(watched) => {
-                watched.advance(stored);
-                if watched.shapes.asked_again(key) {
+                // Other requests may have seen the next move already.
+                if watched.before.as_ref().is_none_or(|before| before.digest != stored.digest) {
+                    watched.advance(stored);
+                }
+                if watched.shapes.asked_again(request, key) {
                     return;
                 }
                 watched.before.clone()
@@ -104,12 +107,13 @@ impl Lately {
     }
 
     /// The refs of a mirror are `stored` now: what to make for them. `None` if nobody asks for anything any more; the
-    /// mirror is then forgotten.
-    pub(super) fn moved(&self, id: &RepoId, stored: &Arc<Stored>) -> Option<Plan> {
+    /// mirror is then forgotten. Packs that get no successor go to `discard`.
+    pub(super) fn moved(&self, id: &RepoId, stored: &Arc<Stored>, discard: impl FnMut(&Key)) -> Option<Plan> {
         let mut mirrors = self.lock();
         let watched = mirrors.get_mut(id)?;
         watched.advance(stored);
-        let shapes = watched.shapes.moved();
+        let Moved { due: shapes, gone } = watched.shapes.moved();
+        gone.iter().for_each(discard);
         if watched.shapes.is_empty() {
             mirrors.remove(id);
             return None;
@@ -118,15 +122,20 @@ impl Lately {
         Some(Plan { shapes, now: stored.refs.clone(), before })
     }
 
-    /// The pack for a shape has been made; `large` if it takes too much of the cache to be made again.
+    /// The pack for a shape is there; `large` if it takes too much of the cache to be made again.
     pub(super) fn made(&self, id: &RepoId, shape: &Shape, key: Key, large: bool) {
         if let Some(watched) = self.lock().get_mut(id) {
             watched.shapes.made(shape, key, large);
         }
     }
 
-    /// The mirror is not here any more.
-    pub(super) fn forget(&self, id: &RepoId) {
-        self.lock().remove(id);
+    /// The mirror is not here any more; the packs made for it go to `discard`.
+    pub(super) fn forget(&self, id: &RepoId, discard: impl FnMut(&Key)) {
+        let gone = self.lock().remove(id);
+        gone.iter()
+            .flat_map(|watched| watched.shapes.all_made())
+            .collect::<Vec<_>>()
+            .iter()
+            .for_each(discard);
     }
 }

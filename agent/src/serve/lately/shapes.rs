@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::protocol::{fetch::Key, shape::Shape};
+use crate::protocol::{
+    fetch::{Fetch, Key},
+    shape::Shape,
+};
 
 /// Shapes of one mirror; of more, those asked for least are forgotten.
 const MAX_SHAPES: usize = 16;
@@ -14,6 +17,17 @@ const MOVES: u32 = 4;
 #[derive(Debug, Default)]
 pub(super) struct Shapes {
     of: HashMap<Shape, Asked>,
+    /// Packs that were made for shapes that are forgotten.
+    gone: Vec<Key>,
+}
+
+/// What follows from a move of the refs.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// What to make, the most asked for first, each with the pack that was made for it last.
+    pub due: Vec<(Shape, Option<Key>)>,
+    /// Packs that get no successor.
+    pub gone: Vec<Key>,
 }
 
 #[derive(Debug, Default)]
@@ -24,8 +38,10 @@ struct Asked {
     weight: u32,
     /// Moves since.
     idle: u32,
-    /// Names what it was answered with last, or is to be.
+    /// Names what it is answered with since the refs moved.
     answer: Option<Key>,
+    /// Names the pack that was made for it last.
+    made: Option<Key>,
     /// That took too much of the cache.
     large: bool,
 }
@@ -47,42 +63,61 @@ impl Shapes {
             let least = self.of.iter().filter(|(_, asked)| asked.weight <= 1);
             // The newest is among them: it is kept if any other can go.
             if let Some(least) = least.max_by_key(|(_, asked)| asked.idle).map(|(shape, _)| shape.clone()) {
-                self.of.remove(&least);
+                self.gone.extend(self.of.remove(&least).and_then(|asked| asked.made));
             }
         }
     }
 
-    /// Somebody asks for what `key` names; says whether that is known to be the answer to a shape, for shapes are dear to
-    /// find out.
-    pub(super) fn asked_again(&mut self, key: &Key) -> bool {
-        let known = self.of.values_mut().find(|asked| asked.answer.as_ref() == Some(key));
-        known.map(Asked::count).is_some()
+    /// Somebody asks for `request`, whose answer `key` names; says whether that is known to be the answer to a shape, for
+    /// shapes are dear to find out.
+    pub(super) fn asked_again(&mut self, request: &Fetch, key: &Key) -> bool {
+        // Requests that differ in words only may have one answer.
+        let known = self
+            .of
+            .iter_mut()
+            .find(|(shape, asked)| asked.answer.as_ref() == Some(key) && shape.says(request));
+        known.map(|(_, asked)| asked.count()).is_some()
     }
 
-    /// The refs have moved: what to make now, the most asked for first, each with what it was answered with before.
-    pub(super) fn moved(&mut self) -> Vec<(Shape, Option<Key>)> {
+    /// The refs have moved.
+    pub(super) fn moved(&mut self) -> Moved {
+        let mut gone = std::mem::take(&mut self.gone);
         for asked in self.of.values_mut() {
             asked.idle += 1;
+            // Whoever asks for the same objects now may mean other refs.
+            asked.answer = None;
         }
-        self.of.retain(|_, asked| asked.idle <= MOVES);
-        let expected = |shape: &Shape, asked: &Asked| !asked.large && asked.times >= shape.expected_after();
-        let mut due: Vec<_> = self.of.iter_mut().filter(|(shape, asked)| expected(shape, asked)).collect();
+        self.of.retain(|_, asked| {
+            let stays = asked.idle <= MOVES;
+            gone.extend(asked.made.filter(|_| !stays));
+            stays
+        });
+        let mut due = Vec::new();
+        for (shape, asked) in &mut self.of {
+            if !asked.large && asked.times >= shape.expected_after() {
+                due.push((shape, asked));
+            } else {
+                gone.extend(asked.made.take());
+            }
+        }
         due.sort_by_key(|(_, asked)| std::cmp::Reverse((asked.weight, MOVES - asked.idle)));
         let due = due.into_iter().map(|(shape, asked)| {
             asked.weight = asked.weight.div_ceil(2);
-            (shape.clone(), asked.answer.take())
+            (shape.clone(), asked.made)
         });
-        let due = due.collect();
-        // Whoever asks for the same objects now asks for something else.
-        self.of.values_mut().for_each(|asked| asked.answer = None);
-        due
+        Moved { due: due.collect(), gone }
     }
 
-    /// Its pack has been made; `large` if it takes too much of the cache to be made again.
+    /// Its pack is there; `large` if it takes too much of the cache to be made again.
     pub(super) fn made(&mut self, shape: &Shape, key: Key, large: bool) {
         if let Some(asked) = self.of.get_mut(shape) {
-            (asked.answer, asked.large) = (Some(key), large);
+            (asked.answer, asked.made, asked.large) = (Some(key), Some(key), large);
         }
+    }
+
+    /// Packs that were made for any.
+    pub(super) fn all_made(&self) -> Vec<Key> {
+        self.of.values().filter_map(|asked| asked.made).chain(self.gone.iter().copied()).collect()
     }
 
     /// Whether nothing is asked for.
@@ -100,21 +135,27 @@ mod tests {
     };
 
     /// A clone of one branch at depth `depth`.
-    fn shape(depth: u32) -> Shape {
-        let oid = Oid::from_hex(&[b'1'; 40]).unwrap();
-        let main = Ref { name: "refs/heads/main".into(), oid, peeled: None };
-        let refs = RefSet::new(ObjectFormat::Sha1, Head::Missing, vec![main]);
+    fn request(depth: u32) -> Fetch {
         let deepen = format!("deepen {depth}");
-        let request = Fetch::parse([deepen.as_bytes()]).unwrap().about(vec![oid], vec![], vec![]);
-        Shape::of(&request, &refs, None).unwrap()
+        Fetch::parse([deepen.as_bytes()]).unwrap().about(vec![tip()], vec![], vec![])
+    }
+
+    fn tip() -> Oid {
+        Oid::from_hex(&[b'1'; 40]).unwrap()
+    }
+
+    fn shape(depth: u32) -> Shape {
+        let main = Ref { name: "refs/heads/main".into(), oid: tip(), peeled: None };
+        let refs = RefSet::new(ObjectFormat::Sha1, Head::Missing, vec![main]);
+        Shape::of(&request(depth), &refs, None).unwrap()
     }
 
     fn key(depth: u32) -> Key {
         [u8::try_from(depth).unwrap(); 32]
     }
 
-    fn shapes(moved: Vec<(Shape, Option<Key>)>) -> Vec<Shape> {
-        moved.into_iter().map(|(shape, _)| shape).collect()
+    fn shapes(moved: Moved) -> Vec<Shape> {
+        moved.due.into_iter().map(|(shape, _)| shape).collect()
     }
 
     #[test]
@@ -124,7 +165,7 @@ mod tests {
         assert_eq!(shapes(asked.moved()), [2, 3, 1].map(shape));
         for _ in 1..MOVES {
             asked.asked(shape(1), key(1));
-            assert_eq!(asked.moved().len(), 3);
+            assert_eq!(asked.moved().due.len(), 3);
         }
         asked.asked(shape(1), key(1));
         assert_eq!(shapes(asked.moved()), [shape(1)]);
@@ -136,26 +177,47 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_before_is_told_once_and_what_is_too_large_is_not_made_again() {
+    fn what_was_made_is_told_until_it_has_a_successor_whoever_asks_for_what_else() {
+        let mut asked = Shapes::default();
+        asked.asked(shape(1), key(1));
+        asked.moved();
+        asked.made(&shape(1), key(2), false);
+        // The same shape, other objects.
+        asked.asked(shape(1), key(3));
+        assert_eq!(asked.moved(), Moved { due: vec![(shape(1), Some(key(2)))], gone: vec![] });
+        // The refs moved again before the next one was whole.
+        assert_eq!(asked.moved(), Moved { due: vec![(shape(1), Some(key(2)))], gone: vec![] });
+        asked.made(&shape(1), key(4), false);
+        assert_eq!(asked.moved().due, [(shape(1), Some(key(4)))]);
+    }
+
+    #[test]
+    fn packs_without_a_successor_are_told_once() {
         let mut asked = Shapes::default();
         [1, 2].into_iter().for_each(|depth| asked.asked(shape(depth), key(depth)));
-        assert_eq!(asked.moved().len(), 2);
         asked.made(&shape(1), key(3), false);
         asked.made(&shape(2), key(4), true);
-        assert_eq!(asked.moved(), [(shape(1), Some(key(3)))]);
-        assert_eq!(asked.moved(), [(shape(1), None)]);
+        assert_eq!(asked.moved(), Moved { due: vec![(shape(1), Some(key(3)))], gone: vec![key(4)] });
+        for _ in 1..MOVES {
+            assert_eq!(asked.moved(), Moved { due: vec![(shape(1), Some(key(3)))], gone: vec![] });
+        }
+        assert_eq!(asked.all_made(), [key(3)]);
+        assert_eq!(asked.moved(), Moved { due: vec![], gone: vec![key(3)] });
+        assert_eq!(asked.moved(), Moved::default());
+        assert!(asked.is_empty());
     }
 
     #[test]
     fn who_asks_for_what_was_made_asks_for_its_shape() {
         let mut asked = Shapes::default();
         asked.asked(shape(1), key(1));
-        assert!(asked.asked_again(&key(1)) && !asked.asked_again(&key(2)));
+        assert!(asked.asked_again(&request(1), &key(1)) && !asked.asked_again(&request(1), &key(2)));
         for _ in 0..=MOVES {
             asked.moved();
             asked.made(&shape(1), key(2), false);
-            assert!(asked.asked_again(&key(2)) && !asked.asked_again(&key(1)));
+            assert!(asked.asked_again(&request(1), &key(2)) && !asked.asked_again(&request(1), &key(1)));
         }
+        assert!(!asked.asked_again(&request(2), &key(2)), "other words");
         assert!(!asked.is_empty(), "it was asked for after every move");
     }
 
