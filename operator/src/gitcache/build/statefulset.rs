@@ -236,16 +236,6 @@ fn arguments(cache: &Validated) -> Vec<String> {
     if let Some(copies) = cache.replication {
         arguments.extend(["--replication".into(), copies.to_string()]);
     }
-    if let Some(S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ }) = &cache.s3 {
-        let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
-        arguments.extend(["--store".into(), format!("s3://{bucket}{prefix}")]);
-        for (flag, value) in [("--s3-endpoint", endpoint), ("--s3-region", region)] {
-            arguments.extend(value.iter().flat_map(|value| [flag.to_owned(), value.clone()]));
-        }
-        if *force_path_style {
-            arguments.push("--s3-path-style".into());
-        }
-    }
     arguments
 }
 
@@ -298,6 +288,20 @@ fn budget(cache: &Validated) -> Option<String> {
     }
 }
 
+/// Which store, for the agent and for the commands `tarn-agent store …` that people run beside it.
+fn store(s3: &S3) -> Vec<(&'static str, String)> {
+    let S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ } = s3;
+    let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
+    let path_style = force_path_style.then(|| "true".to_owned());
+    let all = [
+        ("TARN_AGENT_STORE", Some(format!("s3://{bucket}{prefix}"))),
+        ("TARN_AGENT_S3_ENDPOINT", endpoint.clone()),
+        ("TARN_AGENT_S3_REGION", region.clone()),
+        ("TARN_AGENT_S3_PATH_STYLE", path_style),
+    ];
+    all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
 fn environment(cache: &Validated) -> Vec<EnvVar> {
     let from = |name: &str, source: EnvVarSource| EnvVar {
         name: name.into(),
@@ -311,8 +315,11 @@ fn environment(cache: &Validated) -> Vec<EnvVar> {
     let pod =
         [("POD_NAME", "metadata.name"), ("POD_NAMESPACE", "metadata.namespace"), ("POD_UID", "metadata.uid")];
     let mut environment: Vec<EnvVar> = pod.into_iter().map(field).collect();
+    let plain =
+        |(name, value): (&str, String)| EnvVar { name: name.into(), value: Some(value), value_from: None };
     // git and the agent write nowhere but to /data and /tmp.
-    environment.push(EnvVar { name: "HOME".into(), value: Some("/tmp".into()), value_from: None });
+    environment.push(plain(("HOME", "/tmp".into())));
+    environment.extend(cache.s3.iter().flat_map(store).map(plain));
     let secret = cache.s3.as_ref().and_then(|s3| s3.secret_ref.as_ref());
     for (name, key, optional) in [
         ("AWS_ACCESS_KEY_ID", "accessKeyID", false),
