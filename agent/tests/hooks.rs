@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use ring::hmac;
 use serde_json::{Value, json};
-use tarn_testkit::agent::{Agent, manifest};
+use tarn_testkit::agent::{Agent, PATIENCE, manifest};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::upstream::Operation;
 use tarn_testkit::wire::{Answer, Connection};
@@ -208,7 +208,7 @@ async fn one_agent_tells_the_others() -> Result<()> {
     let body = hooked.push().to_string();
     ensure!(github(&second, CANARY, body.as_bytes()).await?.status == 202, "refused");
     for agent in [&first, &second] {
-        hooked.until_seen(agent, Duration::from_secs(2)).await?;
+        hooked.until_seen(agent, PATIENCE).await?;
     }
     // One of whose headers but one matters.
     hooked.scene.origin.commit("main", &[("pushed", "again")]).await?;
@@ -217,7 +217,7 @@ async fn one_agent_tells_the_others() -> Result<()> {
     let answer = post(&second, "generic", &[("Tarn-Signature", &signature)], body.as_bytes()).await?;
     ensure!(answer.status == 202, "refused: {}", answer.text());
     for agent in [&first, &second] {
-        hooked.until_seen(agent, Duration::from_secs(2)).await?;
+        hooked.until_seen(agent, PATIENCE).await?;
     }
     Ok(())
 }

@@ -384,6 +384,13 @@ impl Agent {
         Ok(())
     }
 
+    /// Waits until a ready mirror has its first snapshot, and nothing more is done that nobody asked for.
+    pub async fn wait_settled(&self, repo: &str) -> Result<()> {
+        self.wait_status(repo, "a snapshot", |status| status.pointer("/snapshot/commit").is_some()).await?;
+        // Upkeep begins half a second after it is due.
+        self.wait_calm(Duration::from_secs(2)).await
+    }
+
     /// Ends the agent with SIGKILL, which its children survive.
     pub async fn kill9(&mut self) -> Result<()> {
         let mut running = self.running.take().context("the agent does not run")?;

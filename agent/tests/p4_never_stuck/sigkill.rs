@@ -30,7 +30,7 @@ async fn wait_for_half_a_pack(scene: &Scene) -> Result<()> {
 /// Nothing of the killed agent is left, neither processes nor files, and the mirror is whole.
 async fn expect_clean_and_ready(scene: &Scene, old: &[u32]) -> Result<()> {
     scene.agent.wait_phase(&scene.repo(), "Ready").await?;
-    scene.agent.wait_idle().await?;
+    scene.agent.wait_settled(&scene.repo()).await?;
     let strays = scene.agent.strays();
     ensure!(!strays.iter().any(|stray| old.contains(&stray.pid)), "still running: {strays:?}");
     // What a kill left stays for ever; a lock of the maintenance that runs now does not.

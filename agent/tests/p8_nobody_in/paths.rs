@@ -10,7 +10,7 @@ use crate::scene::Scene;
 #[tokio::test]
 async fn paths_that_climb_hide_or_overflow_are_refused_and_touch_nothing() -> Result<()> {
     let scene = Scene::ready().await?;
-    scene.agent.wait_idle().await?;
+    scene.agent.wait_settled(&scene.repo()).await?;
     // Everything the agent could reach by climbing: its own directory, and the upstream's beside it.
     let seen = || -> Result<BTreeSet<_>> {
         let around = scene.agent.data().parent().unwrap_or(scene.agent.data());

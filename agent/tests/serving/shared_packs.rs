@@ -17,7 +17,7 @@ async fn scene(bytes: usize) -> Result<Scene> {
     let scene =
         Scene::prepared(&[], async |_, origin| origin.grow("main", 6, bytes, 1).await.map(drop)).await?;
     scene.agent.wait_phase(&scene.repo(), "Ready").await?;
-    scene.agent.wait_idle().await?;
+    scene.agent.wait_settled(&scene.repo()).await?;
     Ok(scene)
 }
 

@@ -1,6 +1,8 @@
 //! Several agents on one store: one snapshot for all; and what a killed one leaves.
 
 use anyhow::{Context, Result, ensure};
+use tarn_testkit::agent::PATIENCE;
+use tarn_testkit::eventually::eventually;
 
 use super::{current, download, objects, path, stage};
 use crate::checkpoints::{Kind, files, on_both_stores};
@@ -26,7 +28,7 @@ async fn an_agent_killed_while_it_builds_leaves_nothing_behind() -> Result<()> {
     stage.origin.grow("main", 30, 500_000, 3).await?;
     let mut agent = stage.agent().await?;
     let staging = agent.data().join("staging");
-    tarn_testkit::eventually::eventually(std::time::Duration::from_secs(60), "a worktree", async || {
+    eventually(std::time::Duration::from_secs(60), "a worktree", async || {
         let entries = std::fs::read_dir(&staging)?;
         let found = entries.flatten().any(|entry| entry.path().join("tree/.git/index").exists());
         ensure!(found, "not yet");
@@ -40,8 +42,13 @@ async fn an_agent_killed_while_it_builds_leaves_nothing_behind() -> Result<()> {
     ensure!(answer.status == 200, "{}", answer.text());
     agent.wait_idle().await?;
     let id = tarn_crds::repo::RepoId::from_route(&stage.repo())?;
-    let kept = std::fs::read_dir(agent.data().join("snapshots").join(id.dir()))?.count();
-    ensure!(kept == 2, "{kept} files beside the archive and its manifest");
+    // Once it is published, its manifest is written anew.
+    eventually(PATIENCE, "the archive, its manifest, and nothing else", async || {
+        let kept = std::fs::read_dir(agent.data().join("snapshots").join(id.dir()))?.count();
+        ensure!(kept == 2, "{kept} files");
+        Ok(())
+    })
+    .await?;
     let left = std::fs::read_dir(&staging).context("staging")?.count();
     ensure!(left <= 1, "{left} directories in staging");
     Ok(())
@@ -56,7 +63,7 @@ async fn a_removed_mirror_takes_its_snapshots_along() -> Result<()> {
     let dir = agent.data().join("snapshots").join(id.dir());
     ensure!(dir.exists(), "there is none");
     agent.remove_manifest("a.yaml")?;
-    tarn_testkit::eventually::eventually(std::time::Duration::from_secs(20), "it to go", async || {
+    eventually(std::time::Duration::from_secs(20), "it to go", async || {
         ensure!(!dir.exists(), "still there");
         Ok(())
     })
