@@ -53,7 +53,7 @@ impl ServiceType {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Tls {
-    /// Secret of type kubernetes.io/tls with `tls.crt` and `tls.key`; a renewed certificate is used at once.
+    /// Secret of type kubernetes.io/tls with `tls.crt` and `tls.key`; a renewed certificate is shown within about a minute.
     pub secret_ref: SecretRef,
 }
 
