@@ -21,6 +21,10 @@ async fn a_deleted_cache_leaves_nothing_behind() -> Result<()> {
         scene.with_mirror("app").await?;
         scene.until_published("app").await?;
         ensure!(objects().await?.len() > before.len() + 8, "is Tarn there at all?");
+        // A pod knows its store, for people too.
+        let stored = scene.kubectl(&["exec", "default-0", "--", "tarn-agent", "store", "ls"]).await?;
+        let app = format!("{}/app", scene.upstream_host());
+        ensure!(stored.contains(&app), "the store has {stored}");
         scene.kubectl(&["delete", "gitmirrors,gitcaches", "--all"]).await?;
         until(PATIENCE, "all of it to be gone", async || {
             let now = objects().await?;

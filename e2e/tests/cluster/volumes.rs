@@ -24,6 +24,10 @@ async fn a_volume_outlives_its_pod_and_goes_with_its_cache() -> Result<()> {
         scene.until_held("app", 2).await?;
         let inode = async || scene.shell("default-0", "stat -c %i /data/mirrors/*/app.git").await;
         let before = inode().await?;
+        // A pod tells what it holds before the Service leads to it.
+        let clone = async || scene.clone_head(&scene.tarn_url("app")).await;
+        until(PATIENCE, "a clone through the Service", clone).await?;
+        scene.kubectl(&["wait", "--for=condition=Ready", "gitcache/default", "--timeout=180s"]).await?;
         let cloner = Cloner::start(scene, "cloner", "app", Habit::Clone).await?;
         let uid = scene.replace("default-0").await?;
         scene.until_pod_holds("app", &uid).await?;
