@@ -65,12 +65,11 @@ impl Entry {
     /// `None` for an unfinished answer whose last reader has just gone: it is about to be given up.
     fn shelf(&self) -> Option<Shelf> {
         let interest = self.interest.upgrade();
-        let lookup = match &interest {
-            _ if self.bytes.is_some() => Lookup::HIT,
-            // Whole a moment ago, and not yet looked at for what becomes of it.
-            None if self.tail.length().is_none() => return None,
-            _ => Lookup::JOINED,
-        };
+        // It may be whole since a moment ago, and not yet looked at for what becomes of it.
+        if interest.is_none() && self.tail.length().is_none() {
+            return None;
+        }
+        let lookup = if self.bytes.is_some() { Lookup::HIT } else { Lookup::JOINED };
         Some(Shelf { tail: self.tail.clone(), lookup, interest })
     }
 }

@@ -30,7 +30,7 @@ pub struct State {
     pub failures: u32,
     /// A retry is scheduled, and has not come due.
     pub retry_scheduled: bool,
-    /// Since the last retry came due a clone or fetch has failed.
+    /// That retry is of a clone or fetch, not of a look alone.
     pub fetch_failed: bool,
     /// Fetches in a row that found their objects gone upstream.
     pub races: u32,
@@ -106,7 +106,7 @@ impl State {
             }
             // A running fetch is followed by another one if it turns out to be behind; a failed one waits
             // for its retry, lest every request start it again. Where looks have failed, this one has not.
-            Event::LookFoundMoves if self.fetching || self.retry_scheduled && self.fetch_failed => None,
+            Event::LookFoundMoves if self.fetching || self.fetch_failed => None,
             Event::LookFoundMoves => Some(self.fetch()),
             Event::LookFailed => (!self.fetching).then(|| self.fail()).flatten(),
             Event::FetchDone => {

@@ -85,14 +85,17 @@ async fn follow(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, new: New) {
             continue;
         }
         digest.clone_from(&stored.digest);
-        let Some(plan) = lately.moved(&id, &stored, discard) else { return };
+        let (gone, plan) = lately.moved(&id, &stored);
+        gone.iter().for_each(discard);
+        let Some(plan) = plan else { return };
         // What is under way is dropped, and with it given up.
         work = Some(Box::pin(make_all(serving.clone(), credit.clone(), id.clone(), plan)));
     }
-    lately.forget(&id, discard);
+    lately.forget(&id).iter().for_each(discard);
 }
 
 async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId, plan: Plan) {
+    let discard = |key: &Key| serving.packs.discard_unused(key);
     sleep(YIELD).await;
     for (at, (shape, old)) in plan.shapes.iter().enumerate() {
         let mut credit = credit.lock().await;
@@ -103,8 +106,7 @@ async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId,
         sleep(wait).await;
         if serving.fleet.limits().room.is_tight() {
             tracing::debug!(repo = %id, "no packs ahead: the disk is nearly full");
-            let left = plan.shapes.iter().skip(at).filter_map(|(_, old)| old.as_ref());
-            return left.for_each(|old| serving.packs.discard_unused(old));
+            return plan.shapes.iter().skip(at).filter_map(|(_, old)| old.as_ref()).for_each(discard);
         }
         // Not held while waiting: a mirror goes only when nobody holds it.
         let Some(mirror) = serving.fleet.get(&id) else { return };
@@ -112,7 +114,9 @@ async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId,
             Attempt { credit: &mut credit, metrics: &serving.metrics, begun: Instant::now(), outcome: None };
         let new = make(&serving, &mirror, &plan, shape, attempt).await;
         // Where the refs that are asked for stayed, so does the pack.
-        old.iter().filter(|old| new.as_ref() != Some(*old)).for_each(|old| serving.packs.discard_unused(old));
+        if new != *old {
+            old.iter().for_each(discard);
+        }
     }
 }
 

@@ -106,20 +106,19 @@ impl Lately {
         }
     }
 
-    /// The refs of a mirror are `stored` now: what to make for them. `None` if nobody asks for anything any more; the
-    /// mirror is then forgotten. Packs that get no successor go to `discard`.
-    pub(super) fn moved(&self, id: &RepoId, stored: &Arc<Stored>, discard: impl FnMut(&Key)) -> Option<Plan> {
+    /// The refs of a mirror are `stored` now: packs that get no successor, and what to make. No plan if nobody asks for
+    /// anything any more; the mirror is then forgotten.
+    pub(super) fn moved(&self, id: &RepoId, stored: &Arc<Stored>) -> (Vec<Key>, Option<Plan>) {
         let mut mirrors = self.lock();
-        let watched = mirrors.get_mut(id)?;
+        let Some(watched) = mirrors.get_mut(id) else { return (Vec::new(), None) };
         watched.advance(stored);
         let Moved { due: shapes, gone } = watched.shapes.moved();
-        gone.iter().for_each(discard);
         if watched.shapes.is_empty() {
             mirrors.remove(id);
-            return None;
+            return (gone, None);
         }
         let before = watched.before.as_ref().unwrap_or(&watched.now).refs.clone();
-        Some(Plan { shapes, now: stored.refs.clone(), before })
+        (gone, Some(Plan { shapes, now: stored.refs.clone(), before }))
     }
 
     /// The pack for a shape is there; `large` if it takes too much of the cache to be made again.
@@ -129,13 +128,8 @@ impl Lately {
         }
     }
 
-    /// The mirror is not here any more; the packs made for it go to `discard`.
-    pub(super) fn forget(&self, id: &RepoId, discard: impl FnMut(&Key)) {
-        let gone = self.lock().remove(id);
-        gone.iter()
-            .flat_map(|watched| watched.shapes.all_made())
-            .collect::<Vec<_>>()
-            .iter()
-            .for_each(discard);
+    /// The mirror is not here any more; these packs were made for it.
+    pub(super) fn forget(&self, id: &RepoId) -> Vec<Key> {
+        self.lock().remove(id).map(|watched| watched.shapes.all_made()).unwrap_or_default()
     }
 }
