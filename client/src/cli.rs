@@ -150,11 +150,18 @@ fn parse_ref(text: &str) -> Result<String, &'static str> {
 
 /// The name of a Kubernetes object, which kubectl takes for nothing else.
 fn object_name(text: &str) -> Result<String, &'static str> {
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    if text.is_empty() || text.len() > 253 || text.starts_with('-') || !text.bytes().all(fits) {
+    if !is_name(text) {
         return Err("must be a name as Kubernetes has them: lower-case letters, digits, dashes and dots");
     }
     Ok(text.to_owned())
+}
+
+/// Whether the API server could have an object of this name: one that begins like a flag, it could not.
+pub fn is_name(text: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    text.len() <= 253
+        && text.bytes().all(known)
+        && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
 fn audience(text: &str) -> Result<String, &'static str> {
@@ -167,6 +174,16 @@ fn audience(text: &str) -> Result<String, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_told_from_flags() {
+        for name in ["ci", "team-a.builder", "0"] {
+            assert!(is_name(name), "{name}");
+        }
+        for text in ["", "-f", "--as=admin", "CI", "a b", "a/b"] {
+            assert!(!is_name(text), "{text}");
+        }
+    }
 
     fn parse(args: &[&str]) -> Result<CloneArgs, String> {
         let all = ["git-tarn", "clone"].iter().chain(args);

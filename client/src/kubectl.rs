@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::process;
 
+use crate::cli::is_name;
 use crate::git::{gather, telling_line};
 
 /// How long a token is good. The API server makes none for less than ten minutes; a long download begins requests with the same
@@ -95,26 +96,5 @@ impl ServiceAccount {
             });
         }
         Ok(said)
-    }
-}
-
-/// Whether the API server could have an object of this name: one that begins like a flag, it could not.
-fn is_name(text: &str) -> bool {
-    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    text.bytes().all(known) && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_told_from_flags() {
-        for name in ["ci", "team-a.builder", "0"] {
-            assert!(is_name(name), "{name}");
-        }
-        for text in ["", "-f", "--as=admin", "CI", "a b", "a/b"] {
-            assert!(!is_name(text), "{text}");
-        }
     }
 }
