@@ -1,7 +1,8 @@
 //! Who reaches the pods: anyone the git port, anyone the admin port, nobody anything else.
 //!
 //! Probes come from the node and metrics from a namespace that only the cluster's owner knows, so the admin port is not
-//! limited here. Policies only add: none of the user's can, so docs/security.md says what it shows. What pods reach is not limited either: upstreams may be anywhere.
+//! limited here. Policies only add: none of the user's can, so docs/security.md says what it shows. What pods reach is not
+//! limited either: upstreams may be anywhere.
 
 use k8s_openapi::{
     api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec},
