@@ -318,23 +318,12 @@ pub fn request<'a>(lines: impl IntoIterator<Item = &'a str>) -> Bytes {
 
 /// What `git clone` without a terminal asks for these objects.
 fn fetch_request(wants: &[String], depth: Depth) -> Bytes {
-    let mut request = Vec::new();
-    pktline::line(&mut request, "command=fetch");
-    pktline::line(&mut request, "agent=tarn-load");
-    pktline::line(&mut request, "object-format=sha1");
-    pktline::delimiter(&mut request);
-    for argument in ["thin-pack", "no-progress", "include-tag", "ofs-delta"] {
-        pktline::line(&mut request, argument);
-    }
-    if depth == Depth::One {
-        pktline::line(&mut request, "deepen 1");
-    }
-    for want in wants {
-        pktline::line(&mut request, &format!("want {want}\n"));
-    }
-    pktline::line(&mut request, "done\n");
-    pktline::flush(&mut request);
-    request.into()
+    let about = ["command=fetch", "agent=tarn-load", "object-format=sha1", "0001"];
+    let arguments = ["thin-pack", "no-progress", "include-tag", "ofs-delta"];
+    let deepen = (depth == Depth::One).then_some("deepen 1");
+    let wants: Vec<String> = wants.iter().map(|want| format!("want {want}")).collect();
+    let wants = wants.iter().map(String::as_str);
+    request(about.into_iter().chain(arguments).chain(deepen).chain(wants).chain(["done"]))
 }
 
 /// Opens a connection.
