@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::api::DeleteParams;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tarn_crds::v1alpha1::{GitMirror, GitMirrorStatus, Replica};
+use tarn_testkit::agent::sample_of;
 use tarn_testkit::eventually::eventually_every;
 
 use crate::{settings, tool};
@@ -65,7 +66,12 @@ impl Scene {
 
     /// The same, and a GitCache of two agents, whose pods are ready.
     pub async fn with_cache(&self) -> Result<()> {
-        self.apply(CACHE).await?;
+        self.with_cache_of(CACHE).await
+    }
+
+    /// The same, of a GitCache `default` of this manifest.
+    pub async fn with_cache_of(&self, manifest: &str) -> Result<()> {
+        self.apply(manifest).await?;
         self.with_services().await?;
         self.kubectl(&["wait", "--for=condition=Ready", "gitcache/default", "--timeout=180s"]).await.map(drop)
     }
@@ -73,16 +79,19 @@ impl Scene {
     /// The same, with a repository of that name at the upstream and a GitMirror of it, which all agents hold.
     pub async fn with_mirror(&self, name: &str) -> Result<()> {
         self.with_cache().await?;
-        self.create_upstream(name).await?;
-        self.apply(&self.mirror_manifest(name, "")).await?;
-        self.until_held(name, 2).await
+        self.hold(name, &self.mirror_manifest(name, "")).await
     }
 
     /// The same, but of its own accord no agent looks at the upstream again within the hour.
     pub async fn with_quiet_mirror(&self, name: &str) -> Result<()> {
         self.with_cache().await?;
+        self.hold(name, &self.mirror_manifest(name, "").replace("interval: 10s", "interval: 1h")).await
+    }
+
+    /// Has two agents hold a new repository at the upstream, by this manifest of its GitMirror.
+    pub async fn hold(&self, name: &str, manifest: &str) -> Result<()> {
         self.create_upstream(name).await?;
-        self.apply(&self.mirror_manifest(name, "").replace("interval: 10s", "interval: 1h")).await?;
+        self.apply(manifest).await?;
         self.until_held(name, 2).await
     }
 
@@ -254,9 +263,7 @@ impl Scene {
 
     /// A metric of an agent, such as `tarn_checkpoint_restores_total{outcome="ok"}`; zero where it is missing.
     pub async fn metric(&self, pod: &str, metric: &str) -> Result<f64> {
-        let all = self.shell(pod, "wget -qO- http://127.0.0.1:8081/metrics").await?;
-        let line = all.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
-        line.map_or(Ok(0.0), |value| value.trim().parse().map_err(|_| anyhow!("{metric} is {value}")))
+        sample_of(&self.shell(pod, "wget -qO- http://127.0.0.1:8081/metrics").await?, metric)
     }
 
     /// Runs this many pods of a Deployment from now on, and waits until it is so.

@@ -320,11 +320,7 @@ impl Agent {
 
     /// One of them, such as `tarn_packs_lookups_total{result="hit"}`; zero where it is missing, as before its first event.
     pub async fn metric<T: FromStr + Default>(&self, sample: &str) -> Result<T> {
-        let all = self.metrics().await?;
-        let line = all.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        line.map_or(Ok(T::default()), |value| {
-            value.parse().ok().with_context(|| format!("{sample} is {value}"))
-        })
+        sample_of(&self.metrics().await?, sample)
     }
 
     /// What the agent has written to standard error so far, over all its starts.
@@ -447,6 +443,14 @@ impl Agent {
     fn running(&self) -> Result<&Running> {
         self.running.as_ref().context("the agent does not run")
     }
+}
+
+/// One sample of the text at `/metrics`; zero where it is missing.
+pub fn sample_of<T: FromStr + Default>(metrics: &str, sample: &str) -> Result<T> {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.map_or(Ok(T::default()), |value| {
+        value.trim().parse().ok().with_context(|| format!("{sample} is {value}"))
+    })
 }
 
 impl Drop for Agent {

@@ -17,17 +17,10 @@ spec:
 #[tokio::test]
 async fn a_volume_outlives_its_pod_and_goes_with_its_cache() -> Result<()> {
     play("volume", async |scene| {
-        scene.with_services().await?;
-        scene.apply(CACHE).await?;
-        scene.create_upstream("app").await?;
-        scene.apply(&scene.mirror_manifest("app", "")).await?;
-        scene.until_held("app", 2).await?;
+        scene.with_cache_of(CACHE).await?;
+        scene.hold("app", &scene.mirror_manifest("app", "")).await?;
         let inode = async || scene.shell("default-0", "stat -c %i /data/mirrors/*/app.git").await;
         let before = inode().await?;
-        // A pod tells what it holds before the Service leads to it.
-        let clone = async || scene.clone_head(&scene.tarn_url("app")).await;
-        until(PATIENCE, "a clone through the Service", clone).await?;
-        scene.kubectl(&["wait", "--for=condition=Ready", "gitcache/default", "--timeout=180s"]).await?;
         let cloner = Cloner::start(scene, "cloner", "app", Habit::Clone).await?;
         let uid = scene.replace("default-0").await?;
         scene.until_pod_holds("app", &uid).await?;
