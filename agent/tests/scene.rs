@@ -48,6 +48,15 @@ impl Scene {
         spec: &[&str],
         prepare: impl AsyncFnOnce(&Upstream, &Repo) -> Result<()>,
     ) -> Result<Self> {
+        Self::of(agent(), spec, prepare).await
+    }
+
+    /// The same, with an agent that has flags of its own.
+    pub(crate) async fn of(
+        agent: Builder,
+        spec: &[&str],
+        prepare: impl AsyncFnOnce(&Upstream, &Repo) -> Result<()>,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let root = dir.path().join("upstream");
         std::fs::create_dir(&root)?;
@@ -55,7 +64,7 @@ impl Scene {
         let origin = upstream.seed("a.git").await?;
         prepare(&upstream, &origin).await?;
         let yaml = manifest("a", &upstream.url("a.git"), spec);
-        let agent = agent().start_with(&[("a.yaml", &yaml)]).await?;
+        let agent = agent.start_with(&[("a.yaml", &yaml)]).await?;
         Ok(Self { agent, upstream, origin, git: Git::new()?, dir })
     }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tarn_testkit::agent::{Agent, PATIENCE, manifest, repo_id};
+use tarn_testkit::agent::{Agent, PATIENCE};
 use tarn_testkit::eventually::eventually;
-use tarn_testkit::git::{Git, Repo};
+use tarn_testkit::git::Repo;
 use tarn_testkit::upstream::Upstream;
 
 use crate::scene::{Scene, agent};
@@ -118,42 +118,34 @@ async fn what_nobody_asks_for_any_more_is_not_made() -> Result<()> {
     push(&scene, "and one more", 5).await.map(drop)
 }
 
+/// The mirror is ready; the agent has flags of its own.
+async fn with_flags(flags: &[&str]) -> Result<Scene> {
+    let builder = flags.iter().fold(agent(), |builder, flag| builder.arg(flag));
+    let scene = Scene::of(builder, SPEC, async |_, _| Ok(())).await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    Ok(scene)
+}
+
 #[tokio::test]
 async fn with_no_time_for_it_nothing_is_made_ahead() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let upstream = Upstream::start(dir.path())?;
-    let origin = upstream.seed("a.git").await?;
-    let url = upstream.url("a.git");
-    let repo = repo_id(&url);
-    let agent = agent().arg("--pack-ahead=0").start_with(&[("a.yaml", &manifest("a", &url, SPEC))]).await?;
-    agent.wait_phase(&repo, "Ready").await?;
-    let git = Git::new()?;
-    git.clone_repo(&agent.git_url(&repo)?, &dir.path().join("one"), &[]).await?;
-    origin.commit("main", &[("a.txt", "a")]).await?;
-    agent.fetch_now(&repo).await?;
-    agent.wait_idle().await?;
-    git.clone_repo(&agent.git_url(&repo)?, &dir.path().join("two"), &[]).await?;
-    ensure!(ahead(&agent, "made").await? == 0, "a pack was made");
-    ensure!(lookups(&agent).await?.1 == 2, "each clone's pack is made for it");
+    let scene = with_flags(&["--pack-ahead=0"]).await?;
+    scene.clone("one", &[]).await?;
+    scene.origin.commit("main", &[("a.txt", "a")]).await?;
+    scene.agent.fetch_now(&scene.repo()).await?;
+    scene.agent.wait_idle().await?;
+    scene.clone("two", &[]).await?;
+    ensure!(ahead(&scene.agent, "made").await? == 0, "a pack was made");
+    ensure!(lookups(&scene.agent).await?.1 == 2, "each clone's pack is made for it");
     Ok(())
 }
 
 #[tokio::test]
 async fn while_the_disk_is_nearly_full_nothing_is_made_ahead() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let upstream = Upstream::start(dir.path())?;
-    let origin = upstream.seed("a.git").await?;
-    let url = upstream.url("a.git");
-    let repo = repo_id(&url);
-    let full = agent().arg("--disk-budget=1Ki").arg("--log=info,tarn_agent::serve=debug");
-    let agent = full.start_with(&[("a.yaml", &manifest("a", &url, SPEC))]).await?;
-    let git = Git::new()?;
+    let scene = with_flags(&["--disk-budget=1Ki", "--log=info,tarn_agent::serve=debug"]).await?;
     // Each clone keeps the mirror here for ten seconds, and asks for the pack of the next push.
-    let clone = async |name: &str| git.clone_repo(&agent.git_url(&repo)?, &dir.path().join(name), &[]).await;
-    clone("one").await?;
-    agent.wait_phase(&repo, "Ready").await?;
+    scene.clone("first", &[]).await?;
     eventually(Duration::from_secs(20), "the budget to be exceeded", async || {
-        let used: u64 = agent.metric("tarn_disk_used_bytes").await?;
+        let used: u64 = scene.agent.metric("tarn_disk_used_bytes").await?;
         ensure!(used > 1024, "{used} bytes");
         Ok(())
     })
@@ -161,16 +153,16 @@ async fn while_the_disk_is_nearly_full_nothing_is_made_ahead() -> Result<()> {
     let mut pushes = 0;
     eventually(PATIENCE, "a pack not to be made", async || {
         pushes += 1;
-        clone(&pushes.to_string()).await?;
-        origin.commit("main", &[("a.txt", &pushes.to_string())]).await?;
-        agent.fetch_now(&repo).await?;
-        ensure!(agent.logs()?.contains("no packs ahead: the disk is nearly full"), "push {pushes}");
+        scene.clone(&pushes.to_string(), &[]).await?;
+        scene.origin.commit("main", &[("a.txt", &pushes.to_string())]).await?;
+        scene.agent.fetch_now(&scene.repo()).await?;
+        ensure!(scene.agent.logs()?.contains("no packs ahead: the disk is nearly full"), "push {pushes}");
         Ok(())
     })
     .await?;
-    ensure!(ahead(&agent, "made").await? == 0, "a pack was made");
-    let head = origin.rev_parse("main").await?;
-    clone("last").await?.rev_parse(&head).await.map(drop)
+    ensure!(ahead(&scene.agent, "made").await? == 0, "a pack was made");
+    let head = scene.origin.rev_parse("main").await?;
+    scene.clone("last", &[]).await?.rev_parse(&head).await.map(drop)
 }
 
 #[tokio::test]
