@@ -1,12 +1,14 @@
 //! Compares `git http-backend` and Tarn, side by side in one run: CPU of the server's whole process tree, wall
 //! time, memory and the client's own CPU, for clones and lists of refs. docs/benchmarks.md says what it means.
 
+mod figures;
 mod machine;
 mod repository;
 mod report;
 mod scenario;
 mod side;
 mod stage;
+mod table;
 mod targets;
 mod truth;
 
@@ -21,8 +23,9 @@ use clap::{Parser, Subcommand};
 use tarn_testkit::generate::Profile;
 use tokio::time::timeout;
 
+use crate::figures::Row;
 use crate::machine::Machine;
-use crate::report::{Report, Row};
+use crate::report::Report;
 use crate::repository::Cache;
 use crate::scenario::{SCENARIOS, Scenario, Turn};
 use crate::side::{Side, SideName};

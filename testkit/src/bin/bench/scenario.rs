@@ -4,139 +4,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use serde::Serialize;
 use tarn_testkit::load::{CLONE_PREFIXES, Client, Clones, Depth, clones, listings, percentile};
 use tarn_testkit::measure::Usage;
 
 use crate::side::{Side, SideName, Staleness};
-use crate::truth::Truth;
+use crate::table::{AFTER_PUSH, CLONES, FAR, HITS, LISTINGS, STREAMS, Table};
+use crate::truth::{Asked, ONE_BRANCH, Truth};
 
 /// Connections that ask for refs at once.
 const CONNECTIONS: usize = 16;
-/// What a one-branch fetch asks for.
-pub(crate) const ONE_BRANCH: [&str; 1] = ["refs/heads/main"];
-
-/// A figure of a table.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Column {
-    pub(crate) heading: &'static str,
-    /// Digits after the point.
-    #[serde(skip)]
-    pub(crate) digits: usize,
-}
-
-/// Scenarios with the same figures. The first figure is the one that sides are compared by.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Table {
-    pub(crate) title: &'static str,
-    pub(crate) columns: &'static [Column],
-    /// What Tarn's first figure divided by the baseline's says.
-    pub(crate) ratio: &'static str,
-    /// What Tarn is compared with.
-    pub(crate) baseline: &'static str,
-}
-
-/// What most tables compare Tarn with.
-const GIT: &str = "git http-backend";
-
-impl Table {
-    /// One measurement as a line.
-    pub(crate) fn describe(&self, sample: &[f64]) -> String {
-        let figure =
-            |(column, value): (&Column, &f64)| format!("{} {value:.*}", column.heading, column.digits);
-        self.columns.iter().zip(sample).map(figure).collect::<Vec<_>>().join(", ")
-    }
-}
-
-const fn column(heading: &'static str, digits: usize) -> Column {
-    Column { heading, digits }
-}
-
-/// Clones: see [`clone_figures`] for the order.
-static CLONES: Table = Table {
-    title: "Clones",
-    columns: &[
-        column("server CPU s per clone", 3),
-        column("of it the server process", 2),
-        column("wall s", 2),
-        column("first pack byte ms, p50", 0),
-        column("server peak RSS MiB", 0),
-        column("children PSS MiB", 0),
-        column("of it anonymous", 0),
-        column("children at once, most", 0),
-        column("client CPU s per clone", 2),
-    ],
-    ratio: "CPU, Tarn / git",
-    baseline: GIT,
-};
-
-/// Lists of refs: see [`listing_figures`] for the order.
-static LISTINGS: Table = Table {
-    title: "Lists of refs",
-    columns: &[
-        column("requests/s", 0),
-        column("p50 ms", 1),
-        column("p99 ms", 1),
-        column("server CPU ms per request", 2),
-        column("server peak RSS MiB", 0),
-        column("client CPU ms per request", 2),
-    ],
-    ratio: "requests/s, Tarn / git",
-    baseline: GIT,
-};
-
-/// The first clone after a push: see `figures` in stage/after_push.rs for the order.
-static AFTER_PUSH: Table = Table {
-    title: "After a push",
-    columns: &[
-        column("server CPU s until the answer is complete", 3),
-        column("of it the server process", 2),
-        column("wall s", 2),
-        column("first pack byte ms", 0),
-        column("server CPU s afterwards", 2),
-        column("client CPU s", 2),
-    ],
-    ratio: "CPU, Tarn / git",
-    baseline: GIT,
-};
-
-/// Lists of a far upstream's refs: see stage/far_look.rs for the order.
-static FAR: Table = Table {
-    title: "Lists of refs of an upstream 20 ms away",
-    columns: &[
-        column("compared ms: p50 alone, p99 of 64", 1),
-        column("p50 ms", 1),
-        column("p99 ms", 1),
-        column("requests/s", 0),
-        column("looks at once, most", 0),
-        column("looks/s", 0),
-        column("server CPU ms per request", 2),
-        column("client CPU ms per request", 2),
-    ],
-    ratio: "p99 of 64 to Tarn / p50 alone",
-    baseline: "the upstream itself, 1 connection",
-};
-
-/// Clones made before: see [`hit_figures`] for the order.
-static HITS: Table = Table {
-    title: "First byte of an answer made before",
-    columns: &[
-        column("first pack byte ms, p50", 2),
-        column("first pack byte ms, p99", 2),
-        column("server CPU s per clone", 3),
-        column("client CPU s per clone", 2),
-    ],
-    ratio: "first byte, Tarn / git",
-    baseline: GIT,
-};
-
-/// Streams of the same bytes: see stage/stream.rs for the order.
-static STREAMS: Table = Table {
-    title: "One stream of an answer made before",
-    columns: &[column("MB/s", 0), column("server CPU s per GB", 3), column("client CPU s per GB", 3)],
-    ratio: "MB/s, Tarn / nginx",
-    baseline: "nginx, a file without sendfile",
-};
 
 /// What is done to a server.
 #[derive(Debug, Clone, Copy)]
@@ -163,16 +39,6 @@ impl Work {
             Self::AfterPush | Self::FarLook { .. } => false,
         }
     }
-}
-
-/// Whether a server may have the answer already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// Nobody has asked for just this: a full clone leaves out one branch, another each time, and a depth-1
-    /// clone takes another commit before HEAD's.
-    Never,
-    /// The same clone was made before.
-    Before,
 }
 
 /// One line of the report.

@@ -12,7 +12,7 @@ use tarn_testkit::upstream::Upstream;
 use tokio::time::{sleep, timeout};
 
 use crate::repository::Repository;
-use crate::scenario::Table;
+use crate::table::Table;
 
 /// Mirroring 300 MB takes well under a minute here; beyond this something is wrong.
 const MIRRORED: Duration = Duration::from_secs(600);

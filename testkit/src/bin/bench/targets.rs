@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::report::{Row, Summary, digits, line};
+use crate::figures::{Row, Summary, digits, line};
 use crate::side::SideName;
 
 /// One promise.

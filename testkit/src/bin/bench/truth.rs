@@ -7,13 +7,25 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tarn_testkit::load::{Ask, Check, Client, Clones, Depth, RefSet, clones};
 
-use crate::scenario::{Asked, ONE_BRANCH};
 use crate::side::{Side, Staleness};
 
 /// With less, process starts and noise decide, and ratios flatter whoever starts fewer processes.
 const LEAST_FULL: Duration = Duration::from_millis(1_500);
 /// As [`LEAST_FULL`], for depth 1.
 const LEAST_SHALLOW: Duration = Duration::from_millis(2_000);
+
+/// What a one-branch fetch asks for.
+pub(crate) const ONE_BRANCH: [&str; 1] = ["refs/heads/main"];
+
+/// Whether a server may have the answer already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Nobody has asked for just this: a full clone leaves out one branch, another each time, and a depth-1
+    /// clone takes another commit before HEAD's.
+    Never,
+    /// The same clone was made before.
+    Before,
+}
 
 /// What every answer must agree with: what git http-backend answers.
 #[derive(Debug)]
