@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::stderr::{FailureKind, classify, plain, redact, telling_line};
+use super::stderr::{Culprit, FailureKind, classify_ended, plain, redact, talks, telling_line};
 
 /// The oldest git that works: 2.39 is Debian 12's, what all figures were taken with; `cat-file -Z`,
 /// `--refmap=` together with `--stdin` and MIDX bitmaps are all older.
@@ -107,8 +107,21 @@ impl GitError {
         match self {
             Self::Failed { kind, .. } => *kind,
             Self::TimedOut { .. } => FailureKind::TimedOut,
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => FailureKind::Disk,
-            Self::Missing { .. } | Self::TooOld { .. } | Self::Io { .. } => FailureKind::Other,
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded
+                | io::ErrorKind::ReadOnlyFilesystem => FailureKind::Disk,
+                _ => FailureKind::Machine,
+            },
+            Self::Missing { .. } | Self::TooOld { .. } => FailureKind::Other,
+        }
+    }
+
+    /// Where the cause lies. A command that talks to nobody and takes too long is slow here.
+    pub fn culprit(&self) -> Culprit {
+        match self {
+            Self::TimedOut { verb, .. } if !talks(verb) => Culprit::Machine,
+            _ => self.kind().culprit(),
         }
     }
 }
@@ -352,9 +365,9 @@ impl Command {
 pub fn failure(verb: &str, status: ExitStatus, stderr: &str) -> GitError {
     let message = match stderr.trim() {
         "" => status.to_string(),
-        text => plain(telling_line(text)),
+        text => plain(telling_line(verb, text)),
     };
-    GitError::Failed { verb: verb.to_owned(), kind: classify(stderr), message }
+    GitError::Failed { verb: verb.to_owned(), kind: classify_ended(verb, status, stderr), message }
 }
 
 /// Reads standard error to its end, keeping the last [`STDERR_KEPT`] bytes, redacted; progress lines go

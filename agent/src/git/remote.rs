@@ -139,7 +139,7 @@ impl Remote {
         if output.stderr.contains("shallow roots are not allowed to be updated") {
             return Err(GitError::Failed {
                 verb: "fetch".into(),
-                kind: FailureKind::Corrupt,
+                kind: FailureKind::BadPack,
                 message: "the upstream is a shallow clone: make it whole with git fetch --unshallow".into(),
             });
         }
