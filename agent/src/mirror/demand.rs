@@ -35,12 +35,15 @@ impl Demand {
 
     /// Somebody used it then.
     fn used_at(&self, second: u64) {
-        self.0.used.fetch_max(second, Ordering::Relaxed);
+        let _ = self
+            .0
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |known| Some(later(known, second, now())));
     }
 
-    /// When it was last used, in Unix time; 0 before that.
+    /// Last use, in Unix time, never after now; 0 before the first.
     pub fn used(&self) -> u64 {
-        self.0.used.load(Ordering::Relaxed)
+        self.0.used.load(Ordering::Relaxed).min(now())
     }
 
     /// Begins to read.
@@ -92,6 +95,12 @@ pub fn now() -> u64 {
     seconds(SystemTime::now())
 }
 
+/// The later of two uses. A use after `now` was noted while the clock was ahead: it counts as a use now, so that it
+/// protects a mirror no longer than any other.
+fn later(known: u64, second: u64, now: u64) -> u64 {
+    known.min(now).max(second.min(now))
+}
+
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
@@ -99,6 +108,20 @@ fn seconds(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_was_ahead_protects_nothing_longer_than_a_use_now() {
+        let table = [((0, 5), 5), ((5, 3), 5), ((900, 3), 100), ((3, 900), 100), ((900, 800), 100)];
+        for ((known, second), expected) in table {
+            assert_eq!(later(known, second, 100), expected, "{known}, {second}");
+        }
+        let (dir, demand) = (tempfile::tempdir().unwrap(), Demand::default());
+        let file = fs::File::create(dir.path().join(USED)).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_secs(365 * 24 * 3600)).unwrap();
+        let before = now();
+        demand.load(dir.path());
+        assert!((before..=now()).contains(&demand.used()), "{}", demand.used());
+    }
 
     #[test]
     fn the_last_use_outlives_the_process_and_readers_are_counted() {
