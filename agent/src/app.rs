@@ -25,7 +25,8 @@ use crate::{
     fleet::{
         Fleet, budget,
         cluster::{self, Cluster, ClusterError, Scope, cleanup::Cleanup, endpoints},
-        desired::{Rules, from_url},
+        declarations::{Flag, Rules},
+        last_known::{LastKnown, Origin},
         manifests::Manifests,
         prewarm::{self, Warmer},
     },
@@ -130,7 +131,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         in_cluster: config.in_cluster,
         tokens: config.tokens.is_some(),
     };
-    let flags = each("--mirror", &config.mirrors, |url| from_url(url, rules))?;
+    let flags = each("--mirror", &config.mirrors, |url| Flag::parse(url, rules))?;
     let tls = config.tls_cert.as_deref().zip(config.tls_key.as_deref());
     let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
     let _renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
@@ -171,7 +172,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let fleet = Arc::new(Fleet::new(shared));
     let manifests =
         |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
-    let mut manifests = Manifests::new(config.manifests.clone(), flags, rules).map_err(manifests)?;
+    let last_known = |origin| LastKnown::new(disk.declarations(), origin);
+    let in_files = last_known(Origin::Manifests);
+    let mut manifests =
+        Manifests::new(config.manifests.clone(), flags, rules, in_files).map_err(manifests)?;
     let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
     let terms = prewarm::Rules { most_cloned: prewarm.prewarm_most_cloned.into(), at_once };
     let warmer = Warmer::new(fleet.clone(), popularity.clone(), terms, metrics.clone());
@@ -218,13 +222,16 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         // Not waited for: the API server may be away.
         Some((scope, pod)) => {
             let store = archive.clone().zip(peers.clone());
-            in_cluster(&scope, pod, rules, &fleet, found, store, &metrics)
+            let origin = Origin::Cache { namespace: scope.namespace.clone(), name: scope.cache.clone() };
+            let cluster = Cluster::new(scope.clone(), rules, last_known(origin), metrics.clone());
+            in_cluster(&scope, pod, cluster, &fleet, found, store, &metrics)
         }
         None => {
             // Watching begins before the first reading, so that no change falls in between.
             let changes = manifests.changes();
+            let keeping = AbortOnDropHandle::new(tokio::spawn(manifests.keeping()));
             manifests.apply(&fleet).await;
-            vec![AbortOnDropHandle::new(tokio::spawn(manifests.follow(changes, fleet.clone())))]
+            vec![keeping, AbortOnDropHandle::new(tokio::spawn(manifests.follow(changes, fleet.clone())))]
         }
     };
     // For whoever started the agent with port 0, and as a sign that it serves.
@@ -330,19 +337,19 @@ fn placement(
 fn in_cluster(
     scope: &Scope,
     pod: Pod,
-    rules: Rules,
+    cluster: Cluster,
     fleet: &Arc<Fleet>,
     found: watch::Sender<Arc<[Address]>>,
     store: Option<(Arc<Archive>, Peers)>,
     metrics: &Metrics,
 ) -> Vec<AbortOnDropHandle<()>> {
-    let cluster = Cluster::new(scope.clone(), rules, metrics.clone());
     let reporter = Reporter::new(scope, pod.clone(), fleet.clone(), cluster.board(), metrics.clone());
     let peers = endpoints::follow(scope.clone(), found, metrics.clone());
     let cleanup = Cleanup { board: cluster.board(), fleet: fleet.clone(), store };
     vec![
         AbortOnDropHandle::new(tokio::spawn(cleanup.run())),
         AbortOnDropHandle::new(tokio::spawn(peers)),
+        AbortOnDropHandle::new(tokio::spawn(cluster.keeping())),
         AbortOnDropHandle::new(tokio::spawn(cluster.follow(fleet.clone()))),
         AbortOnDropHandle::new(tokio::spawn(reporter.run())),
         AbortOnDropHandle::new(tokio::spawn(lease::run(scope.clone(), pod, metrics.clone()))),

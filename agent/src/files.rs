@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,10 +30,22 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
 /// # Errors
 /// The disk: a full one, above all.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with(path, content, 0o666)
+}
+
+/// As [`replace`], in a file that other users cannot read.
+///
+/// # Errors
+/// The disk: a full one, above all.
+pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with(path, content, 0o600)
+}
+
+fn replace_with(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut staged = path.as_os_str().to_owned();
     staged.push(STAGED_SUFFIX);
     let staged = PathBuf::from(staged);
-    let mut file = fs::File::create(&staged)?;
+    let mut file = fs::File::options().create(true).truncate(true).write(true).mode(mode).open(&staged)?;
     file.write_all(content)?;
     file.sync_data()?;
     fs::rename(staged, path)

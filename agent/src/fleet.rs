@@ -1,6 +1,7 @@
 //! All mirrors of this agent: which are declared, and their running tasks.
 
-pub mod desired;
+pub mod declarations;
+pub mod last_known;
 pub mod manifests;
 pub mod cluster;
 pub mod prewarm;
@@ -9,12 +10,14 @@ pub mod budget;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock, atomic::Ordering},
+    time::Duration,
 };
 
-use tarn_crds::repo::RepoId;
+use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
+    time::timeout,
 };
 
 use crate::{
@@ -22,12 +25,15 @@ use crate::{
     mirror::{Limits, Mirror, Shared},
     peers::placement::Placement,
 };
-use desired::{Desired, Rejected, Stalled};
+use declarations::{Delta, Refused, Standing};
 
 /// So many mirrors look at their upstreams at once when an agent finds them on its disk; …
 const FEW: u64 = 20;
 /// … each further one spreads the first looks over so many milliseconds more: fifty a second.
 const EACH: u64 = 20;
+
+/// How long a request waits for the first declarations of a new process.
+const FIRST: Duration = Duration::from_secs(3);
 
 /// The mirrors, for everyone who serves or reports.
 pub struct Fleet {
@@ -41,10 +47,42 @@ pub struct Fleet {
 #[derive(Default)]
 struct Declared {
     mirrors: BTreeMap<RepoId, Running>,
-    stalled: Vec<Stalled>,
-    rejected: Vec<Rejected>,
-    /// All declarations could be read.
+    /// The repositories of GitMirrors, by their names.
+    names: BTreeMap<String, RepoId>,
+    /// Declared, and not mirrored now.
+    idle: BTreeMap<RepoId, Reason>,
+    refused: Arc<Refused>,
+    /// How much is known of what is declared.
+    known: Known,
+    /// Of each declaration it is known which repository it names.
     complete: bool,
+    /// Repositories that have changed since [`Fleet::take_changed`].
+    changed: BTreeSet<RepoId>,
+}
+
+/// How much is known of what is declared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Known {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// What an earlier process knew: there may be more by now, or less.
+    Earlier,
+    /// All.
+    All,
+}
+
+/// What is known of a repository.
+#[derive(Clone)]
+pub enum Found {
+    /// It is mirrored.
+    Mirror(Box<Mirror>),
+    /// It is declared, and cannot be mirrored now.
+    Refused(Reason),
+    /// It is not known yet whether it is declared.
+    Unknown,
+    /// Nobody declares it.
+    Undeclared,
 }
 
 /// What becomes of the data of a mirror that no longer runs.
@@ -57,15 +95,6 @@ enum Data {
 struct Running {
     mirror: Mirror,
     task: JoinHandle<()>,
-}
-
-/// What is declared but not mirrored, and why.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Refused {
-    /// Mirrors that cannot be set up as declared.
-    pub stalled: Vec<Stalled>,
-    /// Documents that are no valid declarations.
-    pub rejected: Vec<Rejected>,
 }
 
 impl Fleet {
@@ -84,22 +113,52 @@ impl Fleet {
         self.read(|declared| declared.mirrors.get(id).map(|running| running.mirror.clone()))
     }
 
+    /// What is known of `id`. In the first moments of a process, which knows nothing yet, this waits a little.
+    pub async fn find(&self, id: &RepoId) -> Found {
+        let found = self.found(id);
+        if matches!(found, Found::Unknown) && *self.applied.borrow() == 0 {
+            let mut applied = self.applied.subscribe();
+            let _ = timeout(FIRST, applied.wait_for(|applied| *applied > 0)).await;
+            return self.found(id);
+        }
+        found
+    }
+
+    fn found(&self, id: &RepoId) -> Found {
+        self.read(|declared| match (declared.mirrors.get(id), declared.idle.get(id)) {
+            (Some(running), _) => Found::Mirror(Box::new(running.mirror.clone())),
+            (None, Some(reason)) => Found::Refused(*reason),
+            (None, None) if declared.known < Known::All => Found::Unknown,
+            (None, None) => Found::Undeclared,
+        })
+    }
+
+    /// The mirror that the GitMirror of this name declares.
+    pub fn named(&self, name: &str) -> Option<Mirror> {
+        self.read(|declared| {
+            let running = declared.mirrors.get(declared.names.get(name)?)?;
+            Some(running.mirror.clone())
+        })
+    }
+
     /// All mirrors, ordered by repository.
     pub fn mirrors(&self) -> Vec<Mirror> {
         self.read(|declared| declared.mirrors.values().map(|running| running.mirror.clone()).collect())
     }
 
-    /// What is declared but not mirrored.
-    pub fn refused(&self) -> Refused {
-        self.read(|declared| Refused {
-            stalled: declared.stalled.clone(),
-            rejected: declared.rejected.clone(),
-        })
+    /// What is declared but cannot be followed.
+    pub fn refused(&self) -> Arc<Refused> {
+        self.read(|declared| declared.refused.clone())
     }
 
     /// Waits until [`Self::apply`] was called again. For one listener.
     pub async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// The repositories that have changed since this was called last. For one listener.
+    pub fn take_changed(&self) -> BTreeSet<RepoId> {
+        self.write(|declared| std::mem::take(&mut declared.changed))
     }
 
     /// Who keeps which mirror, where not all agents keep all.
@@ -115,9 +174,14 @@ impl Fleet {
     /// The repositories that are declared; `None` while it is not known of some whether they are.
     pub fn declared(&self) -> Option<BTreeSet<RepoId>> {
         self.read(|declared| {
-            let stalled = declared.stalled.iter().map(|stalled| stalled.repo.clone());
-            declared.complete.then(|| declared.mirrors.keys().cloned().chain(stalled).collect())
+            let all = declared.mirrors.keys().chain(declared.idle.keys());
+            (declared.complete && declared.known == Known::All).then(|| all.cloned().collect())
         })
+    }
+
+    /// How much is known of what is declared.
+    pub fn known(&self) -> Known {
+        self.read(|declared| declared.known)
     }
 
     /// Counts the calls of [`Self::apply`].
@@ -125,54 +189,67 @@ impl Fleet {
         self.applied.subscribe()
     }
 
-    /// Makes the fleet what `desired` says: starts, reconfigures and removes mirrors. A removed mirror's
-    /// data go too; nobody but this function changes the set, so calls must not overlap.
-    pub async fn apply(&self, desired: Desired) {
-        let Desired { mirrors, stalled, rejected, pending } = desired;
-        let complete = rejected.is_empty() && pending == 0;
-        // Declared, though it cannot run: its data stay for when it can.
-        let kept: BTreeSet<RepoId> = stalled.iter().map(|stalled| stalled.repo.clone()).collect();
-        let wanted: BTreeSet<RepoId> = mirrors.iter().map(|settings| settings.url.id().clone()).collect();
-        for refused in &rejected {
-            tracing::warn!(
-                file = refused.file,
-                document = refused.document,
-                field = refused.field,
-                reason = refused.reason,
-                "manifest rejected"
-            );
-        }
-        for stalled in &stalled {
-            tracing::warn!(
-                name = stalled.name,
-                reason = stalled.reason.as_str(),
-                message = stalled.message,
-                "mirror stalled"
-            );
-        }
-        let gone: Vec<Running> = self.write(|declared| {
-            (declared.stalled, declared.rejected) = (stalled, rejected);
-            declared.complete = complete;
-            let (keep, gone) =
-                std::mem::take(&mut declared.mirrors).into_iter().partition(|(id, _)| wanted.contains(id));
-            declared.mirrors = keep;
-            let gone: BTreeMap<RepoId, Running> = gone;
-            gone.into_values().collect()
+    /// Makes the fleet what has been decided: starts, reconfigures and removes the mirrors that change, and touches no
+    /// other. The data of a mirror that nobody declares any more go too. Nobody but this function changes the set, so
+    /// calls must not overlap.
+    pub async fn apply(&self, delta: Delta, known: Known) {
+        let Delta { changes, refused, news, complete } = delta;
+        tell(&news);
+        let gone: Vec<(Running, Data)> = self.write(|declared| {
+            (declared.complete, declared.known) = (complete, declared.known.max(known));
+            declared.refused = refused.unwrap_or_else(|| declared.refused.clone());
+            let stops = changes.iter().filter_map(|(id, standing)| {
+                declared.changed.insert(id.clone());
+                let data = match standing {
+                    Standing::Runs(_) => {
+                        declared.idle.remove(id);
+                        return None;
+                    }
+                    Standing::Refused(reason) => {
+                        declared.idle.insert(id.clone(), *reason);
+                        Data::Keep
+                    }
+                    Standing::Undeclared => {
+                        declared.idle.remove(id);
+                        Data::Remove
+                    }
+                };
+                let running = declared.mirrors.remove(id)?;
+                declared.names.remove(&running.mirror.settings().name);
+                Some((running, data))
+            });
+            stops.collect()
         });
-        for running in gone {
-            let keep = kept.contains(running.mirror.id());
-            self.remove(running, if keep { Data::Keep } else { Data::Remove }).await;
+        for (running, data) in gone {
+            self.remove(running, data).await;
         }
-        let spread = u64::try_from(mirrors.len()).unwrap_or(0).saturating_sub(FEW).saturating_mul(EACH);
+        let starts: Vec<_> = changes
+            .into_iter()
+            .filter_map(|(id, standing)| match standing {
+                Standing::Runs(settings) => Some((id, *settings)),
+                Standing::Refused(_) | Standing::Undeclared => None,
+            })
+            .collect();
+        let spread = u64::try_from(starts.len()).unwrap_or(0).saturating_sub(FEW).saturating_mul(EACH);
         self.shared.limits.spread.store(spread, Ordering::Relaxed);
-        for settings in mirrors {
-            let id = settings.url.id().clone();
+        for (id, settings) in starts {
+            let name = settings.name.clone();
             match self.get(&id) {
-                Some(mirror) => mirror.configure(settings).await,
+                Some(mirror) => {
+                    let former = mirror.settings().name.clone();
+                    mirror.configure(settings).await;
+                    self.write(|declared| {
+                        declared.names.remove(&former);
+                        declared.names.insert(name, id);
+                    });
+                }
                 None => {
                     tracing::info!(repo = %id, url = %settings.url, "mirror declared");
                     let (mirror, task) = Mirror::start(&self.shared, settings);
-                    self.write(|declared| declared.mirrors.insert(id, Running { mirror, task }));
+                    self.write(|declared| {
+                        declared.names.insert(name, id.clone());
+                        declared.mirrors.insert(id, Running { mirror, task })
+                    });
                 }
             }
         }
@@ -209,5 +286,25 @@ impl Fleet {
 
     fn write<T>(&self, work: impl FnOnce(&mut Declared) -> T) -> T {
         work(&mut self.declared.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn tell(news: &Refused) {
+    for rejected in &news.rejected {
+        tracing::warn!(
+            file = rejected.file,
+            document = rejected.document,
+            field = rejected.field,
+            reason = rejected.reason,
+            "manifest rejected"
+        );
+    }
+    for stalled in &news.stalled {
+        tracing::warn!(
+            name = stalled.name,
+            reason = stalled.reason.as_str(),
+            message = stalled.message,
+            "mirror stalled"
+        );
     }
 }

@@ -7,8 +7,10 @@ pub mod cold;
 pub mod demand;
 pub mod room;
 pub mod disk;
+pub mod findings;
 pub mod fetch;
 pub mod freshness;
+pub mod missing;
 pub mod state;
 pub mod snapshots;
 pub mod worktree_lfs;
@@ -55,6 +57,7 @@ use cold::Cold;
 use demand::{Demand, Reading};
 use disk::Disk;
 use fetch::FetchError;
+pub use missing::MissingCredentials;
 use room::Room;
 use snapshots::{Keeper, Snapshots};
 use worktree_lfs::WorktreeLfs;
@@ -136,8 +139,8 @@ pub struct Settings {
     pub access: Access,
     /// Whether it is brought before anyone asks for it.
     pub prewarm: Prewarm,
-    /// What the upstream is asked with.
-    pub credentials: Credentials,
+    /// What the upstream is asked with, or why it cannot be asked.
+    pub credentials: Result<Credentials, MissingCredentials>,
     /// What is kept in the store.
     pub checkpoint: CheckpointSettings,
     /// What clients download instead of cloning.

@@ -29,7 +29,7 @@ use crate::{
     fleet::{
         Fleet,
         cluster::{Scope, board::Board, own_entry},
-        desired::{Rejected, Stalled},
+        declarations::{Refused, Rejected, Stalled},
     },
     metrics::{ApiOutcome, Metrics},
     mirror::Changes,
@@ -63,7 +63,7 @@ pub struct Reporter {
 #[derive(Default)]
 struct Declared {
     names: BTreeMap<RepoId, String>,
-    repos: BTreeMap<String, RepoId>,
+    refused: Arc<Refused>,
     stalled: BTreeMap<String, Stalled>,
     rejected: BTreeMap<String, Rejected>,
     followed: BTreeSet<RepoId>,
@@ -138,7 +138,13 @@ impl Reporter {
                 self.follow(id, changes);
             }
             // Another one may have its place already, which is not followed yet.
-            None => self.anew |= self.declared.followed.remove(&id),
+            None if self.declared.followed.remove(&id) => {
+                if let Some(mirror) = self.fleet.get(&id) {
+                    self.declared.followed.insert(id.clone());
+                    self.follow(id, mirror.changes());
+                }
+            }
+            None => {}
         }
     }
 
@@ -162,27 +168,37 @@ impl Reporter {
         self.metrics.report_waiting.set(i64::try_from(self.plan.waiting()).unwrap_or(i64::MAX));
     }
 
-    /// Takes in which mirrors there are; all are looked at, for any may have come, gone or been refused.
+    /// Takes in which mirrors have come, changed or gone, and what is refused.
     fn read_fleet(&mut self) {
-        let refused = self.fleet.refused();
-        let named =
-            |rejected: Rejected| Some((rejected.file.strip_prefix("GitMirror/")?.to_owned(), rejected));
-        let mut declared = Declared {
-            stalled: refused.stalled.into_iter().map(|stalled| (stalled.name.clone(), stalled)).collect(),
-            rejected: refused.rejected.into_iter().filter_map(named).collect(),
-            followed: std::mem::take(&mut self.declared.followed),
-            ..Declared::default()
-        };
-        for mirror in self.fleet.mirrors() {
-            let (id, name) = (mirror.id().clone(), mirror.settings().name.clone());
-            declared.names.insert(id.clone(), name.clone());
-            declared.repos.insert(name, id.clone());
-            if declared.followed.insert(id.clone()) {
+        for id in self.fleet.take_changed() {
+            self.dirty.extend(self.declared.names.remove(&id));
+            let Some(mirror) = self.fleet.get(&id) else { continue };
+            let name = mirror.settings().name.clone();
+            self.dirty.insert(name.clone());
+            self.declared.names.insert(id.clone(), name);
+            if self.declared.followed.insert(id.clone()) {
                 self.follow(id, mirror.changes());
             }
         }
-        self.declared = declared;
-        self.dirty.extend(self.board.read(|all| all.keys().cloned().collect::<Vec<_>>()));
+        let refused = self.fleet.refused();
+        if Arc::ptr_eq(&refused, &self.declared.refused) {
+            return;
+        }
+        let named = |rejected: &Rejected| {
+            Some((rejected.file.strip_prefix("GitMirror/")?.to_owned(), rejected.clone()))
+        };
+        let (stalled, rejected) = (refused.stalled.iter(), refused.rejected.iter());
+        let declared = &mut self.declared;
+        let former = (
+            std::mem::replace(
+                &mut declared.stalled,
+                stalled.map(|stalled| (stalled.name.clone(), stalled.clone())).collect(),
+            ),
+            std::mem::replace(&mut declared.rejected, rejected.filter_map(named).collect()),
+        );
+        let now = declared.stalled.keys().chain(declared.rejected.keys()).cloned();
+        self.dirty.extend(former.0.into_keys().chain(former.1.into_keys()).chain(now));
+        declared.refused = refused;
     }
 
     fn look_at(&mut self, name: &str, now: Instant) {
@@ -202,16 +218,17 @@ impl Reporter {
 
     /// What is true of a GitMirror on this pod, and how often times alone are told of it.
     fn entry(&self, name: &str) -> Option<(Replica, Duration)> {
-        let mirror = self.declared.repos.get(name).and_then(|id| self.fleet.get(id));
-        let running = mirror.map(|mirror| {
+        let running = self.fleet.named(name).map(|mirror| {
             let settings = mirror.settings();
             (entry::running(&self.pod, &mirror, &settings), settings.interval)
         });
-        let stalled = || {
-            let stalled = self.declared.stalled.get(name)?;
-            Some((entry::stalled(&self.pod, stalled.reason, &stalled.message), Duration::ZERO))
+        let found = match self.declared.stalled.get(name) {
+            Some(Stalled { reason, message, .. }) => {
+                let (entry, interval) = running.unwrap_or_else(|| (entry::empty(&self.pod), Duration::ZERO));
+                Some((entry::stalled(entry, *reason, message.clone()), interval))
+            }
+            None => running,
         };
-        let found = running.or_else(stalled);
         let Some(rejected) = self.declared.rejected.get(name) else { return found };
         let (entry, interval) = found.unwrap_or((entry::empty(&self.pod), Duration::ZERO));
         Some((entry::rejected(entry, rejected), interval))

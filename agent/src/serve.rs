@@ -42,7 +42,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::{
     access::{Guard, Voucher, caller::Caller},
-    fleet::Fleet,
+    fleet::{Fleet, Found},
     git::{
         Git, GitError, Head, ObjectFormat, Ref, RefSet, refs::RefsError, remote, upload_pack::ProtocolVersion,
     },
@@ -202,14 +202,20 @@ impl Serving {
     async fn admit(&self, route: &str, purpose: Purpose, parts: &mut Parts) -> Result<Mirror, Failure> {
         let id = RepoId::from_route(route).map_err(|error| Failure::bad_request("BadRepository", error))?;
         let origin = Origin::of(&parts.headers);
-        let Some(mirror) = self.fleet.get(&id) else {
-            return Err(match (purpose, origin) {
-                // It may know of declarations that have not come here yet: they are not here, and not wrong.
-                (Purpose::Read, Origin::Peer) => Failure::cold(),
-                _ => Failure::undeclared(&id),
-            });
+        let mirror = match (self.fleet.find(&id).await, purpose, origin) {
+            (Found::Mirror(mirror), ..) => *mirror,
+            // It may know of declarations that have not come here yet: they are not here, and not wrong.
+            (_, Purpose::Read, Origin::Peer) => return Err(Failure::cold()),
+            (Found::Refused(reason), ..) => return Err(Failure::declared(&id, reason)),
+            (Found::Unknown, ..) => return Err(Failure::undecided(&id)),
+            (Found::Undeclared, ..) => return Err(Failure::undeclared(&id)),
         };
         let settings = mirror.settings();
+        if let Err(missing) = &settings.credentials
+            && missing.is_final(Instant::now())
+        {
+            return Err(Failure::declared(&id, missing.reason));
+        }
         let caller = match (purpose, origin) {
             (Purpose::Read, Origin::Client) => {
                 self.guard.admit(&settings, mirror.upstream(), &parts.headers).await?

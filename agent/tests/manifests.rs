@@ -65,8 +65,9 @@ async fn files_added_changed_and_removed_take_effect() -> Result<()> {
     eventually(Duration::from_secs(10), "nobody to be let in", async || {
         let target = format!("/git/{}/info/refs?service=git-upload-pack", id(&upstream, "a"));
         let answer = agent.get(&target).await?;
-        // There are no tokens to compare with: it is stalled.
-        ensure!(answer.status == 404, "{}", answer.status);
+        // There are no tokens to compare with: it is stalled, and declared all the same.
+        ensure!(answer.status == 503, "{}", answer.status);
+        ensure!(answer.text().starts_with("AccessUnsupported: "), "{}", answer.text());
         Ok(())
     })
     .await?;
@@ -307,4 +308,38 @@ async fn a_suspended_mirror_leaves_the_upstream_alone_and_serves_what_it_has() -
     assert_eq!(git.ls_remote(&agent.git_url(&repo)?).await?, before);
     assert_eq!(upstream.log().len(), 0);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_that_is_away_at_the_start_takes_nothing_away() -> Result<()> {
+    let (_dir, upstream) = upstream(&["a", "b"]).await?;
+    let all = [
+        ("a.yaml", manifest("a", &url(&upstream, "a"), &[])),
+        ("b.yaml", manifest("b", &url(&upstream, "b"), &[])),
+    ];
+    let mut agent = agent().start_with(&[("a.yaml", &all[0].1), ("b.yaml", &all[1].1)]).await?;
+    agent.wait_ready(&[&id(&upstream, "a"), &id(&upstream, "b")]).await?;
+    let kept = agent.data().join("declarations.json");
+    eventually(Duration::from_secs(10), "the declarations to be kept", async || {
+        let text = std::fs::read_to_string(&kept)?;
+        ensure!(text.contains("a.yaml") && text.contains("b.yaml"), "{text}");
+        Ok(())
+    })
+    .await?;
+    agent.stop().await?;
+    let (there, away) = (agent.manifests(), agent.manifests().with_extension("away"));
+    std::fs::rename(&there, &away)?;
+    agent.start_again().await?;
+    agent.wait_ready(&[&id(&upstream, "a"), &id(&upstream, "b")]).await?;
+    Git::new()?.ls_remote(&agent.git_url(&id(&upstream, "a"))?).await?;
+    let answer = agent.get("/git/127.0.0.1:1/x/info/refs?service=git-upload-pack").await?;
+    ensure!(answer.status == 503 && answer.text().starts_with("DeclarationsUnknown: "), "{}", answer.text());
+    // Without what an earlier process left, a wrong directory is an error.
+    agent.stop().await?;
+    std::fs::remove_file(&kept)?;
+    let error = agent.start_again().await.unwrap_err().to_string();
+    ensure!(error.contains("--manifests must name a directory"), "{error}");
+    std::fs::rename(&away, &there)?;
+    agent.start_again().await?;
+    agent.wait_ready(&[&id(&upstream, "a")]).await
 }

@@ -1,21 +1,24 @@
 //! `/status`: everything the agent knows of its mirrors, for people and scripts.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self as k8s, Time};
 use serde::Serialize;
 use tarn_crds::{
-    summarize::{Facts, Finding, Note, Pods, Wrong, summarize},
+    summarize::{Facts, Note, Pods, summarize},
     v1alpha1::{Phase, conditions::Reason},
 };
 
 use super::Admin;
 use crate::{
     checkpoint::Archive,
-    fleet::{budget::Usage, desired::Stalled, prewarm::Progress},
+    fleet::{budget::Usage, declarations::Stalled, prewarm::Progress},
     git::Head,
-    mirror::{Mirror, Trouble, View},
+    mirror::{Mirror, Trouble, View, findings::findings},
     peers::Peers,
     popularity::day::Uses,
 };
@@ -162,9 +165,15 @@ pub fn of(admin: &Admin) -> Status {
     let Admin { fleet, warmer, budget, store, metrics: _, stopping: _ } = admin;
     let store = store.as_ref();
     let refused = fleet.refused();
-    let mut mirrors: Vec<_> = fleet.mirrors().iter().map(|found| mirror(found, store)).collect();
-    mirrors.extend(refused.stalled.into_iter().map(stalled));
-    let rejected = refused.rejected.into_iter().map(|refused| Rejected {
+    let stalls: BTreeMap<&str, &Stalled> =
+        refused.stalled.iter().map(|stalled| (stalled.name.as_str(), stalled)).collect();
+    let running = fleet.mirrors();
+    let names: BTreeSet<String> = running.iter().map(|mirror| mirror.settings().name.clone()).collect();
+    let idle = refused.stalled.iter().filter(|stalled| !names.contains(&stalled.name));
+    let running =
+        running.iter().map(|found| mirror(found, stalls.get(found.settings().name.as_str()).copied(), store));
+    let mirrors = running.chain(idle.cloned().map(stalled)).collect();
+    let rejected = refused.rejected.iter().cloned().map(|refused| Rejected {
         file: refused.file,
         document: refused.document,
         field: refused.field,
@@ -187,11 +196,12 @@ pub fn of(admin: &Admin) -> Status {
     Status { version: env!("CARGO_PKG_VERSION"), store, prewarm, disk, mirrors, rejected: rejected.collect() }
 }
 
-fn mirror(mirror: &Mirror, store: Option<&Probed>) -> MirrorStatus {
+fn mirror(mirror: &Mirror, stalled: Option<&Stalled>, store: Option<&Probed>) -> MirrorStatus {
     let (view, settings) = (mirror.view(), mirror.settings());
     let stored = view.stored.as_ref();
     let snapshots = mirror.snapshots().view();
-    let message = view.trouble().map(|trouble| format!("{}: {}", trouble.reason, trouble.message));
+    let trouble = view.trouble().map(|trouble| format!("{}: {}", trouble.reason, trouble.message));
+    let message = stalled.map(|stalled| stalled.message.clone()).or(trouble);
     MirrorStatus {
         name: settings.name.clone(),
         repo: mirror.id().to_string(),
@@ -227,13 +237,19 @@ fn mirror(mirror: &Mirror, store: Option<&Probed>) -> MirrorStatus {
         uses: store.map(|store| store.archive.popularity.of(mirror.id())),
         message: message.unwrap_or_default(),
         progress: mirror.progress(),
-        conditions: conditions(&facts(&view, snapshots.trouble.as_ref(), settings.suspend)),
+        conditions: conditions(&Facts {
+            stalled: stalled.map(note),
+            ..facts(&view, snapshots.trouble.as_ref(), settings.suspend)
+        }),
     }
 }
 
+fn note(stalled: &Stalled) -> Note {
+    Note::new(stalled.reason, stalled.message.clone())
+}
+
 fn stalled(stalled: Stalled) -> MirrorStatus {
-    let note = Note::new(stalled.reason, stalled.message.clone());
-    let facts = Facts { stalled: Some(note), ..no_facts() };
+    let facts = Facts { stalled: Some(note(&stalled)), ..no_facts() };
     MirrorStatus {
         name: stalled.name,
         repo: stalled.repo.to_string(),
@@ -274,21 +290,6 @@ fn facts(view: &View, snapshot: Option<&Trouble>, suspended: bool) -> Facts {
     let on_demand = view.phase == Phase::OnDemand;
     let ready = u32::from(view.phase.is_ready() || (suspended && view.stored.is_some()));
     Facts { suspended, on_demand, pods: Pods { ready, ..no_facts().pods }, progress, findings, ..no_facts() }
-}
-
-/// What is wrong with a mirror on this agent, the worst first.
-pub fn findings(view: &View, snapshot: Option<&Trouble>) -> Vec<Finding> {
-    let finding = |wrong, trouble: &Trouble| Finding {
-        wrong,
-        note: Note::new(trouble.reason, trouble.message.clone()),
-    };
-    // Without a look nobody can say that what is served is current.
-    let stale = view.look_trouble.as_ref().filter(|_| view.stored.is_some());
-    let findings = stale.map(|trouble| finding(Wrong::Stale, trouble)).into_iter();
-    let findings = findings.chain(view.trouble().map(|trouble| finding(Wrong::FetchFailed, trouble)));
-    let restore = view.restore_trouble.as_ref().map(|trouble| finding(Wrong::RestoreFailed, trouble));
-    let store = view.store_trouble.as_ref().or(snapshot).map(|trouble| finding(Wrong::StoreFailed, trouble));
-    findings.chain(restore).chain(store).collect()
 }
 
 fn no_facts() -> Facts {

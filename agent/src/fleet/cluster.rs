@@ -1,6 +1,7 @@
 //! A cluster's GitMirrors and the Secrets they name, watched: the twin of [`super::manifests`].
 //!
-//! *Invariant:* what runs goes on while the API server is away; only what it says takes anything away.
+//! *Invariant:* what runs goes on while the API server is away; only what it says takes anything away. A process that
+//! starts meanwhile follows what the one before it followed.
 
 pub mod board;
 pub mod cleanup;
@@ -10,12 +11,7 @@ mod requests;
 mod secrets;
 mod watching;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use kube::{
@@ -28,19 +24,24 @@ use tarn_crds::v1alpha1::GitMirror;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Fleet,
-    desired::{Content, Rules, Source, desired},
+    Fleet, Known,
+    declarations::{Age, Content, Declarations, Rules, Source},
+    last_known::LastKnown,
 };
-use crate::{metrics::Metrics, mirror::Settings};
+use crate::metrics::Metrics;
 use board::Board;
 pub(crate) use objects::own_entry;
-use objects::{Change, Objects};
+use objects::{Edit, Objects};
 use requests::Requests;
-use secrets::Secrets;
+use secrets::{Secrets, Told};
 use watching::watched;
 
 /// How long to wait for more changes before they are applied: `kubectl apply` sends several at a time.
 const SETTLE: Duration = Duration::from_millis(50);
+
+/// How long a new process waits for the API server's list before it follows what an earlier one knew; not so long where
+/// the API server is known to be away.
+const ALONE: Duration = Duration::from_secs(2);
 
 /// How long to wait for a connection: an API server that does not take one within this is away.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -99,30 +100,33 @@ impl Scope {
 /// Keeps the fleet what the cluster says.
 pub struct Cluster {
     scope: Scope,
-    rules: Rules,
     metrics: Metrics,
-    mirrors: Objects,
+    objects: Objects,
     secrets: Secrets,
     requests: Requests,
     board: Board,
-    applied: Option<Vec<Source>>,
-    previous: BTreeMap<String, Vec<Settings>>,
+    declarations: Declarations,
+    last_known: LastKnown,
+    /// The API server does not answer, and has not since the start.
+    alone: bool,
 }
 
 impl Cluster {
-    /// Knows nothing yet, and asks nothing.
-    pub fn new(scope: Scope, rules: Rules, metrics: Metrics) -> Self {
+    /// Knows what an earlier process knew, and asks nothing.
+    pub fn new(scope: Scope, rules: Rules, last_known: LastKnown, metrics: Metrics) -> Self {
         let board = Board::default();
+        let mut declarations = Declarations::new(Vec::new(), rules);
+        declarations.resume(last_known.load());
         Self {
-            mirrors: Objects::new(&scope.pod, board.clone()),
+            objects: Objects::new(&scope.pod, board.clone(), declarations.ages()),
             secrets: Secrets::new(&scope, metrics.clone()),
             requests: Requests::default(),
             scope,
-            rules,
             metrics,
             board,
-            applied: None,
-            previous: BTreeMap::new(),
+            declarations,
+            last_known,
+            alone: false,
         }
     }
 
@@ -131,26 +135,30 @@ impl Cluster {
         self.board.clone()
     }
 
+    /// What keeps the declarations for the next process; never ends.
+    pub fn keeping(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.last_known.writing()
+    }
+
     /// Applies every change, for ever.
     pub async fn follow(mut self, fleet: Arc<Fleet>) {
         let config = watcher::Config::default().fields(&format!("spec.cacheRef.name={}", self.scope.cache));
         let mut mirrors = pin!(watched(watcher(self.scope.mirrors(), config)));
-        let mut due: Option<Instant> = None;
+        let mut due = None;
+        let mut patience = Some(Instant::now() + ALONE);
         loop {
-            let settled = async {
-                match due {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             let changed = tokio::select! {
                 Some(event) = mirrors.next() => self.mirror_event(event),
-                Some(told) = self.secrets.next() => self.secrets.take(told),
+                Some(told) = self.secrets.next() => self.secret_told(told),
                 Some(done) = self.requests.next() => {
                     self.board.handled(&done.name, done.value);
                     false
                 }
-                () = settled => {
+                () = at(patience) => {
+                    patience = None;
+                    self.be_alone()
+                }
+                () = at(due) => {
                     due = None;
                     self.apply(&fleet).await;
                     false
@@ -168,37 +176,99 @@ impl Cluster {
     fn mirror_event(&mut self, event: Result<watcher::Event<DynamicObject>, watcher::Error>) -> bool {
         match event {
             Ok(event) => {
-                let change = self.mirrors.take(event);
-                if self.mirrors.listed() && self.metrics.synced.set(1) == 0 {
+                let first = !self.objects.listed();
+                let edits = self.objects.take(event);
+                // The first list is a change even if it is empty: from now on it is known that it is.
+                let first = first && self.objects.listed();
+                if first {
+                    self.metrics.synced.set(1);
                     tracing::info!(cache = self.scope.cache, "the cluster's GitMirrors are known");
                 }
-                change == Change::Declared
+                let changed = first || !edits.is_empty();
+                for edit in edits {
+                    match edit {
+                        Edit::Set(age, source) => self.declarations.set(age, source),
+                        Edit::Remove(age) => self.declarations.remove(&age),
+                    }
+                }
+                changed
             }
             Err(error) => {
                 self.metrics.watch_errors.inc();
                 let reason = watching::reason(&error);
                 tracing::warn!(reason, "GitMirrors cannot be watched; what runs goes on, trying again");
-                false
+                self.be_alone()
             }
         }
     }
 
-    async fn apply(&mut self, fleet: &Fleet) {
-        if !self.mirrors.listed() {
-            return;
+    /// Takes in that the API server does not answer; says whether that changes what is declared.
+    fn be_alone(&mut self) -> bool {
+        !self.objects.listed() && !std::mem::replace(&mut self.alone, true)
+    }
+
+    /// Takes news of a Secret in; says whether they may change anything.
+    fn secret_told(&mut self, told: Told) -> bool {
+        let Told { name, content } = told;
+        // Nobody may name it any more.
+        let named = self.secrets.watches(&name);
+        if named {
+            self.secret(&name, content);
         }
-        let named: BTreeSet<&str> = self.mirrors.declared().filter_map(objects::secret_of).collect();
-        self.secrets.watch(&named);
-        let mut sources: Vec<Source> = self.mirrors.declared().cloned().collect();
-        for source in &mut sources {
-            if objects::secret_of(source).is_some_and(|secret| self.secrets.is_awaited(secret)) {
-                source.content = Content::Pending;
+        named
+    }
+
+    fn secret(&mut self, name: &str, content: Option<Content>) {
+        let file = format!("Secret/{name}");
+        let age: Age = (None, file.clone());
+        match content {
+            Some(content) => self.declarations.set(age, Source { file, content }),
+            None => self.declarations.remove(&age),
+        }
+    }
+
+    async fn apply(&mut self, fleet: &Fleet) {
+        let known = match (self.objects.listed(), self.alone) {
+            (true, _) => Known::All,
+            (false, true) => Known::Earlier,
+            (false, false) => return,
+        };
+        for (name, named) in self.declarations.take_named() {
+            match (named, self.secrets.watches(&name)) {
+                (true, false) => {
+                    self.secret(&name, Some(Content::Awaited));
+                    self.secrets.watch(name);
+                }
+                (false, true) => {
+                    self.secrets.forget(&name);
+                    self.secret(&name, None);
+                }
+                _ => {}
             }
         }
-        sources.extend(self.secrets.sources());
-        if self.applied.as_ref() != Some(&sources) {
-            fleet.apply(desired(&[], &sources, &mut self.previous, self.rules)).await;
-            self.applied = Some(sources);
+        let delta = self.declarations.delta(std::time::Instant::now());
+        if known == Known::All
+            && let Some(followed) = self.declarations.take_followed()
+        {
+            self.last_known.note(followed);
         }
+        if delta.changes.is_empty() && delta.refused.is_none() && fleet.known() >= known {
+            return;
+        }
+        if known == Known::Earlier && fleet.known() < known {
+            let mirrors = delta.changes.len();
+            tracing::warn!(
+                mirrors,
+                "the API server does not answer: following what it said before the restart"
+            );
+        }
+        fleet.apply(delta, known).await;
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

@@ -1,37 +1,33 @@
-//! From declarations to what to run: a pure function.
+//! From declarations to what to run, one repository at a time: what changes is decided anew, and nothing else is
+//! touched. No clock, no network, no disk.
 //!
-//! GitMirrors and their Secrets come from files or from an API server; the same rules hold for both. What is
-//! wrong with one declaration never disturbs another.
+//! GitMirrors and their Secrets come from files or from an API server; the same rules hold for both. What is wrong with
+//! one declaration never disturbs another, and takes away nothing that ran.
 
-use std::collections::BTreeMap;
+mod secrets;
+mod source;
 
-use k8s_openapi::api::core::v1::Secret;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+    time::Instant,
+};
+
 use tarn_crds::{
-    CREDENTIALS_LABEL, HOSTS_ANNOTATION,
-    manifest::{Manifest, read},
-    repo::{RepoId, RepoIdError, Scheme, UpstreamUrl},
-    v1alpha1::{Access, GitMirror, GitMirrorSpec, conditions::Reason},
+    repo::{RepoId, UpstreamUrl},
+    v1alpha1::{GitMirror, conditions::Reason},
 };
 
 use crate::{
-    mirror::{CheckpointSettings, Settings, SnapshotSettings},
+    mirror::{MissingCredentials, Settings},
     upstream::Credentials,
 };
+use secrets::{NoCredentials, credentials};
+pub use source::{Age, Content, Position, Source};
+use source::{Claim, Known, Parsed};
 
-/// What to run, and what not and why.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Desired {
-    /// Mirrors to run; each repository once.
-    pub mirrors: Vec<Settings>,
-    /// Mirrors that cannot be set up as declared.
-    pub stalled: Vec<Stalled>,
-    /// Documents that are no valid declarations.
-    pub rejected: Vec<Rejected>,
-    /// How many declarations wait for something that they need.
-    pub pending: usize,
-}
-
-/// A mirror that is declared well, but cannot be set up.
+/// A mirror that is declared well, but cannot be set up as declared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stalled {
     /// The GitMirror's name.
@@ -59,26 +55,13 @@ pub struct Rejected {
     pub reason: String,
 }
 
-/// A file with declarations, or an object of an API server.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Source {
-    /// The file's name; of an object kind and name, such as `GitMirror/linux`.
-    pub file: String,
-    /// What it holds.
-    pub content: Content,
-}
-
-/// What a source holds.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Content {
-    /// Documents to be checked.
-    Text(String),
-    /// An object that an API server has checked against the schema and its rules.
-    Object(Box<Manifest>),
-    /// Nothing that can be read, and why.
-    Unreadable(String),
-    /// What it needs is still being asked for: what ran of it goes on.
-    Pending,
+/// What is declared but cannot be followed, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// Mirrors that cannot be set up as declared; those that ran go on with what they have.
+    pub stalled: Vec<Stalled>,
+    /// Documents that are no valid declarations.
+    pub rejected: Vec<Rejected>,
 }
 
 /// What the agent is told on its command line.
@@ -92,407 +75,389 @@ pub struct Rules {
     pub tokens: bool,
 }
 
-/// The settings of a mirror declared by nothing but its URL.
-///
-/// # Errors
-/// What is wrong with the URL.
-pub fn from_url(url: &str, rules: Rules) -> Result<Settings, String> {
-    let spec = GitMirrorSpec::for_url(url);
-    let url = UpstreamUrl::parse(url).map_err(|error: RepoIdError| error.to_string())?;
-    check_scheme(&url, rules)?;
-    let name = url.id().to_string();
-    Ok(settings(name, &spec, url, Credentials::default()))
+/// A mirror declared on the command line by nothing but its URL.
+#[derive(Clone, Debug)]
+pub struct Flag(Claim);
+
+impl Flag {
+    /// Checks the URL.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(url: &str, rules: Rules) -> Result<Self, String> {
+        Claim::of_url(url, rules).map(Self)
+    }
 }
 
-/// Works out what to run from `flags` (which come first) and `sources`, in their order. A source with an
-/// error keeps what `previous` ran of it: a bad edit takes nothing away.
-pub fn desired(
-    flags: &[Settings],
-    sources: &[Source],
-    previous: &mut BTreeMap<String, Vec<Settings>>,
+/// What becomes of one repository.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing {
+    /// It is mirrored so.
+    Runs(Box<Settings>),
+    /// It is declared, and cannot be mirrored now.
+    Refused(Reason),
+    /// Nobody declares it.
+    Undeclared,
+}
+
+/// What has changed since the last one was taken.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Delta {
+    /// The repositories that change, each once.
+    pub changes: Vec<(RepoId, Standing)>,
+    /// All that is refused, if that has changed.
+    pub refused: Option<Arc<Refused>>,
+    /// What is refused now and was not before.
+    pub news: Refused,
+    /// Of each declaration it is known which repository it names, and whether it can be followed.
+    pub complete: bool,
+}
+
+/// A declaration that was followed, for the next process.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// Where it stood.
+    pub position: Position,
+    /// The declaration.
+    pub mirror: Arc<GitMirror>,
+}
+
+/// A repository that is mirrored, or was by an earlier process.
+#[derive(Clone, Debug)]
+struct Run {
+    position: Position,
+    mirror: Arc<GitMirror>,
+    settings: Settings,
+    /// In this process.
+    live: bool,
+}
+
+/// A repository with a declaration that cannot be followed as it stands.
+#[derive(Clone, Debug, PartialEq)]
+struct Refusal {
+    reason: Reason,
+    stalled: Vec<Stalled>,
+}
+
+/// See the module.
+pub struct Declarations {
     rules: Rules,
-) -> Desired {
-    let mut found = Found::default();
-    for source in sources {
-        found.add(source);
+    sources: BTreeMap<Age, Parsed>,
+    claims: BTreeMap<RepoId, BTreeMap<Position, Claim>>,
+    secrets: BTreeMap<String, BTreeMap<Position, Known>>,
+    /// Who names a Secret.
+    users: BTreeMap<String, BTreeSet<(RepoId, Position)>>,
+    runs: BTreeMap<RepoId, Run>,
+    /// Which of them each source declares.
+    run_by: BTreeMap<Age, BTreeSet<RepoId>>,
+    refusals: BTreeMap<RepoId, Refusal>,
+    /// Sources with something that is no valid declaration.
+    bad: BTreeSet<Age>,
+    /// Repositories that wait for a Secret that is still being asked for.
+    pending: BTreeSet<RepoId>,
+    dirty: BTreeSet<RepoId>,
+    dirty_secrets: BTreeSet<String>,
+    news: Refused,
+    refused_anew: bool,
+    followed_anew: bool,
+}
+
+impl Declarations {
+    /// What `flags` declare, which come before all else.
+    pub fn new(flags: Vec<Flag>, rules: Rules) -> Self {
+        let mut new = Self {
+            rules,
+            sources: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            users: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            run_by: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            bad: BTreeSet::new(),
+            pending: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            dirty_secrets: BTreeSet::new(),
+            news: Refused::default(),
+            refused_anew: true,
+            followed_anew: false,
+        };
+        let claims = flags.into_iter().enumerate().map(|(at, Flag(claim))| (at, claim)).collect();
+        new.put(Age::default(), Some(Parsed { claims, ..Parsed::default() }));
+        new
     }
-    let mut out = Desired { rejected: std::mem::take(&mut found.rejected), ..Desired::default() };
-    let mut owners: BTreeMap<RepoId, String> = BTreeMap::new();
-    let mut good: BTreeMap<String, Vec<Settings>> = BTreeMap::new();
-    for flag in flags {
-        claim(&mut owners, &mut out, flag.clone());
+
+    /// Takes up what an earlier process followed. It counts as if it ran, until its source says something else.
+    pub fn resume(&mut self, followed: Vec<Followed>) {
+        let mut sources: BTreeMap<Age, Parsed> = BTreeMap::new();
+        for Followed { position, mirror } in followed {
+            let Some(claim) = Claim::checked(mirror, self.rules) else { continue };
+            let credentials = match claim.secret() {
+                None => Ok(Credentials::default()),
+                Some(name) => Err(MissingCredentials {
+                    reason: Reason::Pending,
+                    message: format!("the Secret {name} has not been read since the agent started"),
+                    since: None,
+                }),
+            };
+            let (settings, mirror) = (claim.settings(credentials), claim.mirror.clone());
+            let run = Run { position: position.clone(), mirror, settings, live: false };
+            self.remember(claim.repo().clone(), Some(run));
+            let (age, document) = position;
+            sources.entry(age).or_default().claims.push((document, claim));
+        }
+        for (age, parsed) in sources {
+            self.put(age, Some(parsed));
+        }
+        self.followed_anew = false;
     }
-    for Declared { file, document, mirror } in std::mem::take(&mut found.mirrors) {
-        match resolve(&mirror, &found.secrets, rules) {
-            Ok(settings) => {
-                if claim(&mut owners, &mut out, settings.clone()) {
-                    good.entry(file).or_default().push(settings);
+
+    /// All sources but the flags.
+    pub fn ages(&self) -> impl Iterator<Item = &Age> {
+        self.sources.keys().filter(|age| **age != Age::default())
+    }
+
+    /// Puts a source in the place of what was of that age.
+    pub fn set(&mut self, age: Age, source: Source) {
+        let parsed = Parsed::of(source, self.rules);
+        self.put(age, Some(parsed));
+    }
+
+    /// Takes a source away.
+    pub fn remove(&mut self, age: &Age) {
+        self.put(age.clone(), None);
+    }
+
+    /// Secrets that have been named, or are named no more, since this was asked last.
+    pub fn take_named(&mut self) -> Vec<(String, bool)> {
+        let names = mem::take(&mut self.dirty_secrets).into_iter();
+        names.map(|name| (name.clone(), self.users.contains_key(&name))).collect()
+    }
+
+    /// All that is followed, if that has changed since this was asked last.
+    pub fn take_followed(&mut self) -> Option<Vec<Followed>> {
+        let all = || {
+            let runs = self.runs.values().filter(|run| run.position.0 != Age::default());
+            runs.map(|run| Followed { position: run.position.clone(), mirror: run.mirror.clone() }).collect()
+        };
+        mem::take(&mut self.followed_anew).then(all)
+    }
+
+    /// Decides what has changed.
+    pub fn delta(&mut self, now: Instant) -> Delta {
+        let dirty = mem::take(&mut self.dirty);
+        let changes = dirty.into_iter().filter_map(|repo| self.settle(repo, now)).collect();
+        let refused = mem::take(&mut self.refused_anew).then(|| {
+            let stalled = self.refusals.values().flat_map(|refusal| &refusal.stalled);
+            let rejected = self.bad.iter().filter_map(|age| self.sources.get(age));
+            Arc::new(Refused {
+                stalled: stalled.cloned().collect(),
+                rejected: rejected.flat_map(|parsed| &parsed.rejected).cloned().collect(),
+            })
+        });
+        let complete = self.bad.is_empty() && self.pending.is_empty();
+        Delta { changes, refused, news: mem::take(&mut self.news), complete }
+    }
+
+    fn put(&mut self, age: Age, new: Option<Parsed>) {
+        if self.sources.get(&age) == new.as_ref() {
+            return;
+        }
+        let old = self.sources.remove(&age).unwrap_or_default();
+        let was_bad = !self.bad.is_empty();
+        for (document, claim) in &old.claims {
+            self.unclaim((age.clone(), *document), claim);
+        }
+        for (document, name, _) in &old.secrets {
+            if let Some(known) = self.secrets.get_mut(name) {
+                known.remove(&(age.clone(), *document));
+            }
+            self.secret_changed(name);
+        }
+        let new = new.unwrap_or_default();
+        for (document, claim) in &new.claims {
+            self.claim((age.clone(), *document), claim);
+        }
+        for (document, name, known) in &new.secrets {
+            self.secrets.entry(name.clone()).or_default().insert((age.clone(), *document), known.clone());
+            self.secret_changed(name);
+        }
+        if old.rejected != new.rejected {
+            self.refused_anew = true;
+            let news = new.rejected.iter().filter(|rejected| !old.rejected.contains(rejected));
+            self.news.rejected.extend(news.cloned());
+        }
+        if new.rejected.is_empty() {
+            self.bad.remove(&age)
+        } else {
+            self.bad.insert(age.clone())
+        };
+        // What is missing may stand in a document that was just spoilt.
+        if was_bad == self.bad.is_empty() {
+            self.dirty.extend(self.refusals.keys().cloned());
+        }
+        self.dirty.extend(self.run_by.get(&age).into_iter().flatten().cloned());
+        if new != Parsed::default() {
+            self.sources.insert(age, new);
+        }
+    }
+
+    fn claim(&mut self, position: Position, claim: &Claim) {
+        let repo = claim.repo().clone();
+        if let Some(name) = claim.secret() {
+            self.users.entry(name.to_owned()).or_default().insert((repo.clone(), position.clone()));
+            self.dirty_secrets.insert(name.to_owned());
+        }
+        self.claims.entry(repo.clone()).or_default().insert(position, claim.clone());
+        self.dirty.insert(repo);
+    }
+
+    fn unclaim(&mut self, position: Position, claim: &Claim) {
+        let repo = claim.repo().clone();
+        if let Some(claims) = self.claims.get_mut(&repo) {
+            claims.remove(&position);
+            if claims.is_empty() {
+                self.claims.remove(&repo);
+            }
+        }
+        if let Some((name, users)) = claim.secret().and_then(|name| Some((name, self.users.get_mut(name)?))) {
+            users.remove(&(repo.clone(), position));
+            if users.is_empty() {
+                self.users.remove(name);
+            }
+            self.dirty_secrets.insert(name.to_owned());
+        }
+        self.dirty.insert(repo);
+    }
+
+    fn secret_changed(&mut self, name: &str) {
+        if self.secrets.get(name).is_some_and(BTreeMap::is_empty) {
+            self.secrets.remove(name);
+        }
+        self.dirty.extend(self.users.get(name).into_iter().flatten().map(|(repo, _)| repo.clone()));
+    }
+
+    /// Decides about a repository, and says what that changes.
+    fn settle(&mut self, repo: RepoId, now: Instant) -> Option<(RepoId, Standing)> {
+        let (run, refusal) = self.decide(&repo, now);
+        if refusal.as_ref().is_some_and(|refusal| refusal.reason == Reason::Pending) && run.is_none() {
+            self.pending.insert(repo.clone());
+        } else {
+            self.pending.remove(&repo);
+        }
+        let standing = match (&run, &refusal) {
+            (Some(run), _) => Standing::Runs(Box::new(run.settings.clone())),
+            (None, Some(refusal)) => Standing::Refused(refusal.reason),
+            (None, None) => Standing::Undeclared,
+        };
+        let former = self.refusals.remove(&repo);
+        let same = match (&run, self.runs.get(&repo)) {
+            (Some(run), Some(former)) => former.live && former.settings == run.settings,
+            (None, None) => former == refusal,
+            _ => false,
+        };
+        if former != refusal {
+            let old = former.map(|former| former.stalled).unwrap_or_default();
+            let new = refusal.iter().flat_map(|refusal| &refusal.stalled);
+            self.news.stalled.extend(new.filter(|stalled| !old.contains(stalled)).cloned());
+            self.refused_anew = true;
+        }
+        self.refusals.extend(refusal.map(|refusal| (repo.clone(), refusal)));
+        self.remember(repo.clone(), run);
+        (!same).then_some((repo, standing))
+    }
+
+    /// What is to run of a repository, and what of it cannot be followed.
+    fn decide(&self, repo: &RepoId, now: Instant) -> (Option<Run>, Option<Refusal>) {
+        let before = self.runs.get(repo);
+        let (mut run, mut stalled, mut refused): (Option<Run>, Vec<Stalled>, Option<Reason>) =
+            Default::default();
+        for (position, claim) in self.claims.get(repo).into_iter().flatten() {
+            if let Some(reason) = claim.refused {
+                refused.get_or_insert(reason);
+                continue;
+            }
+            if let Some(owner) = &run {
+                let owner = &owner.settings.name;
+                let message =
+                    format!("GitMirror {owner} mirrors the same repository, {repo}: remove one of the two");
+                stalled.push(stall(claim, Reason::DuplicateUrl, message));
+                continue;
+            }
+            let runs = |credentials| Run {
+                position: position.clone(),
+                mirror: claim.mirror.clone(),
+                settings: claim.settings(credentials),
+                live: true,
+            };
+            let ran = before.filter(|before| before.settings.name == claim.name());
+            let (reason, message) = match (claim.unsupported(self.rules), self.credentials(claim)) {
+                (Some(message), _) => (Reason::AccessUnsupported, message.to_owned()),
+                (None, Ok(credentials)) => {
+                    run = Some(runs(Ok(credentials)));
+                    continue;
                 }
-            }
-            Err(Unresolved::Rejected { field, reason }) => {
-                out.rejected.push(Rejected { file, document, field: field.into(), reason });
-            }
-            Err(Unresolved::Stalled(stalled)) => {
-                // What is missing may stand in a document that was just spoilt.
-                let ran = previous.values().flatten().find(|ran| *ran.url.id() == stalled.repo);
-                let stalled = found.explain(&mirror, stalled);
-                match ran.filter(|_| !out.rejected.is_empty()).cloned() {
-                    Some(ran) => {
-                        if claim(&mut owners, &mut out, ran.clone()) {
-                            good.entry(file).or_default().push(ran);
-                        }
+                (None, Err(NoCredentials::Awaited)) => {
+                    match ran {
+                        Some(ran) => run = Some(runs(ran.settings.credentials.clone())),
+                        None => drop(refused.get_or_insert(Reason::Pending)),
                     }
-                    None => out.stalled.push(*stalled),
+                    continue;
+                }
+                (None, Err(NoCredentials::Unreadable(message))) => (Reason::SecretNotFound, message),
+                (None, Err(NoCredentials::Wrong(reason, message))) => (reason, message),
+            };
+            refused.get_or_insert(reason);
+            if let Some(ran) = ran.filter(|_| !self.bad.is_empty()) {
+                run = Some(Run { live: true, ..ran.clone() });
+                continue;
+            }
+            stalled.push(stall(claim, reason, message.clone()));
+            // What is here was fetched by this very declaration: those who might read it then may read it still.
+            let same_access = ran.filter(|ran| ran.settings.access == claim.mirror.spec.effective_access());
+            if let Some(ran) = same_access.filter(|_| reason != Reason::AccessUnsupported) {
+                let known = ran.settings.credentials.as_ref().err().and_then(|missing| missing.since);
+                let since = Some(known.unwrap_or(now));
+                run = Some(runs(Err(MissingCredentials { reason, message, since })));
+            }
+        }
+        // A bad edit takes nothing away.
+        let before = before.filter(|before| self.bad.contains(&before.position.0));
+        let run = run.or_else(|| before.map(|before| Run { live: true, ..before.clone() }));
+        let reason = refused.or_else(|| stalled.first().map(|stalled| stalled.reason));
+        (run, reason.map(|reason| Refusal { reason, stalled }))
+    }
+
+    fn credentials(&self, claim: &Claim) -> Result<Credentials, NoCredentials> {
+        let Some(name) = claim.secret() else { return Ok(Credentials::default()) };
+        let known = self.secrets.get(name).and_then(|known| known.values().next_back());
+        credentials(name, known, &claim.url)
+    }
+
+    fn remember(&mut self, repo: RepoId, run: Option<Run>) {
+        let place = |run: &Run| (run.position.clone(), run.mirror.clone());
+        let before = self.runs.remove(&repo);
+        self.followed_anew |= before.as_ref().map(place) != run.as_ref().map(place);
+        if let Some(before) = before {
+            let age = before.position.0;
+            if let Some(repos) = self.run_by.get_mut(&age) {
+                repos.remove(&repo);
+                if repos.is_empty() {
+                    self.run_by.remove(&age);
                 }
             }
         }
-    }
-    for file in out.rejected.iter().map(|rejected| &rejected.file).chain(&found.pending) {
-        for settings in previous.get(file).into_iter().flatten() {
-            if !owners.contains_key(settings.url.id()) {
-                owners.insert(settings.url.id().clone(), settings.name.clone());
-                out.mirrors.push(settings.clone());
-                good.entry(file.clone()).or_default().push(settings.clone());
-            }
-        }
-    }
-    out.pending = found.pending.len();
-    *previous = good;
-    out
-}
-
-#[derive(Default)]
-struct Found {
-    mirrors: Vec<Declared>,
-    secrets: BTreeMap<String, Secret>,
-    rejected: Vec<Rejected>,
-    pending: Vec<String>,
-    /// Secrets that cannot be read, and why.
-    unreadable: BTreeMap<String, String>,
-}
-
-struct Declared {
-    file: String,
-    document: usize,
-    mirror: Box<GitMirror>,
-}
-
-impl Found {
-    fn add(&mut self, source: &Source) {
-        let file = source.file.clone();
-        match &source.content {
-            Content::Pending => self.pending.push(file),
-            Content::Unreadable(reason) => {
-                if let Some(secret) = file.strip_prefix("Secret/") {
-                    self.unreadable.insert(secret.to_owned(), reason.clone());
-                }
-                let whole = Rejected { file, document: 1, field: String::new(), reason: reason.clone() };
-                self.rejected.push(whole);
-            }
-            Content::Object(manifest) => self.add_manifest(file, 1, Manifest::clone(manifest)),
-            Content::Text(text) => {
-                for (manifest, document) in read(text).into_iter().zip(1..) {
-                    match manifest {
-                        Ok(manifest) => self.add_manifest(file.clone(), document, manifest),
-                        Err(errors) => self.rejected.extend(errors.into_iter().map(|error| Rejected {
-                            file: file.clone(),
-                            document: error.document,
-                            field: error.field,
-                            reason: error.reason,
-                        })),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Says of a Secret that cannot be read that it cannot, and not that it is missing.
-    fn explain(&self, mirror: &GitMirror, mut stalled: Box<Stalled>) -> Box<Stalled> {
-        let secret = mirror.spec.secret_ref.as_ref().map(|secret| secret.name.as_str()).unwrap_or_default();
-        if let Some(reason) = self.unreadable.get(secret) {
-            stalled.message = format!("the Secret {secret} {reason}");
-        }
-        stalled
-    }
-
-    fn add_manifest(&mut self, file: String, document: usize, manifest: Manifest) {
-        match manifest {
-            Manifest::GitMirror(mirror) => self.mirrors.push(Declared { file, document, mirror }),
-            Manifest::Secret(secret) => {
-                let name = secret.metadata.name.clone().unwrap_or_default();
-                self.secrets.insert(name, *secret);
-            }
-            // A GitCache says how a cluster runs agents; this one runs already.
-            Manifest::GitCache(_) => {}
+        if let Some(run) = run {
+            self.run_by.entry(run.position.0.clone()).or_default().insert(repo.clone());
+            self.runs.insert(repo, run);
         }
     }
 }
 
-/// Gives the repository to the first who declares it. The others are stalled, unless they say the same.
-fn claim(owners: &mut BTreeMap<RepoId, String>, out: &mut Desired, settings: Settings) -> bool {
-    let id = settings.url.id().clone();
-    match owners.get(&id) {
-        None => {
-            owners.insert(id, settings.name.clone());
-            out.mirrors.push(settings);
-            true
-        }
-        Some(owner) => {
-            let message =
-                format!("GitMirror {owner} mirrors the same repository, {id}: remove one of the two");
-            out.stalled.push(Stalled {
-                name: settings.name,
-                repo: id,
-                url: settings.url,
-                reason: Reason::DuplicateUrl,
-                message,
-            });
-            false
-        }
-    }
-}
-
-enum Unresolved {
-    Rejected { field: &'static str, reason: String },
-    Stalled(Box<Stalled>),
-}
-
-fn resolve(
-    mirror: &GitMirror,
-    secrets: &BTreeMap<String, Secret>,
-    rules: Rules,
-) -> Result<Settings, Unresolved> {
-    let rejected = |field, reason| Unresolved::Rejected { field, reason };
-    let name = mirror.metadata.name.clone().unwrap_or_default();
-    let spec = &mirror.spec;
-    let url = UpstreamUrl::parse(&spec.url).map_err(|error| rejected("spec.url", error.to_string()))?;
-    check_scheme(&url, rules).map_err(|reason| rejected("spec.url", reason))?;
-    if spec.effective_access() == Access::Rbac && !rules.in_cluster {
-        let why = if spec.access.is_some() { "RBAC" } else { "RBAC, the default with a secretRef," };
-        let reason = format!("{why} needs a Kubernetes cluster: set Anonymous, Authenticated or Upstream");
-        return Err(rejected("spec.access", reason));
-    }
-    let stalled = |(reason, message)| {
-        let (name, repo, url) = (name.clone(), url.id().clone(), url.clone());
-        Unresolved::Stalled(Box::new(Stalled { name, repo, url, reason, message }))
-    };
-    if let Some(message) = unsupported(spec.effective_access(), rules) {
-        return Err(stalled((Reason::AccessUnsupported, message.into())));
-    }
-    let credentials = match &spec.secret_ref {
-        None => Credentials::default(),
-        Some(secret) => credentials(&secret.name, secrets, &url).map_err(stalled)?,
-    };
-    Ok(settings(name, spec, url, credentials))
-}
-
-/// What the access that is asked for lacks.
-fn unsupported(access: Access, rules: Rules) -> Option<&'static str> {
-    (access == Access::Authenticated && !rules.tokens).then_some(
-        "access Authenticated needs tokens to compare with: give the agent --tokens FILE, or the GitCache \
-         spec.auth.tokensSecretRef",
-    )
-}
-
-fn check_scheme(url: &UpstreamUrl, rules: Rules) -> Result<(), String> {
-    if url.scheme() == Scheme::File && !rules.allow_file {
-        return Err("is a file:// URL: start the agent with --allow-file-upstreams to admit those".into());
-    }
-    Ok(())
-}
-
-/// Only a Secret that says it is for this host is used, so that nobody can have a foreign Secret sent to a
-/// host of theirs.
-fn credentials(
-    name: &str,
-    secrets: &BTreeMap<String, Secret>,
-    url: &UpstreamUrl,
-) -> Result<Credentials, (Reason, String)> {
-    let secret = secrets
-        .get(name)
-        .ok_or_else(|| (Reason::SecretNotFound, format!("there is no Secret {name}: add it")))?;
-    let label = secret.metadata.labels.iter().flatten().find(|(key, _)| *key == CREDENTIALS_LABEL);
-    if label.is_none_or(|(_, value)| value != "true") {
-        return Err((
-            Reason::SecretNotAllowed,
-            format!("label the Secret {name} with {CREDENTIALS_LABEL}=true"),
-        ));
-    }
-    let hosts = secret.metadata.annotations.iter().flatten().find(|(key, _)| *key == HOSTS_ANNOTATION);
-    let host = url.id().host();
-    if !hosts
-        .is_some_and(|(_, hosts)| hosts.split(',').any(|listed| listed.trim().eq_ignore_ascii_case(host)))
-    {
-        return Err((
-            Reason::SecretNotAllowed,
-            format!("list {host} in the annotation {HOSTS_ANNOTATION} of the Secret {name}"),
-        ));
-    }
-    let data = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect();
-    Credentials::from_data(&data, url)
-        .map_err(|error| (Reason::SecretInvalid, format!("Secret {name}: {error}")))
-}
-
-fn settings(name: String, spec: &GitMirrorSpec, url: UpstreamUrl, credentials: Credentials) -> Settings {
-    Settings {
-        name,
-        url,
-        interval: spec.interval.get(),
-        timeout: spec.timeout.get(),
-        suspend: spec.suspend,
-        refs: spec.refs.clone(),
-        max_staleness: spec.freshness.max_staleness.get(),
-        look_timeout: spec.freshness.look_timeout.get(),
-        on_upstream_failure: spec.freshness.on_upstream_failure,
-        access: spec.effective_access(),
-        prewarm: spec.prewarm,
-        credentials,
-        snapshot: SnapshotSettings {
-            interval: spec.snapshot.interval.get(),
-            max_age: spec.snapshot.max_age.get(),
-        },
-        checkpoint: CheckpointSettings {
-            interval: spec.checkpoint.interval.get(),
-            keep: usize::try_from(spec.checkpoint.keep).unwrap_or(1).max(1),
-        },
-    }
+fn stall(claim: &Claim, reason: Reason, message: String) -> Stalled {
+    let (name, repo, url) = (claim.name().to_owned(), claim.repo().clone(), claim.url.clone());
+    Stalled { name, repo, url, reason, message }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HEAD: &str = "apiVersion: tarn.dev/v1alpha1\nkind: GitMirror\n";
-
-    fn source(file: &str, text: &str) -> Source {
-        Source { file: file.into(), content: Content::Text(text.into()) }
-    }
-
-    fn mirror(name: &str, spec: &str) -> String {
-        format!("{HEAD}metadata: {{name: {name}}}\nspec: {{{spec}}}\n")
-    }
-
-    fn run(sources: &[Source]) -> Desired {
-        desired(&[], sources, &mut BTreeMap::new(), Rules::default())
-    }
-
-    #[test]
-    fn two_declarations_of_one_repository_stall_the_second() {
-        let one = mirror("one", "url: https://h/o/r.git");
-        let two = mirror("two", "url: 'ssh://git@h/o/r'");
-        let out = run(&[source("a.yaml", &one), source("b.yaml", &two)]);
-        assert_eq!(out.mirrors.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), ["one"]);
-        let stalled = out.stalled.first().unwrap();
-        assert_eq!((stalled.name.as_str(), stalled.reason), ("two", Reason::DuplicateUrl));
-        assert!(stalled.message.contains("GitMirror one"), "{}", stalled.message);
-    }
-
-    #[test]
-    fn a_bad_edit_takes_nothing_away() {
-        let mut previous = BTreeMap::new();
-        let good = source("a.yaml", &mirror("one", "url: https://h/o/r"));
-        let bad = source("a.yaml", &mirror("one", "url: https://h/o/r, intervall: 1m"));
-        let first = desired(&[], &[good], &mut previous, Rules::default());
-        for _ in 0..2 {
-            let out = desired(&[], std::slice::from_ref(&bad), &mut previous, Rules::default());
-            assert_eq!(out.mirrors, first.mirrors);
-            let rejected = out.rejected.first().unwrap();
-            assert_eq!((rejected.file.as_str(), rejected.field.as_str()), ("a.yaml", "spec.intervall"));
-        }
-        assert!(desired(&[], &[], &mut previous, Rules::default()).mirrors.is_empty());
-    }
-
-    #[test]
-    fn a_bad_edit_of_a_secret_takes_nothing_away_either() {
-        let spec = "url: https://h/o/r, access: Anonymous, secretRef: {name: s}";
-        let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s, labels: {tarn.dev/credentials: 'true'}, \
-                      annotations: {tarn.dev/hosts: h}}\nstringData: {bearerToken: t}\n";
-        let sources = |secret: &str| [source("a.yaml", &mirror("one", spec)), source("b.yaml", secret)];
-        let mut previous = BTreeMap::new();
-        let first = desired(&[], &sources(secret), &mut previous, Rules::default());
-        assert_eq!(first.mirrors.len(), 1);
-        for _ in 0..2 {
-            let spoilt = secret.replace("stringData", "stringDate");
-            let out = desired(&[], &sources(&spoilt), &mut previous, Rules::default());
-            assert_eq!(out.mirrors, first.mirrors);
-        }
-        let gone = desired(&[], &sources(""), &mut previous, Rules::default());
-        assert_eq!(gone.stalled.first().unwrap().reason, Reason::SecretNotFound);
-    }
-
-    #[test]
-    fn objects_of_a_cluster_are_judged_as_documents_are() {
-        let spec = "url: https://h/o/r, secretRef: {name: s}";
-        let manifests = [
-            mirror("one", spec),
-            "apiVersion: v1\nkind: Secret\nmetadata: {name: s, labels: {tarn.dev/credentials: 'true'}, \
-             annotations: {tarn.dev/hosts: h}}\nstringData: {bearerToken: t}\n"
-                .to_owned(),
-        ];
-        let object = |text: &String| {
-            let manifest = read(text).remove(0).unwrap();
-            let file = format!("{}/{}", manifest.kind(), manifest.name());
-            Source { file, content: Content::Object(Box::new(manifest)) }
-        };
-        let rules = Rules { in_cluster: true, ..Rules::default() };
-        let objects: Vec<Source> = manifests.iter().map(object).collect();
-        let mut previous = BTreeMap::new();
-        let out = desired(&[], &objects, &mut previous, rules);
-        let access = out.mirrors.first().map(|found| found.access);
-        assert_eq!((access, out.stalled.len(), out.rejected.len()), (Some(Access::Rbac), 0, 0));
-        // While something it needs is being asked for, it goes on as it was; nobody is blamed.
-        let pending = Source { file: "GitMirror/one".into(), content: Content::Pending };
-        let waits = desired(&[], &[pending], &mut previous, rules);
-        assert_eq!(waits, Desired { pending: 1, ..out });
-        let content = Content::Unreadable("cannot be read: for reasons".into());
-        let denied = [objects[0].clone(), Source { file: "Secret/s".into(), content }];
-        let stalled = desired(&[], &denied, &mut BTreeMap::new(), rules).stalled.remove(0);
-        assert_eq!(stalled.message, "the Secret s cannot be read: for reasons");
-        let foreign = desired(&[], objects.get(..1).unwrap(), &mut BTreeMap::new(), rules);
-        assert_eq!(foreign.stalled.first().unwrap().reason, Reason::SecretNotFound);
-    }
-
-    #[test]
-    fn what_needs_a_flag_or_a_cluster_says_so() {
-        let file = run(&[source("a.yaml", &mirror("one", "url: 'file:///srv/r.git'"))]);
-        assert!(file.rejected.first().unwrap().reason.contains("--allow-file-upstreams"));
-        for spec in ["url: https://h/o/r, access: RBAC", "url: https://h/o/r, secretRef: {name: s}"] {
-            let rbac = run(&[source("a.yaml", &mirror("one", spec))]);
-            let rejected = rbac.rejected.first().unwrap();
-            assert_eq!(rejected.field, "spec.access");
-            assert!(rejected.reason.contains("needs a Kubernetes cluster"), "{}", rejected.reason);
-        }
-        let tokens = source("a.yaml", &mirror("one", "url: https://h/o/r, access: Authenticated"));
-        let out = run(std::slice::from_ref(&tokens));
-        let stalled = out.stalled.first().unwrap();
-        assert_eq!(stalled.reason, Reason::AccessUnsupported);
-        assert!(stalled.message.contains("--tokens"), "{}", stalled.message);
-        let rules = Rules { tokens: true, ..Rules::default() };
-        assert_eq!(desired(&[], &[tokens], &mut BTreeMap::new(), rules).mirrors.len(), 1);
-    }
-
-    #[test]
-    fn a_secret_is_used_only_for_the_hosts_it_lists() {
-        let spec = "url: https://h/o/r, access: Anonymous, secretRef: {name: s}";
-        let secret = |metadata: &str| {
-            format!(
-                "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: s{metadata}}}\nstringData: {{bearerToken: canary}}\n"
-            )
-        };
-        let try_with = |text: String| run(&[source("a.yaml", &(mirror("one", spec) + &text))]);
-        let label = ", labels: {tarn.dev/credentials: 'true'}";
-        for (text, reason) in [
-            (String::new(), Reason::SecretNotFound),
-            (secret(""), Reason::SecretNotAllowed),
-            (secret(label), Reason::SecretNotAllowed),
-            (secret(&format!("{label}, annotations: {{tarn.dev/hosts: 'x,y'}}")), Reason::SecretNotAllowed),
-        ] {
-            assert_eq!(try_with(text).stalled.first().unwrap().reason, reason);
-        }
-        let out = try_with(secret(&format!("{label}, annotations: {{tarn.dev/hosts: 'x, h'}}")));
-        assert_eq!(
-            out.mirrors.first().unwrap().credentials.authorization().unwrap().expose(),
-            "Bearer canary"
-        );
-    }
-}
+mod tests;

@@ -1,11 +1,11 @@
 //! The directory with manifests: read at start, watched for changes.
 
 use std::{
-    collections::BTreeMap,
-    fs, io,
+    collections::BTreeSet,
+    fs, io, mem,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use notify::{RecursiveMode, Watcher};
@@ -13,10 +13,10 @@ use tarn_crds::manifest::MAX_TEXT;
 use tokio::{sync::Notify, time::timeout};
 
 use super::{
-    Fleet,
-    desired::{Content, Rules, Source, desired},
+    Fleet, Known,
+    declarations::{Content, Declarations, Flag, Rules, Source},
+    last_known::LastKnown,
 };
-use crate::mirror::Settings;
 
 /// How long to wait for more changes before the directory is read: editors and `kubectl`'s volumes change
 /// several files at a time.
@@ -28,22 +28,39 @@ const RESCAN: Duration = Duration::from_secs(30);
 /// Keeps the fleet what the directory says.
 pub struct Manifests {
     dir: Option<PathBuf>,
-    flags: Vec<Settings>,
-    rules: Rules,
-    sources: Option<Vec<Source>>,
-    previous: BTreeMap<String, Vec<Settings>>,
+    declarations: Declarations,
+    last_known: LastKnown,
+    /// What an earlier process left is all that is known.
+    unread: bool,
 }
 
 impl Manifests {
     /// Reads `dir`, if any; `flags` are mirrors declared on the command line.
     ///
     /// # Errors
-    /// The directory cannot be read.
-    pub fn new(dir: Option<PathBuf>, flags: Vec<Settings>, rules: Rules) -> io::Result<Self> {
+    /// The directory cannot be read, and no earlier process read it either.
+    pub fn new(
+        dir: Option<PathBuf>,
+        flags: Vec<Flag>,
+        rules: Rules,
+        last_known: LastKnown,
+    ) -> io::Result<Self> {
+        let mut declarations = Declarations::new(flags, rules);
         if let Some(dir) = &dir {
-            fs::read_dir(dir)?;
+            let followed = last_known.load();
+            if let Err(error) = fs::read_dir(dir)
+                && followed.is_empty()
+            {
+                return Err(error);
+            }
+            declarations.resume(followed);
         }
-        Ok(Self { dir, flags, rules, sources: None, previous: BTreeMap::new() })
+        Ok(Self { dir, declarations, last_known, unread: true })
+    }
+
+    /// What keeps the declarations for the next process; never ends.
+    pub fn keeping(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.last_known.writing()
     }
 
     /// Reads the directory and applies what changed since the last time.
@@ -51,14 +68,43 @@ impl Manifests {
         let dir = self.dir.clone();
         let read = tokio::task::spawn_blocking(move || dir.map_or(Ok(Vec::new()), |dir| sources(&dir))).await;
         match read.map_err(io::Error::other).and_then(|sources| sources) {
-            Ok(sources) if self.sources.as_ref() == Some(&sources) => {}
             Ok(sources) => {
-                fleet.apply(desired(&self.flags, &sources, &mut self.previous, self.rules)).await;
-                self.sources = Some(sources);
+                let found: BTreeSet<&str> = sources.iter().map(|source| source.file.as_str()).collect();
+                let gone = self.declarations.ages().filter(|(_, file)| !found.contains(file.as_str()));
+                for age in gone.cloned().collect::<Vec<_>>() {
+                    self.declarations.remove(&age);
+                }
+                for source in sources {
+                    self.declarations.set((None, source.file.clone()), source);
+                }
+                self.unread = false;
+                self.decided(fleet, Known::All).await;
             }
             // What ran goes on: a directory that is away for a moment declares nothing, good or bad.
-            Err(error) => tracing::warn!(%error, "the manifests directory cannot be read; nothing changes"),
+            Err(error) => {
+                tracing::warn!(%error, "the manifests directory cannot be read; nothing changes");
+                if mem::take(&mut self.unread) {
+                    for (name, _) in self.declarations.take_named() {
+                        let file = format!("Secret/{name}");
+                        let awaited = Source { file: file.clone(), content: Content::Awaited };
+                        self.declarations.set((None, file), awaited);
+                    }
+                    self.decided(fleet, Known::Earlier).await;
+                }
+            }
         }
+    }
+
+    async fn decided(&mut self, fleet: &Fleet, known: Known) {
+        let delta = self.declarations.delta(Instant::now());
+        if let Some(followed) = self.declarations.take_followed().filter(|_| self.dir.is_some()) {
+            self.last_known.note(followed);
+        }
+        // Without news nobody is to be woken: the directory is read twice a minute.
+        if delta.changes.is_empty() && delta.refused.is_none() && fleet.known() >= known {
+            return;
+        }
+        fleet.apply(delta, known).await;
     }
 
     /// Begins to watch the directory.

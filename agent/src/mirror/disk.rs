@@ -1,5 +1,7 @@
 //! The data directory: layout, lock, staging, and cleaning at start.
 //!
+//! Other users cannot read it.
+//!
 //! ```text
 //! DATA/lock                       held while an agent runs
 //! DATA/mirrors/<host>/<path>.git  whole mirrors: they appear here by rename only
@@ -11,13 +13,14 @@
 //! DATA/packs/                     cached answers; emptied at start
 //! DATA/private/                   files with credentials for git; mode 0700, emptied at start
 //! DATA/home/                      git's HOME, with the only configuration it reads
+//! DATA/declarations.json          what was declared last, without anything secret; mode 0600
 //! ```
 
 use std::{
     collections::BTreeSet,
     ffi::{OsStr, OsString},
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -85,7 +88,7 @@ impl Disk {
             let path = path.to_owned();
             move |source| DiskError::Io { path, source }
         };
-        fs::create_dir_all(root).map_err(at(root))?;
+        fs::create_dir_all(root).and_then(|()| keep_private(root)).map_err(at(root))?;
         let root = root.canonicalize().map_err(at(root))?;
         let lock_path = root.join("lock");
         let lock = fs::File::options()
@@ -164,6 +167,11 @@ impl Disk {
     /// Where cached answers go.
     pub fn packs(&self) -> PathBuf {
         self.root.join("packs")
+    }
+
+    /// What the agent was told to mirror, for a start without whoever tells it.
+    pub fn declarations(&self) -> PathBuf {
+        self.root.join("declarations.json")
     }
 
     /// Git's HOME.
@@ -256,6 +264,23 @@ impl Disk {
             tracing::warn!(%error, "what was left in staging is removed at the next start");
         }
     }
+}
+
+/// Closes the data directory to other users, if this user owns it; a volume's root belongs to whoever mounted it.
+fn keep_private(root: &Path) -> io::Result<()> {
+    let meta = fs::metadata(root)?;
+    let (mode, owner) = (meta.mode() & 0o7777, rustix::process::geteuid().as_raw());
+    let private = private_mode(mode);
+    if meta.uid() != owner || private == mode {
+        return Ok(());
+    }
+    fs::set_permissions(root, fs::Permissions::from_mode(private))
+}
+
+/// The mode of the data directory, which had `mode`: for its owner alone. Where the group is inherited it is the pod's
+/// own (`fsGroup`), and the kubelet would give it back by changing every file of the volume.
+fn private_mode(mode: u32) -> u32 {
+    if mode & 0o2000 == 0 { 0o700 } else { mode & !0o007 }
 }
 
 /// Removes the parts of restores that nobody will go on with: those of mirrors that are whole, and those that are
@@ -373,6 +398,20 @@ mod tests {
         assert!(error.to_string().contains("in use by another tarn-agent"), "{error}");
         drop(first);
         Disk::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn other_users_cannot_read_the_data() {
+        for (mode, private) in [(0o755, 0o700), (0o750, 0o700), (0o2775, 0o2770), (0o700, 0o700)] {
+            assert_eq!(private_mode(mode), private, "{mode:o}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("new");
+        for _ in 0..2 {
+            drop(Disk::open(&data).unwrap());
+            assert_eq!(fs::metadata(&data).unwrap().mode() & 0o777, 0o700);
+            fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+        }
     }
 
     #[test]

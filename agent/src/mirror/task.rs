@@ -33,7 +33,7 @@ use checkpoints::Checkpoints;
 use gather::Gather;
 
 use super::{
-    BringError, Limits, LookAnswer, Message, Settings, Shared, Stored, Trouble, View,
+    BringError, Limits, LookAnswer, Message, MissingCredentials, Settings, Shared, Stored, Trouble, View,
     demand::Demand,
     disk::Disk,
     fetch::FetchError,
@@ -464,12 +464,14 @@ impl Task {
 fn connect(git: &Git, disk: &Disk, settings: &Settings) -> Result<Upstream, Arc<LookError>> {
     let failed =
         |error: std::io::Error| LookError::Refused(format!("cannot write the credentials for git: {error}"));
-    let installed = settings.credentials.install(&disk.private(), &settings.url).map_err(failed)?;
+    let missing = |missing: &MissingCredentials| LookError::NoCredentials(missing.message.clone());
+    let given = settings.credentials.as_ref().map_err(missing)?;
+    let installed = given.install(&disk.private(), &settings.url).map_err(failed)?;
     let credentials = installed.as_ref().map(|installed| installed.config().to_owned());
     let kept = installed.clone();
     let remote = Remote { url: settings.url.as_str().to_owned(), credentials };
     let (url, refs) = (settings.url.clone(), settings.refs.clone());
-    let looker = Looker::new(git.clone(), url, remote.clone(), &settings.credentials, installed, refs)?;
+    let looker = Looker::new(git.clone(), url, remote.clone(), given, installed, refs)?;
     Ok(Upstream { looker: Arc::new(looker), remote, _installed: kept })
 }
 

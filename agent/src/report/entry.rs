@@ -8,11 +8,10 @@ use tarn_crds::v1alpha1::{
 };
 
 use crate::{
-    admin::status::findings,
     config::Pod,
-    fleet::desired::Rejected,
+    fleet::declarations::Rejected,
     git::Head,
-    mirror::{Mirror, Settings},
+    mirror::{Mirror, Settings, findings::findings},
 };
 
 /// The longest message, in bytes, as the schema has it in characters.
@@ -71,13 +70,16 @@ pub(super) fn running(pod: &Pod, mirror: &Mirror, settings: &Settings) -> Replic
     }
 }
 
-/// The entry of a mirror that cannot be set up.
-pub(super) fn stalled(pod: &Pod, reason: Reason, message: &str) -> Replica {
+/// What is told of a mirror, with why it cannot be set up as it is declared now.
+pub(super) fn stalled(entry: Replica, reason: Reason, message: String) -> Replica {
+    let mut findings = entry.findings;
+    findings.insert(0, of(ConditionType::Stalled, reason));
+    findings.truncate(4);
     Replica {
-        phase: Some(Phase::Absent),
-        findings: vec![of(ConditionType::Stalled, reason)],
-        message: Some(shortened(message.to_owned())),
-        ..empty(pod)
+        phase: entry.phase.or(Some(Phase::Absent)),
+        findings,
+        message: Some(shortened(message)),
+        ..entry
     }
 }
 
@@ -90,15 +92,7 @@ pub(super) fn rejected(entry: Replica, rejected: &Rejected) -> Replica {
         "" => (Reason::InvalidSpec, "the GitMirror"),
         _ => (Reason::InvalidSpec, field.as_str()),
     };
-    let mut findings = entry.findings;
-    findings.insert(0, of(ConditionType::Stalled, code));
-    findings.truncate(4);
-    Replica {
-        phase: entry.phase.or(Some(Phase::Absent)),
-        findings,
-        message: Some(shortened(format!("{place} {reason}"))),
-        ..entry
-    }
+    stalled(entry, code, format!("{place} {reason}"))
 }
 
 /// The entry of a mirror that is being deleted, once its objects are gone from the store.
@@ -160,7 +154,7 @@ mod tests {
 
     #[test]
     fn messages_and_times_are_as_the_api_keeps_them() {
-        let entry = stalled(&pod(), Reason::SecretNotFound, &"ü".repeat(400));
+        let entry = stalled(empty(&pod()), Reason::SecretNotFound, "ü".repeat(400));
         let message = entry.message.unwrap();
         assert!(message.len() <= MAX_MESSAGE && message.ends_with('…'));
         let time = seconds("2026-01-01T00:00:00.987Z".parse().unwrap());

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use tarn_crds::repo::RepoId;
+use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
 
 use super::proxy::{PEER, Told};
 use crate::{
@@ -60,6 +60,22 @@ impl Failure {
     pub fn undeclared(id: &RepoId) -> Self {
         let text = format!("no GitMirror declares {id}; declare one, or clone from the upstream");
         Self::new(StatusCode::NOT_FOUND, "RepositoryUndeclared", text)
+    }
+
+    /// A GitMirror declares the repository, and cannot be followed now.
+    pub fn declared(id: &RepoId, reason: Reason) -> Self {
+        let text =
+            format!("a GitMirror declares {id}, but the agent cannot mirror it now; its status says why");
+        Self { retry_after: Some(10), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, reason.as_str(), text) }
+    }
+
+    /// The agent does not know yet what is declared.
+    pub fn undecided(id: &RepoId) -> Self {
+        let text = format!(
+            "the agent cannot tell whether a GitMirror declares {id}: the API server has not answered since the start"
+        );
+        let failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, "DeclarationsUnknown", text);
+        Self { retry_after: Some(5), ..failure }
     }
 
     /// This mirror's pushes go to the upstream itself.

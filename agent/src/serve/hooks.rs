@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     files::{blocking, read_bounded},
+    fleet::Known,
     metrics::HookOutcome,
     mirror::Mirror,
 };
@@ -146,6 +147,7 @@ async fn hear(serving: &Arc<Serving>, sender: Sender, parts: &Parts, body: Body)
     let meant = sender.repositories(&body);
     let mirror = meant.iter().find_map(|id| serving.fleet.get(id));
     let mirror = mirror.ok_or_else(|| match meant.first() {
+        Some(id) if serving.fleet.known() < Known::All => Failure::undecided(id),
         Some(id) => Failure::undeclared(id),
         None => Failure::bad_request("NoRepository", "the event names no repository by URL"),
     })?;

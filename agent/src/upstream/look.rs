@@ -83,6 +83,9 @@ pub enum LookError {
     /// It speaks git, but says it cannot.
     #[error("{0}")]
     Refused(String),
+    /// The credentials that the declaration names are missing, so the upstream is not asked.
+    #[error("{0}")]
+    NoCredentials(String),
     /// A GitHub App's installation has no token for the mirror.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -100,7 +103,7 @@ impl LookError {
             Self::Network(_) => FailureKind::Network,
             Self::Status(429) => FailureKind::RateLimited,
             Self::Status(_) | Self::Redirected(_) => FailureKind::Status,
-            Self::Unauthorized(_) => FailureKind::Unauthorized,
+            Self::Unauthorized(_) | Self::NoCredentials(_) => FailureKind::Unauthorized,
             Self::NotFound => FailureKind::NotFound,
             Self::NotGit(_) => FailureKind::NotGit,
             Self::Refused(_) => FailureKind::Other,
@@ -117,7 +120,7 @@ impl LookError {
             Self::Network(_) | Self::NotGit(_) => true,
             Self::Status(status) => *status >= 500,
             Self::TimedOut(_) | Self::Unauthorized(_) | Self::NotFound | Self::Redirected(_) => false,
-            Self::Refused(_) | Self::Token(_) | Self::Git(_) => false,
+            Self::Refused(_) | Self::NoCredentials(_) | Self::Token(_) | Self::Git(_) => false,
         }
     }
 }

@@ -219,7 +219,7 @@ async fn a_changed_access_takes_effect_without_a_restart() -> Result<()> {
     told("Anonymous", 200).await?;
     told("RBAC", 401).await?;
     // There is no file of tokens: nobody is let in, and the entry says why.
-    told("Authenticated", 404).await?;
+    told("Authenticated", 503).await?;
     let stalled = |entry: &Value| entry["findings"][0]["reason"] == "AccessUnsupported";
     cluster.entry("a", POD, "AccessUnsupported", stalled).await.map(drop)
 }

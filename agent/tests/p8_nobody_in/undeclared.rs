@@ -45,7 +45,7 @@ async fn access_that_only_a_cluster_can_check_is_refused_at_load() -> Result<()>
         ensure!(rejected["field"].as_str().is_some_and(|field| field.starts_with("spec.access")), "{status}");
         ensure!(rejected["reason"].as_str().is_some_and(|reason| reason.contains("RBAC")), "{status}");
         let repo = repo_id(&upstream.url("a.git"));
-        ensure!(agent.get(&format!("/git/{repo}/info/refs?service=git-upload-pack")).await?.status == 404);
+        ensure!(agent.get(&format!("/git/{repo}/info/refs?service=git-upload-pack")).await?.status == 503);
     }
     assert_eq!(upstream.log().len(), 0);
     Ok(())

@@ -52,6 +52,20 @@ struct State {
     leaving: BTreeMap<String, Leaving>,
     /// What has changed since [`Board::take_changed`].
     changed: BTreeSet<String>,
+    /// Those with a request that this pod has not acted on.
+    asked: BTreeSet<String>,
+}
+
+impl State {
+    /// Takes in that a GitMirror is shown anew, or no more.
+    fn note(&mut self, name: &str) {
+        let shown = self.all.get(name);
+        if shown.is_some_and(|shown| shown.requested_at.is_some() && shown.requested_at != shown.handled) {
+            self.asked.insert(name.to_owned());
+        } else {
+            self.asked.remove(name);
+        }
+    }
 }
 
 impl Board {
@@ -76,6 +90,13 @@ impl Board {
     pub(super) fn names(&self) -> Vec<String> {
         let state = self.lock();
         state.all.keys().chain(state.leaving.keys()).cloned().collect()
+    }
+
+    /// The requests that this pod has not acted on, by the names of their GitMirrors.
+    pub(super) fn asked(&self) -> Vec<(String, String)> {
+        let state = self.lock();
+        let value = |name: &String| Some((name.clone(), state.all.get(name)?.requested_at.clone()?));
+        state.asked.iter().filter_map(value).collect()
     }
 
     /// Waits until another one is on its way out.
@@ -138,6 +159,7 @@ impl Board {
 
     fn touch(&self, mut state: MutexGuard<'_, State>, name: &str, changed: bool) {
         if changed {
+            state.note(name);
             state.changed.insert(name.to_owned());
             drop(state);
             self.0.changed.notify_one();

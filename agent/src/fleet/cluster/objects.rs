@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{api::DynamicObject, runtime::watcher::Event};
 use serde::Deserialize;
@@ -15,44 +14,37 @@ use tarn_crds::{
 };
 
 use super::{
-    super::desired::{Content, Source},
+    super::declarations::{Age, Content, Source},
     board::{Board, Shown},
 };
 
-/// What an event changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    /// At most what the board shows.
-    Shown,
-    /// Which mirrors are declared, or how.
-    Declared,
+/// A change of what is declared.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Edit {
+    /// An object is as the source says.
+    Set(Age, Source),
+    /// An object is gone, or on its way out.
+    Remove(Age),
 }
 
-/// All GitMirrors, oldest first: of two that declare one repository the older has it.
+/// Which GitMirrors there are, and how old they are: of two that declare one repository the older has it.
 #[derive(Debug)]
 pub(super) struct Objects {
     pod: String,
     board: Board,
-    known: BTreeMap<Age, Source>,
+    /// By the names of objects. Those that an earlier process knew are among them until the first list is whole.
     ages: BTreeMap<String, Age>,
     /// Objects of a list that is still coming in.
     coming: Option<Vec<DynamicObject>>,
     listed: bool,
 }
 
-/// When an object was made, and its name.
-type Age = (Option<Timestamp>, String);
-
 impl Objects {
-    pub(super) fn new(pod: &str, board: Board) -> Self {
-        Self {
-            pod: pod.to_owned(),
-            board,
-            known: BTreeMap::new(),
-            ages: BTreeMap::new(),
-            coming: None,
-            listed: false,
-        }
+    /// Knows no more than an earlier process did.
+    pub(super) fn new<'a>(pod: &str, board: Board, earlier: impl Iterator<Item = &'a Age>) -> Self {
+        let named = |age: &Age| Some((age.1.strip_prefix("GitMirror/")?.to_owned(), age.clone()));
+        let ages = earlier.filter_map(named).collect();
+        Self { pod: pod.to_owned(), board, ages, coming: None, listed: false }
     }
 
     /// Whether all objects have been listed once.
@@ -60,79 +52,64 @@ impl Objects {
         self.listed
     }
 
-    /// All declarations, oldest first.
-    pub(super) fn declared(&self) -> impl Iterator<Item = &Source> {
-        self.known.values()
-    }
-
-    /// Takes an event in. What a list that breaks off lacks is not taken for gone.
-    pub(super) fn take(&mut self, event: Event<DynamicObject>) -> Change {
+    /// Takes an event in; says what it changes in what is declared. What a list that breaks off lacks is not taken for
+    /// gone.
+    pub(super) fn take(&mut self, event: Event<DynamicObject>) -> Vec<Edit> {
         match event {
             Event::Init => {
                 self.coming = Some(Vec::new());
-                Change::Shown
+                Vec::new()
             }
             Event::InitApply(object) => {
                 self.coming.get_or_insert_default().push(object);
-                Change::Shown
+                Vec::new()
             }
             Event::InitDone => {
                 let objects = self.coming.take().unwrap_or_default();
                 let names: BTreeSet<_> =
                     objects.iter().filter_map(|object| object.metadata.name.clone()).collect();
-                let known = self.board.names().into_iter();
-                let gone: Vec<_> = known.filter(|name| !names.contains(name)).collect();
-                // The first list is a change even if it is empty: from now on it is known that it is.
-                let mut changed = !self.listed;
                 self.listed = true;
-                for name in gone {
-                    changed |= self.forget(&name);
-                }
-                for object in objects {
-                    changed |= self.apply(object);
-                }
-                if changed { Change::Declared } else { Change::Shown }
+                let known: BTreeSet<String> =
+                    self.board.names().into_iter().chain(self.ages.keys().cloned()).collect();
+                let gone = known.iter().filter(|name| !names.contains(*name));
+                let mut edits: Vec<Edit> = gone.filter_map(|name| self.forget(name)).collect();
+                edits.extend(objects.into_iter().flat_map(|object| self.apply(object)));
+                edits
             }
-            Event::Apply(object) => match self.apply(object) {
-                true => Change::Declared,
-                false => Change::Shown,
-            },
+            Event::Apply(object) => self.apply(object),
             Event::Delete(object) => {
-                let name = object.metadata.name.unwrap_or_default();
-                if self.forget(&name) { Change::Declared } else { Change::Shown }
+                self.forget(&object.metadata.name.unwrap_or_default()).into_iter().collect()
             }
         }
     }
 
-    fn apply(&mut self, object: DynamicObject) -> bool {
+    fn apply(&mut self, object: DynamicObject) -> Vec<Edit> {
         let DynamicObject { types: _, metadata, data } = object;
-        let Some(name) = metadata.name.clone() else { return false };
+        let Some(name) = metadata.name.clone() else { return Vec::new() };
         // On its way out: nothing more may be published, and what was may have to go (see `cleanup`).
         if metadata.deletion_timestamp.is_some() {
-            let known = self.withdraw(&name);
             match to_be_removed(&metadata, &data) {
                 Some(repo) => self.board.leave(&name, repo, shown(&self.pod, &metadata, &data)),
                 None => self.board.forget(&name),
             }
-            return known;
+            return self.withdraw(&name).into_iter().collect();
         }
         self.board.show(&name, shown(&self.pod, &metadata, &data));
-        let source = Source { file: format!("GitMirror/{name}"), content: content(&name, &data) };
-        let age = (metadata.creation_timestamp.map(|time| time.0), name.clone());
-        let old = self.ages.insert(name, age.clone());
-        let moved = old.filter(|old| *old != age).is_some_and(|old| self.known.remove(&old).is_some());
-        let replaced = self.known.insert(age, source.clone());
-        moved || replaced.as_ref() != Some(&source)
+        let file = format!("GitMirror/{name}");
+        let source = Source { file: file.clone(), content: content(&name, &data) };
+        let age = (metadata.creation_timestamp.map(|time| time.0), file);
+        let former = self.ages.insert(name, age.clone()).filter(|former| *former != age);
+        former.map(Edit::Remove).into_iter().chain([Edit::Set(age, source)]).collect()
     }
 
-    fn forget(&mut self, name: &str) -> bool {
+    fn forget(&mut self, name: &str) -> Option<Edit> {
         self.board.forget(name);
         self.withdraw(name)
     }
 
-    /// Takes a declaration back; says whether there was one.
-    fn withdraw(&mut self, name: &str) -> bool {
-        self.ages.remove(name).is_some_and(|age| self.known.remove(&age).is_some())
+    /// Takes a declaration back, if there was one.
+    fn withdraw(&mut self, name: &str) -> Option<Edit> {
+        self.ages.remove(name).map(Edit::Remove)
     }
 }
 
@@ -145,17 +122,6 @@ fn to_be_removed(metadata: &ObjectMeta, data: &Value) -> Option<RepoId> {
     let spec = GitMirrorSpec::deserialize(data.get("spec")?).ok()?;
     let delete = spec.deletion_policy == DeletionPolicy::Delete;
     RepoId::from_url(&spec.url).ok().filter(|_| delete)
-}
-
-/// The Secret that a declaration names.
-pub(super) fn secret_of(source: &Source) -> Option<&str> {
-    match &source.content {
-        Content::Object(manifest) => match manifest.as_ref() {
-            Manifest::GitMirror(mirror) => mirror.spec.secret_ref.as_ref().map(|secret| secret.name.as_str()),
-            _ => None,
-        },
-        _ => None,
-    }
 }
 
 /// The spec. The API server has checked it; what it took and these types do not is another version's.
@@ -211,59 +177,78 @@ mod tests {
         object(name, created, &json!({"url": format!("https://h/{name}")}))
     }
 
-    fn files(objects: &Objects) -> Vec<&str> {
-        objects.declared().map(|source| source.file.as_str()).collect()
+    /// Which files each event declares and withdraws.
+    fn told(edits: Vec<Edit>) -> Vec<String> {
+        let told = edits.into_iter().map(|edit| match edit {
+            Edit::Set((_, file), _) => format!("+{file}"),
+            Edit::Remove((_, file)) => format!("-{file}"),
+        });
+        told.collect()
+    }
+
+    fn objects(board: &Board) -> Objects {
+        Objects::new("p", board.clone(), std::iter::empty())
     }
 
     #[test]
     fn a_list_counts_when_it_is_whole() {
         let board = Board::default();
-        let mut objects = Objects::new("p", board.clone());
+        let mut objects = objects(&board);
         objects.take(Event::Init);
-        objects.take(Event::InitApply(simple("a", "2026-01-02T00:00:00Z")));
-        assert!(!objects.listed() && files(&objects).is_empty());
+        assert!(objects.take(Event::InitApply(simple("a", "2026-01-02T00:00:00Z"))).is_empty());
+        assert!(!objects.listed());
         objects.take(Event::InitApply(simple("b", "2026-01-01T00:00:00Z")));
-        assert_eq!(objects.take(Event::InitDone), Change::Declared);
-        assert_eq!(files(&objects), ["GitMirror/b", "GitMirror/a"]);
+        let edits = objects.take(Event::InitDone);
+        assert_eq!(told(edits), ["+GitMirror/a", "+GitMirror/b"]);
         assert_eq!(board.read(|all| all["a"].handled.clone()).as_deref(), Some("x"));
         // Another that breaks off takes nothing away; a whole one does.
         objects.take(Event::Init);
-        objects.take(Event::Init);
-        assert_eq!(files(&objects).len(), 2);
+        assert!(objects.take(Event::Init).is_empty());
         objects.take(Event::InitApply(simple("a", "2026-01-02T00:00:00Z")));
-        assert_eq!(objects.take(Event::InitDone), Change::Declared);
-        assert_eq!(files(&objects), ["GitMirror/a"]);
+        assert_eq!(told(objects.take(Event::InitDone)), ["-GitMirror/b", "+GitMirror/a"]);
         assert_eq!(board.read(BTreeMap::len), 1);
     }
 
     #[test]
-    fn only_the_spec_declares() {
+    fn what_an_earlier_process_knew_goes_with_the_first_whole_list() {
         let board = Board::default();
-        let mut objects = Objects::new("p", board.clone());
+        let age = |name: &str, time: &str| (Some(time.parse().unwrap()), format!("GitMirror/{name}"));
+        let earlier = [age("gone", "2026-01-01T00:00:00Z"), age("anew", "2026-01-01T00:00:00Z")];
+        let mut objects = Objects::new("p", board, earlier.iter());
+        objects.take(Event::Init);
+        objects.take(Event::InitApply(simple("anew", "2026-01-02T00:00:00Z")));
+        assert!(!objects.listed());
+        let edits = objects.take(Event::InitDone);
+        assert_eq!(told(edits), ["-GitMirror/gone", "-GitMirror/anew", "+GitMirror/anew"]);
+    }
+
+    #[test]
+    fn what_is_on_its_way_out_declares_nothing() {
+        let board = Board::default();
+        let mut objects = objects(&board);
         let mut one = simple("a", "2026-01-01T00:00:00Z");
-        assert_eq!(objects.take(Event::Apply(one.clone())), Change::Declared);
+        assert_eq!(told(objects.take(Event::Apply(one.clone()))), ["+GitMirror/a"]);
         one.metadata.annotations = Some([(REQUESTED_AT_ANNOTATION.to_owned(), "now".to_owned())].into());
-        assert_eq!(objects.take(Event::Apply(one.clone())), Change::Shown);
+        objects.take(Event::Apply(one.clone()));
         assert_eq!(board.read(|all| all["a"].requested_at.clone()).as_deref(), Some("now"));
         board.handled("a", "now".into());
-        assert_eq!(objects.take(Event::Apply(one.clone())), Change::Shown);
+        objects.take(Event::Apply(one.clone()));
         assert_eq!(board.read(|all| all["a"].handled.clone()).as_deref(), Some("now"));
         one.metadata.deletion_timestamp = one.metadata.creation_timestamp.clone();
-        assert_eq!(objects.take(Event::Apply(one)), Change::Declared);
-        assert!(files(&objects).is_empty());
+        assert_eq!(told(objects.take(Event::Apply(one))), ["-GitMirror/a"]);
     }
 
     #[test]
     fn what_is_on_its_way_out_is_shown_until_it_is_gone() {
         let board = Board::default();
-        let mut objects = Objects::new("p", board.clone());
+        let mut objects = objects(&board);
         let mut one =
             object("a", "2026-01-01T00:00:00Z", &json!({"url": "https://h/a", "deletionPolicy": "Delete"}));
         objects.take(Event::Apply(one.clone()));
         one.metadata.finalizers = Some(vec![STORE_FINALIZER.to_owned()]);
         one.metadata.deletion_timestamp = one.metadata.creation_timestamp.clone();
-        assert_eq!(objects.take(Event::Apply(one.clone())), Change::Declared);
-        assert!(files(&objects).is_empty() && board.read(BTreeMap::is_empty));
+        assert_eq!(told(objects.take(Event::Apply(one.clone()))), ["-GitMirror/a"]);
+        assert!(board.read(BTreeMap::is_empty));
         assert_eq!(board.unremoved().len(), 1);
         board.removed("a");
         // What was done stays known while the object changes.
@@ -279,10 +264,10 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named_without_its_values() {
-        let mut objects = Objects::new("p", Board::default());
+        let mut objects = objects(&Board::default());
         let odd = object("a", "2026-01-01T00:00:00Z", &json!({"url": 7, "interval": "canary"}));
-        objects.take(Event::Apply(odd));
-        let content = &objects.declared().next().unwrap().content;
-        assert!(matches!(content, Content::Unreadable(reason) if !reason.contains("canary")));
+        let edits = objects.take(Event::Apply(odd));
+        let Some(Edit::Set(_, source)) = edits.first() else { panic!("{edits:?}") };
+        assert!(matches!(&source.content, Content::Unreadable(reason) if !reason.contains("canary")));
     }
 }

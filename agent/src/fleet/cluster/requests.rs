@@ -24,18 +24,12 @@ pub(super) struct Requests {
 impl Requests {
     /// Starts what is asked for and not under way. A suspended mirror asks its upstream nothing: its requests wait.
     pub(super) fn start(&mut self, board: &Board, fleet: &Fleet) {
-        let asked: Vec<(String, String)> = board.read(|all| {
-            let open = all.iter().filter(|(_, shown)| shown.requested_at != shown.handled);
-            let open = open.filter(|(name, _)| !self.running.contains(*name));
-            open.filter_map(|(name, shown)| Some((name.clone(), shown.requested_at.clone()?))).collect()
-        });
-        if asked.is_empty() {
-            return;
-        }
-        let mirrors = fleet.mirrors();
-        for (name, value) in asked {
-            let mirror = mirrors.iter().find(|mirror| mirror.settings().name == name);
-            let Some(mirror) = mirror.filter(|mirror| !mirror.settings().suspend).cloned() else { continue };
+        for (name, value) in board.asked() {
+            if self.running.contains(&name) {
+                continue;
+            }
+            let mirror = fleet.named(&name).filter(|mirror| !mirror.settings().suspend);
+            let Some(mirror) = mirror else { continue };
             tracing::info!(name, "a look was asked for");
             self.running.insert(name.clone());
             self.jobs.spawn(async move {

@@ -2,7 +2,7 @@
 //!
 //! Rights on Secrets are given by name, which the API server matches with a field selector on the name only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures_util::StreamExt;
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -15,37 +15,24 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    super::desired::{Content, Source},
+    super::declarations::Content,
     Scope,
     watching::{self, watched},
 };
 use crate::metrics::Metrics;
 
-/// What is known of a Secret.
-#[derive(Clone, Debug, PartialEq)]
-enum State {
-    /// The API server has not answered yet.
-    Awaited,
-    /// There is none.
-    Absent,
-    /// What of it matters.
-    Present(Box<Secret>),
-    /// It could never be read, and why.
-    Unreadable(&'static str),
-}
-
-/// News of one Secret.
+/// News of one Secret: what it holds as far as that matters, or that there is none.
 #[derive(Debug)]
 pub(super) struct Told {
-    name: String,
-    state: State,
+    pub(super) name: String,
+    pub(super) content: Option<Content>,
 }
 
 /// All Secrets that are named.
 pub(super) struct Secrets {
     scope: Scope,
     metrics: Metrics,
-    watched: BTreeMap<String, (State, AbortOnDropHandle<()>)>,
+    watched: BTreeMap<String, AbortOnDropHandle<()>>,
     told: mpsc::Sender<Told>,
     news: mpsc::Receiver<Told>,
 }
@@ -57,52 +44,25 @@ impl Secrets {
         Self { scope: scope.clone(), metrics, watched: BTreeMap::new(), told, news }
     }
 
-    /// Watches these Secrets, and no longer any other.
-    pub(super) fn watch(&mut self, names: &BTreeSet<&str>) {
-        self.watched.retain(|name, _| names.contains(name.as_str()));
-        for name in names {
-            if !self.watched.contains_key(*name) {
-                let task =
-                    follow(self.scope.clone(), (*name).to_owned(), self.told.clone(), self.metrics.clone());
-                let task = AbortOnDropHandle::new(tokio::spawn(task));
-                self.watched.insert((*name).to_owned(), (State::Awaited, task));
-            }
-        }
+    /// Watches a Secret from now on.
+    pub(super) fn watch(&mut self, name: String) {
+        let task = follow(self.scope.clone(), name.clone(), self.told.clone(), self.metrics.clone());
+        self.watched.insert(name, AbortOnDropHandle::new(tokio::spawn(task)));
+    }
+
+    /// Watches a Secret no longer.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.watched.remove(name);
+    }
+
+    /// Whether a Secret is watched.
+    pub(super) fn watches(&self, name: &str) -> bool {
+        self.watched.contains_key(name)
     }
 
     /// The next news. A dropped future loses none.
     pub(super) async fn next(&mut self) -> Option<Told> {
         self.news.recv().await
-    }
-
-    /// Takes news in; says whether they change anything.
-    pub(super) fn take(&mut self, told: Told) -> bool {
-        match self.watched.get_mut(&told.name) {
-            // Nobody names it any more.
-            None => false,
-            Some((state, _)) if *state == told.state => false,
-            Some((state, _)) => {
-                *state = told.state;
-                true
-            }
-        }
-    }
-
-    /// Whether it is not known yet if there is such a Secret.
-    pub(super) fn is_awaited(&self, name: &str) -> bool {
-        matches!(self.watched.get(name), None | Some((State::Awaited, _)))
-    }
-
-    /// The Secrets as declarations.
-    pub(super) fn sources(&self) -> impl Iterator<Item = Source> {
-        self.watched.iter().filter_map(|(name, (state, _))| {
-            let content = match state {
-                State::Awaited | State::Absent => return None,
-                State::Present(secret) => Content::Object(Box::new(Manifest::Secret(secret.clone()))),
-                State::Unreadable(reason) => Content::Unreadable(format!("cannot be read: {reason}")),
-            };
-            Some(Source { file: format!("Secret/{name}"), content })
-        })
     }
 }
 
@@ -112,7 +72,7 @@ async fn follow(scope: Scope, name: String, told: mpsc::Sender<Told>, metrics: M
     let mut events = std::pin::pin!(watched(watcher(api, config)));
     let (mut listed, mut coming) = (false, None);
     while let Some(event) = events.next().await {
-        let state = match event {
+        let content = match event {
             Ok(Event::Init) => {
                 coming = None;
                 continue;
@@ -122,10 +82,11 @@ async fn follow(scope: Scope, name: String, told: mpsc::Sender<Told>, metrics: M
                 continue;
             }
             Ok(Event::InitDone) => {
-                coming.take().map_or(State::Absent, |secret| State::Present(Box::new(part(secret))))
+                listed = true;
+                coming.take().map(present)
             }
-            Ok(Event::Apply(secret)) => State::Present(Box::new(part(secret))),
-            Ok(Event::Delete(_)) => State::Absent,
+            Ok(Event::Apply(secret)) => Some(present(secret)),
+            Ok(Event::Delete(_)) => None,
             Err(error) => {
                 metrics.watch_errors.inc();
                 let reason = watching::reason(&error);
@@ -134,14 +95,17 @@ async fn follow(scope: Scope, name: String, told: mpsc::Sender<Told>, metrics: M
                 if listed {
                     continue;
                 }
-                State::Unreadable(reason)
+                Some(Content::Unreadable(format!("cannot be read: {reason}")))
             }
         };
-        listed |= !matches!(state, State::Unreadable(_));
-        if told.send(Told { name: name.clone(), state }).await.is_err() {
+        if told.send(Told { name: name.clone(), content }).await.is_err() {
             return;
         }
     }
+}
+
+fn present(secret: Secret) -> Content {
+    Content::Object(Box::new(Manifest::Secret(Box::new(part(secret)))))
 }
 
 /// What matters of a Secret: others' annotations may change, and may repeat its data.

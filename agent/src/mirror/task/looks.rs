@@ -26,8 +26,11 @@ impl Task {
     pub(super) fn start_look(&mut self) {
         let limit = self.settings.look_timeout;
         let prefixes = if mem::take(&mut self.look_due) { Vec::new() } else { self.narrow() };
-        let looker =
-            self.upstream.as_ref().map(|upstream| upstream.looker.clone()).map_err(|error| error.to_string());
+        let looker = self.upstream.as_ref().map(|upstream| upstream.looker.clone());
+        let looker = looker.map_err(|error| match &**error {
+            LookError::NoCredentials(why) => LookError::NoCredentials(why.clone()),
+            error => LookError::Refused(error.to_string()),
+        });
         let asked = prefixes.clone();
         let (limits, host) = (self.limits.clone(), self.id.host().to_owned());
         let purpose = if self.next_look.is_empty() { Purpose::Look } else { Purpose::AwaitedLook };
@@ -37,7 +40,7 @@ impl Task {
                     let _connection = limits.hosts.connect(&host, purpose).await;
                     looker.look(&asked, limit).await
                 }
-                Err(message) => Err(LookError::Refused(message)),
+                Err(error) => Err(error),
             }
         };
         self.look = Some(RunningLook {

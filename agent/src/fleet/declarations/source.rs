@@ -1,0 +1,220 @@
+//! What one file, or one object of an API server, declares. Each is judged alone.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use tarn_crds::{
+    manifest::{Manifest, read},
+    repo::{RepoId, RepoIdError, Scheme, UpstreamUrl},
+    v1alpha1::{Access, GitMirror, GitMirrorSpec, conditions::Reason},
+};
+
+use super::{Rejected, Rules};
+use crate::{
+    mirror::{CheckpointSettings, MissingCredentials, Settings, SnapshotSettings},
+    upstream::Credentials,
+};
+
+/// A file with declarations, or an object of an API server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The file's name; of an object kind and name, such as `GitMirror/linux`.
+    pub file: String,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a source holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// Documents to be checked.
+    Text(String),
+    /// An object that an API server has checked against the schema and its rules.
+    Object(Box<Manifest>),
+    /// Nothing that can be read, and why.
+    Unreadable(String),
+    /// A Secret that the API server has not answered for yet.
+    Awaited,
+}
+
+/// Creation time of the object, if it has one, and the source's name. Of two declarations of one repository the
+/// smaller has it.
+pub type Age = (Option<Timestamp>, String);
+
+/// A document of a source, counted from 1.
+pub type Position = (Age, usize);
+
+/// What is known of a Secret.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Known {
+    Present(Box<Secret>),
+    Unreadable(String),
+    Awaited,
+}
+
+/// A GitMirror whose URL names a repository.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Claim {
+    pub(super) mirror: Arc<GitMirror>,
+    pub(super) url: UpstreamUrl,
+    /// Why it cannot be followed here, if so.
+    pub(super) refused: Option<Reason>,
+}
+
+/// A source after its checks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Parsed {
+    pub(super) claims: Vec<(usize, Claim)>,
+    pub(super) secrets: Vec<(usize, String, Known)>,
+    pub(super) rejected: Vec<Rejected>,
+}
+
+impl Parsed {
+    pub(super) fn of(source: Source, rules: Rules) -> Self {
+        let Source { file, content } = source;
+        let secret = file.strip_prefix("Secret/").map(str::to_owned);
+        let mut parsed = Self::default();
+        match content {
+            Content::Awaited => parsed.secrets.extend(secret.map(|name| (1, name, Known::Awaited))),
+            Content::Unreadable(reason) => {
+                let known = Known::Unreadable(reason.clone());
+                parsed.secrets.extend(secret.map(|name| (1, name, known)));
+                parsed.rejected.push(Rejected { file, document: 1, field: String::new(), reason });
+            }
+            Content::Object(manifest) => parsed.add(&file, 1, *manifest, rules),
+            Content::Text(text) => {
+                for (manifest, document) in read(&text).into_iter().zip(1..) {
+                    match manifest {
+                        Ok(manifest) => parsed.add(&file, document, manifest, rules),
+                        Err(errors) => parsed.rejected.extend(errors.into_iter().map(|error| Rejected {
+                            file: file.clone(),
+                            document: error.document,
+                            field: error.field,
+                            reason: error.reason,
+                        })),
+                    }
+                }
+            }
+        }
+        parsed
+    }
+
+    fn add(&mut self, file: &str, document: usize, manifest: Manifest, rules: Rules) {
+        match manifest {
+            Manifest::GitMirror(mirror) => {
+                let (claim, wrong) = Claim::of(Arc::new(*mirror), rules);
+                self.claims.extend(claim.map(|claim| (document, claim)));
+                self.rejected.extend(wrong.map(|(field, reason)| Rejected {
+                    file: file.to_owned(),
+                    document,
+                    field: field.to_owned(),
+                    reason,
+                }));
+            }
+            Manifest::Secret(secret) => {
+                let name = secret.metadata.name.clone().unwrap_or_default();
+                self.secrets.push((document, name, Known::Present(secret)));
+            }
+            // A GitCache says how a cluster runs agents; this one runs already.
+            Manifest::GitCache(_) => {}
+        }
+    }
+}
+
+impl Claim {
+    /// The claim, if the URL names a repository, and what is wrong: the field, and why.
+    fn of(mirror: Arc<GitMirror>, rules: Rules) -> (Option<Self>, Option<(&'static str, String)>) {
+        let url = match UpstreamUrl::parse(&mirror.spec.url) {
+            Ok(url) => url,
+            Err(error) => return (None, Some(("spec.url", error.to_string()))),
+        };
+        let wrong = check(&mirror.spec, &url, rules).err();
+        let refused = wrong.as_ref().map(|(field, _)| match *field {
+            "spec.access" => Reason::AccessUnsupported,
+            _ => Reason::InvalidUrl,
+        });
+        (Some(Self { mirror, url, refused }), wrong)
+    }
+
+    /// The mirror that a flag declares by nothing but its URL.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub(super) fn of_url(url: &str, rules: Rules) -> Result<Self, String> {
+        let parsed = UpstreamUrl::parse(url).map_err(|error: RepoIdError| error.to_string())?;
+        let mut mirror = GitMirror::new("", GitMirrorSpec::for_url(url));
+        mirror.metadata.name = Some(parsed.id().to_string());
+        match Self::of(Arc::new(mirror), rules) {
+            (Some(claim), None) => Ok(claim),
+            (_, wrong) => Err(wrong.map(|(_, reason)| reason).unwrap_or_default()),
+        }
+    }
+
+    /// The claim, if nothing is wrong with it here.
+    pub(super) fn checked(mirror: Arc<GitMirror>, rules: Rules) -> Option<Self> {
+        let (claim, wrong) = Self::of(mirror, rules);
+        claim.filter(|_| wrong.is_none())
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.mirror.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn repo(&self) -> &RepoId {
+        self.url.id()
+    }
+
+    /// The Secret that it names.
+    pub(super) fn secret(&self) -> Option<&str> {
+        self.mirror.spec.secret_ref.as_ref().map(|secret| secret.name.as_str())
+    }
+
+    /// What it lacks for the access that it asks for.
+    pub(super) fn unsupported(&self, rules: Rules) -> Option<&'static str> {
+        (self.mirror.spec.effective_access() == Access::Authenticated && !rules.tokens).then_some(
+            "access Authenticated needs tokens to compare with: give the agent --tokens FILE, or the GitCache \
+             spec.auth.tokensSecretRef",
+        )
+    }
+
+    /// The settings of the mirror, with these credentials.
+    pub(super) fn settings(&self, credentials: Result<Credentials, MissingCredentials>) -> Settings {
+        let spec = &self.mirror.spec;
+        Settings {
+            name: self.name().to_owned(),
+            url: self.url.clone(),
+            interval: spec.interval.get(),
+            timeout: spec.timeout.get(),
+            suspend: spec.suspend,
+            refs: spec.refs.clone(),
+            max_staleness: spec.freshness.max_staleness.get(),
+            look_timeout: spec.freshness.look_timeout.get(),
+            on_upstream_failure: spec.freshness.on_upstream_failure,
+            access: spec.effective_access(),
+            prewarm: spec.prewarm,
+            credentials,
+            snapshot: SnapshotSettings {
+                interval: spec.snapshot.interval.get(),
+                max_age: spec.snapshot.max_age.get(),
+            },
+            checkpoint: CheckpointSettings {
+                interval: spec.checkpoint.interval.get(),
+                keep: usize::try_from(spec.checkpoint.keep).unwrap_or(1).max(1),
+            },
+        }
+    }
+}
+
+fn check(spec: &GitMirrorSpec, url: &UpstreamUrl, rules: Rules) -> Result<(), (&'static str, String)> {
+    if url.scheme() == Scheme::File && !rules.allow_file {
+        let reason = "is a file:// URL: start the agent with --allow-file-upstreams to admit those";
+        return Err(("spec.url", reason.into()));
+    }
+    if spec.effective_access() == Access::Rbac && !rules.in_cluster {
+        let why = if spec.access.is_some() { "RBAC" } else { "RBAC, the default with a secretRef," };
+        let reason = format!("{why} needs a Kubernetes cluster: set Anonymous, Authenticated or Upstream");
+        return Err(("spec.access", reason));
+    }
+    Ok(())
+}
