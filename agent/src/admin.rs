@@ -1,27 +1,35 @@
 //! The admin port: probes, metrics, status, and a fetch on demand.
 //!
 //! Probes never depend on mirrors, upstreams or the store (P5): an agent that serves nothing yet is ready
-//! to say so.
+//! to say so. Nor do they wait for others who ask here: all other requests share a few places.
 
 pub mod gauges;
 pub mod status;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{Request, State},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
 use http::{HeaderValue, Method, StatusCode, header};
 use tarn_crds::repo::RepoId;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     fleet::{Fleet, budget::Keeper, prewarm::Warmer},
     metrics::Metrics,
 };
+
+/// Requests at once but for probes. Each may hold the text of all metrics, or wait for an upstream.
+const AT_ONCE: usize = 16;
+
+/// How long a request waits to be one of them.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -42,13 +50,25 @@ pub struct Admin {
 
 /// The router of the admin port.
 pub fn router(admin: Admin) -> Router {
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
     Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
         .fallback(order)
+        .layer(middleware::from_fn_with_state(at_once, in_turn))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .with_state(admin)
+}
+
+/// Lets few through at once.
+async fn in_turn(State(at_once): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match timeout(PATIENCE, at_once.acquire()).await {
+        Ok(Ok(_permit)) => next.run(request).await,
+        _ => {
+            (StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way; try again\n").into_response()
+        }
+    }
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {

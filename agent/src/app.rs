@@ -22,6 +22,7 @@ use crate::{
     admin::{self, Admin, gauges::Gauges, status::Probed},
     checkpoint::Archive,
     config::{self, Pod},
+    descriptors::{self, Raised, Shares},
     fleet::{
         Fleet, budget,
         cluster::{self, Cluster, ClusterError, Scope, cleanup::Cleanup, endpoints},
@@ -32,7 +33,7 @@ use crate::{
     },
     git::{Git, GitError},
     lfs::Lfs,
-    listen,
+    listen::{self, ConnectionLimits},
     metrics::Metrics,
     mirror::{
         Limits, Shared,
@@ -47,7 +48,7 @@ use crate::{
     },
     popularity::{self, Popularity},
     report::{Reporter, lease},
-    serve::{self, ServeError, Serving, hooks::Hooks, lately::Lately, limits, proxy::Proxy},
+    serve::{self, ServeError, Serving, hooks::Hooks, lately::Lately, limits::RequestLimits, proxy::Proxy},
     shutdown,
     store::{self, StoreError},
     tls::{Tls, TlsError},
@@ -60,9 +61,8 @@ const PACK_BUDGET: u64 = 10 << 30;
 /// The most that LFS objects take on the disk, if an eighth of the budget is not less.
 const LFS_BUDGET: u64 = 10 << 30;
 
-/// The admin port is the cluster's own: no limit of clients' keeps probes and scrapers out.
-const PROBES: listen::Limits =
-    listen::Limits { connections: 1024, per_client: 1024, silence: Duration::from_secs(60) };
+/// How long a connection to the admin port may be silent: probes ask at once.
+const ADMIN_SILENCE: Duration = Duration::from_secs(5);
 
 /// Why the agent cannot start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +126,7 @@ pub enum StartError {
 /// # Errors
 /// It cannot start.
 pub async fn run(config: config::Serve) -> Result<(), StartError> {
+    let shares = shares(&config.limits);
     let rules = Rules {
         allow_file: config.allow_file_upstreams,
         in_cluster: config.in_cluster,
@@ -197,7 +198,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let (lately, newly_asked) = (config.pack_ahead > 0).then(Lately::new).unzip();
     let serving = serving
         .with_hooks(Hooks::new(config.webhook_secret_file.clone()))
-        .with_limits(request_limits(&config))
+        .with_limits(request_limits(&config.limits, shares))
         .with_lately(lately);
 
     let serving = Arc::new(serving);
@@ -245,10 +246,16 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let store = store.map(|(archive, peers)| Probed { archive, peers });
     let counted = metrics.clone();
     let admin = Admin { fleet, warmer, budget, metrics, store, stopping: stopping.clone() };
-    let admin =
-        listen::serve(admin_port, admin::router(admin), None, PROBES, counted.clone(), stopped.clone());
+    let admin = listen::serve(
+        admin_port,
+        admin::router(admin),
+        None,
+        admin_limits(shares),
+        counted.clone(),
+        stopped.clone(),
+    );
     let admin = AbortOnDropHandle::new(tokio::spawn(admin));
-    let (router, limits) = (serve::router(serving), connection_limits(&config));
+    let (router, limits) = (serve::router(serving), connection_limits(&config.limits, shares));
     let serving = listen::serve(git_port, router, tls, limits, counted, stopping.clone());
     let mut serving = AbortOnDropHandle::new(tokio::spawn(serving));
     stopping.cancelled().await;
@@ -267,21 +274,58 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     Ok(())
 }
 
-fn connection_limits(config: &config::Serve) -> listen::Limits {
-    listen::Limits {
-        connections: config.limits.max_connections,
-        per_client: config.limits.max_connections_per_client,
-        silence: Duration::from_secs(config.limits.client_timeout.into()),
+/// Raises the limit of open files, and says what of it clients may take.
+fn shares(flags: &config::LimitFlags) -> Shares {
+    let limit = match descriptors::raise() {
+        Ok(Raised { from, to }) => {
+            if from < to {
+                tracing::info!(from, to, "the limit of open files is raised");
+            }
+            to
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+            descriptors::limit()
+        }
+    };
+    let shares = Shares::of(limit, flags.max_connections, flags.max_requests);
+    if shares.connections < flags.max_connections || shares.requests < flags.max_requests {
+        let (connections, requests) = (shares.connections, shares.requests);
+        tracing::warn!(
+            limit,
+            connections,
+            requests,
+            "fewer connections and requests than --max-connections and --max-requests allow: the limit of open files is too low for more (ulimit -n)"
+        );
+    }
+    shares
+}
+
+fn connection_limits(flags: &config::LimitFlags, shares: Shares) -> ConnectionLimits {
+    ConnectionLimits {
+        total: shares.connections,
+        per_client: part(flags.max_connections_per_client, shares.connections, flags.max_connections),
+        silence: Duration::from_secs(flags.client_timeout.into()),
     }
 }
 
-fn request_limits(config: &config::Serve) -> limits::Limits {
-    limits::Limits {
-        requests: config.limits.max_requests,
-        per_caller: config.limits.max_requests_per_client,
-        rate: config.limits.max_rate,
-        rate_per_caller: config.limits.max_rate_per_client,
+/// A quarter of the connections at most for one address: it is full for all only if four are up to it at once.
+fn admin_limits(shares: Shares) -> ConnectionLimits {
+    ConnectionLimits { total: shares.admin, per_client: shares.admin.div_ceil(4), silence: ADMIN_SILENCE }
+}
+
+fn request_limits(flags: &config::LimitFlags, shares: Shares) -> RequestLimits {
+    RequestLimits {
+        total: shares.requests,
+        per_client: part(flags.max_requests_per_client, shares.requests, flags.max_requests),
+        rate: flags.max_rate,
+        rate_per_client: flags.max_rate_per_client,
     }
+}
+
+/// The same part of what is `granted` as `own` is of what is `wanted`.
+fn part(own: usize, granted: usize, wanted: usize) -> usize {
+    if granted >= wanted { own } else { (own.min(wanted).saturating_mul(granted) / wanted.max(1)).max(1) }
 }
 
 /// What callers are judged by, and what keeps it up to date.

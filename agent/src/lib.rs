@@ -6,9 +6,9 @@
 pub mod telemetry;
 pub mod metrics;
 pub mod shutdown;
+pub mod descriptors;
 pub mod backoff;
 pub mod files;
-pub mod places;
 pub mod tls;
 pub mod git;
 pub mod protocol;

@@ -1,5 +1,8 @@
 //! A port: takes connections, plain or over TLS, and serves HTTP/1.1, and over TLS HTTP/2, until it is told to stop. What a
-//! client costs that sends nothing is bounded here; what its requests cost, in [`crate::serve::limits`].
+//! client costs that sends or takes nothing is bounded here; what its requests cost, in [`crate::serve::limits`].
+
+mod answer;
+mod connections;
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -7,7 +10,7 @@ use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{Request, Response, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
 use tokio::{
@@ -20,12 +23,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use crate::{
-    metrics::Metrics,
-    places::{Place, Places},
-    serve::Scheme,
-    tls::Tls,
-};
+use crate::{metrics::Metrics, serve::Scheme, tls::Tls};
+use answer::{PROGRESS, Pieces, Progress, Streams};
+pub use connections::ConnectionLimits;
+use connections::{Admitted, Connections, Seat};
 
 /// How long a client without room may take to be told so.
 const REFUSING: Duration = Duration::from_secs(1);
@@ -50,30 +51,17 @@ const STREAMS: u32 = 128;
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
     Content-Type: text/plain\r\nContent-Length: 56\r\n\r\nTooManyConnections: there is no room now; try again soon";
 
-/// How connections are taken.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// At once, of all clients.
-    pub connections: usize,
-    /// At once, of one address.
-    pub per_client: usize,
-    /// How long a client may take to send a request's head, and be silent before the next; how long it may take nothing
-    /// of an answer.
-    pub silence: Duration,
-}
-
 /// Serves until `until` is cancelled, and then what is under way to its end, with those whom the kernel has let in by then.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     tls: Option<Arc<Tls>>,
-    limits: Limits,
+    limits: ConnectionLimits,
     metrics: Metrics,
     until: CancellationToken,
 ) {
-    let seats = Places::new(limits.connections, limits.per_client);
-    let (silence, connections) = (limits.silence, TaskTracker::new());
-    let port = Port { router, tls, seats, silence, metrics, stopping: until, connections };
+    let (silence, open, connections) = (limits.silence, Connections::new(limits), TaskTracker::new());
+    let port = Port { router, tls, open, silence, metrics, stopping: until, connections };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -99,7 +87,7 @@ pub async fn serve(
 struct Port {
     router: Router,
     tls: Option<Arc<Tls>>,
-    seats: Places,
+    open: Connections,
     silence: Duration,
     metrics: Metrics,
     stopping: CancellationToken,
@@ -109,13 +97,20 @@ struct Port {
 impl Port {
     /// Serves a client, if there is room for it.
     fn admit(&self, stream: TcpStream, client: SocketAddr) {
-        let Ok(seat) = self.seats.take(client.ip(), || ()) else {
-            self.metrics.refused_connections.inc();
-            tokio::spawn(refuse(stream, self.tls.is_some()));
-            return;
+        let seat = match self.open.admit(client.ip()) {
+            Admitted::Yes(seat) => seat,
+            Admitted::Instead(seat) => {
+                self.metrics.replaced_connections.inc();
+                seat
+            }
+            Admitted::No => {
+                self.metrics.refused_connections.inc();
+                tokio::spawn(refuse(stream, self.tls.is_some()));
+                return;
+            }
         };
         let (router, stopping) = (self.router.clone(), self.stopping.clone());
-        let connection = Connection { router, client, silence: self.silence, stopping, _seat: seat };
+        let connection = Connection { router, client, silence: self.silence, stopping, seat };
         self.connections.spawn(connection.run(stream, self.tls.clone()));
     }
 
@@ -159,11 +154,19 @@ struct Connection {
     client: SocketAddr,
     silence: Duration,
     stopping: CancellationToken,
-    _seat: Place,
+    seat: Arc<Seat>,
 }
 
 impl Connection {
     async fn run(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
+        let (client, seat) = (self.client, self.seat.clone());
+        tokio::select! {
+            () = self.serve(stream, tls) => {}
+            () = seat.closed() => tracing::debug!(%client, "an idle connection makes way for another"),
+        }
+    }
+
+    async fn serve(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
         // Answers are written whole; waiting for more of them only delays the last packet.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -191,18 +194,17 @@ impl Connection {
         scheme: Scheme,
         version: Version,
     ) {
-        let (router, client) = (self.router, self.client);
+        let (router, client, seat) = (self.router, self.client, self.seat);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(client));
             request.extensions_mut().insert(scheme);
-            let mut router = router.clone();
+            let (mut router, busy) = (router.clone(), seat.begin());
             async move {
-                Ok::<Response<Body>, Infallible>(
-                    router.call(request).await.unwrap_or_else(|never| match never {}),
-                )
+                let answer = router.call(request).await.unwrap_or_else(|never| match never {});
+                Ok::<Response<Body>, Infallible>(answer.map(|body| Pieces::of(body, busy)))
             }
         });
-        let mut builder = Builder::new(TokioExecutor::new());
+        let mut builder = Builder::new(Streams { patience: self.silence });
         builder.http1().timer(TokioTimer::new()).header_read_timeout(self.silence).max_buf_size(MAX_HEAD);
         builder
             .http2()
@@ -212,16 +214,23 @@ impl Connection {
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX));
         let builder = if version == Version::HTTP_2 { builder.http2_only() } else { builder.http1_only() };
-        let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        // Over HTTP/1.1 all answers are sent by this task, one after the other; over HTTP/2 none is.
+        let progress = Arc::new(Progress::default());
+        let serving = async {
+            let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            tokio::select! {
+                ended = &mut serving => return ended,
+                () = self.stopping.cancelled() => {}
+            }
+            if let Ok(ended) = timeout(LAST_WORDS, &mut serving).await {
+                return ended;
+            }
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        };
         let ended = tokio::select! {
-            ended = &mut serving => ended,
-            () = self.stopping.cancelled() => match timeout(LAST_WORDS, &mut serving).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    serving.as_mut().graceful_shutdown();
-                    serving.await
-                }
-            },
+            ended = PROGRESS.scope(progress.clone(), serving) => ended,
+            () = progress.stalled(self.silence) => return tracing::debug!(%client, "the reader takes nothing"),
         };
         if let Err(error) = ended {
             // The client's doing, mostly; what Tarn breaks off has been told where it happened.
@@ -258,7 +267,7 @@ mod tests {
         let until = CancellationToken::new();
         until.cancel();
         let router = Router::new().route("/", axum::routing::get(async || "answered"));
-        let limits = Limits { connections: 100, per_client: 100, silence: Duration::from_secs(60) };
+        let limits = ConnectionLimits { total: 100, per_client: 100, silence: Duration::from_secs(60) };
         let began = tokio::time::Instant::now();
         serve(listener, router, None, limits, Metrics::new(), until).await;
         assert!(began.elapsed() < Duration::from_secs(30), "a silent client keeps the port open");

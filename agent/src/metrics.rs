@@ -156,6 +156,8 @@ pub struct Metrics {
     pub proxied_bytes: Counter,
     /// `tarn_serve_refused_connections_total`: connections that were too many.
     pub refused_connections: Counter,
+    /// `tarn_serve_replaced_connections_total`: idle connections that made way for others.
+    pub replaced_connections: Counter,
     /// `tarn_serve_hooks_total`: webhooks.
     pub hooks: Family<HookOutcome, Counter>,
     /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
@@ -243,6 +245,7 @@ impl Metrics {
             proxied: Family::default(),
             proxied_bytes: Counter::default(),
             refused_connections: Counter::default(),
+            replaced_connections: Counter::default(),
             hooks: Family::default(),
             pack_lookups: Family::default(),
             packs_ahead: Family::default(),
@@ -289,6 +292,8 @@ impl Metrics {
         serve.register_with_unit("proxied", "Bytes of peers' answers sent on", Unit::Bytes, bytes);
         let refused = metrics.refused_connections.clone();
         serve.register("refused_connections", "Connections that were too many", refused);
+        let replaced = metrics.replaced_connections.clone();
+        serve.register("replaced_connections", "Idle connections that made way for others", replaced);
         serve.register("hooks", "Webhooks", metrics.hooks.clone());
         serve.register("upload_packs", "Running git upload-pack children", metrics.upload_packs.clone());
         let access = registry.sub_registry_with_prefix("access");

@@ -38,7 +38,6 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
-use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::{
     access::{Guard, Voucher, caller::Caller},
@@ -64,9 +63,6 @@ use sent::Account;
 /// Children that may run at once, for each processor: they write to files, so they never wait for a
 /// client, and more of them would only take turns. Each has about 18 MB of its own besides the packs it maps.
 const UPLOAD_PACKS_PER_PROCESSOR: usize = 2;
-
-/// How long a client may be silent in the middle of a request's body.
-const BODY_SILENCE: Duration = Duration::from_secs(60);
 
 /// Says what an answer about refs rests on: `verified`, `reused; age=seconds` or `stale; age=seconds`.
 pub const FRESHNESS: HeaderName = HeaderName::from_static("tarn-freshness");
@@ -154,7 +150,7 @@ impl Serving {
             packs,
             proxy,
             hooks: Hooks::new(None),
-            requests: Requests::new(limits::Limits::default()),
+            requests: Requests::new(limits::RequestLimits::default()),
             queue,
             lately: None,
             popularity,
@@ -170,7 +166,7 @@ impl Serving {
 
     /// Has no more requests under way at once than these.
     #[must_use]
-    pub fn with_limits(self, limits: limits::Limits) -> Self {
+    pub fn with_limits(self, limits: limits::RequestLimits) -> Self {
         Self { requests: Requests::new(limits), ..self }
     }
 
@@ -295,8 +291,7 @@ async fn capabilities(git: &Git, disk: &Disk, format: ObjectFormat) -> Result<Ca
 
 /// The router of the git port.
 pub fn router(serving: Arc<Serving>) -> Router {
-    // A body that stops coming is an error to whoever reads it.
-    Router::new().fallback(handle).with_state(serving).layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
+    Router::new().fallback(handle).with_state(serving)
 }
 
 /// By which access a request's caller was let in. The declaration may have changed since.
@@ -386,10 +381,13 @@ async fn handle(
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = Origin::of(request.headers());
     let mut account = Account { label: "other", of: None };
-    let turn = serving.requests.begin(client.ip());
-    let answered = match &turn {
-        Ok(_) => dispatch(&serving, client, request, &mut account).await,
-        Err(full) => Err(Failure::full(*full)),
+    let limits = serving.requests.begin(client.ip());
+    let answered = match &limits {
+        Ok(limits) => {
+            request.extensions_mut().insert(limits.bodies.clone());
+            dispatch(&serving, client, request.map(body::paced), &mut account).await
+        }
+        Err(exceeded) => Err(Failure::too_many(*exceeded)),
     };
     let mut response = answered.unwrap_or_else(IntoResponse::into_response);
     if origin == Origin::Peer {
@@ -399,8 +397,8 @@ async fn handle(
     serving.metrics.requests.get_or_create(&Route { route: account.label, status }).inc();
     let millis = started.elapsed().as_millis();
     tracing::debug!(%method, path, status, millis, "request");
-    match turn {
-        Ok(turn) => sent::send(response, turn, account, client, started),
+    match limits {
+        Ok(limits) => sent::send(response, limits, account, client, started),
         Err(_) => response,
     }
 }
@@ -455,7 +453,7 @@ async fn dispatch(
             upload_pack::handle(serving, mirror, client.ip(), &parts, body, &mut account.label).await
         }
         Verb::ReceivePack => push::receive(&mirror, &parts.headers, body).await,
-        Verb::EnsureRefs => ensure_refs::handle(&mirror, &parts.headers, body).await,
+        Verb::EnsureRefs => ensure_refs::handle(&mirror, &parts, body).await,
         Verb::Snapshot => {
             // What is here, or streams from the store, is as good as a peer's.
             if is_cold(&mirror)

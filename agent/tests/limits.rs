@@ -1,4 +1,7 @@
-//! What clients may cost: connections, requests and bytes a second are limited, and silence ends a connection.
+//! What clients may cost: connections, requests, bodies and bytes a second are limited, and silence ends a connection.
+
+mod bodies;
+mod connections;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -51,30 +54,6 @@ async fn a_client_that_says_nothing_or_half_a_head_is_let_go() -> Result<()> {
     ensure!(ends(half, limit).await, "a client with half a head is kept");
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(answered.ask("GET", "/nothing", &[], b"").await.is_err(), "an idle connection is kept");
-    Ok(())
-}
-
-#[tokio::test]
-async fn ten_thousand_idle_connections_leave_room_for_others() -> Result<()> {
-    let scene = Scene::ready().await?;
-    let agent = limited(&scene, &[]).await?;
-    let address = agent.git_address()?;
-    let (began, mut held) = (Instant::now(), Vec::new());
-    for number in 0..10_000 {
-        // Those that are refused are closed by the agent; they count all the same.
-        if let Ok(stream) = from([127, 0, 0, 9], address).await {
-            held.push(stream);
-        }
-        ensure!(began.elapsed() < Duration::from_secs(40), "{number} connections took too long");
-    }
-    ensure!(held.len() > 9_000, "only {} connections were made", held.len());
-    let clone = scene.git.clone_repo(&agent.git_url(&scene.repo())?, &scene.place("clone"), &[]).await?;
-    clone.fsck().await?;
-    ensure!(agent.admin("/readyz").await?.status == 200, "it is not ready any more");
-    let refused: usize = agent.metric("tarn_serve_refused_connections_total").await?;
-    ensure!(refused >= 8_900, "{refused} were refused");
-    let resident = tarn_testkit::measure::peak_rss(agent.pid()?)?;
-    ensure!(resident < 150_000_000, "{resident} bytes of memory");
     Ok(())
 }
 

@@ -50,7 +50,11 @@ pub struct Connection {
 impl Connection {
     /// Connects.
     pub async fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
+        Self::over(TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?)
+    }
+
+    /// Goes on with a connection that there is.
+    pub fn over(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::new(stream) })
     }

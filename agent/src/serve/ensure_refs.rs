@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, body::Body, response::IntoResponse, response::Response};
-use http::HeaderMap;
+use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -46,8 +46,8 @@ const MAX_NAMES: usize = 10_000;
 ///
 /// # Errors
 /// The request makes no sense, or the upstream fails.
-pub async fn handle(mirror: &Mirror, headers: &HeaderMap, body: Body) -> Result<Response, Failure> {
-    let bytes = body::read(headers, body, "application/json").await?;
+pub async fn handle(mirror: &Mirror, parts: &Parts, body: Body) -> Result<Response, Failure> {
+    let bytes = body::read(parts, body, "application/json").await?;
     let bad = |reason: String| Failure::bad_request("BadRequest", reason);
     let object: Map<String, Value> =
         serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;

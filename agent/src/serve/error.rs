@@ -6,11 +6,13 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
 
-use super::proxy::{PEER, Told};
+use super::{
+    limits::Exceeded,
+    proxy::{PEER, Told},
+};
 use crate::{
     access::Refusal,
     mirror::{BringError, freshness::Unavailable, snapshots::Unready},
-    places::Full,
     protocol::{lfs::MEDIA_TYPE, pktline},
 };
 
@@ -119,12 +121,24 @@ impl Failure {
     }
 
     /// Too many requests are under way.
-    pub(super) fn full(full: Full) -> Self {
-        let (status, code, text) = match full {
-            Full::Client => {
-                (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", "too many requests of yours are under way")
-            }
-            Full::All => (StatusCode::SERVICE_UNAVAILABLE, "Busy", "too many requests are under way"),
+    pub(super) fn too_many(exceeded: Exceeded) -> Self {
+        Self::exceeded(
+            exceeded,
+            "too many requests of yours are under way",
+            "too many requests are under way",
+        )
+    }
+
+    /// Too much memory is taken by request bodies.
+    pub(super) fn no_room(exceeded: Exceeded) -> Self {
+        let all = "too many bytes of request bodies are being read";
+        Self::exceeded(exceeded, "too many bytes of your request bodies are being read", all)
+    }
+
+    fn exceeded(exceeded: Exceeded, client: &str, total: &str) -> Self {
+        let (status, code, text) = match exceeded {
+            Exceeded::Client => (StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", client),
+            Exceeded::Total => (StatusCode::SERVICE_UNAVAILABLE, "Busy", total),
         };
         Self { retry_after: Some(5), ..Self::new(status, code, format!("{text}; try again")) }
     }

@@ -20,7 +20,7 @@ use axum::{
 };
 use http::{HeaderMap, Method, StatusCode, request::Parts};
 use tarn_crds::repo::RepoId;
-use tokio::{sync::Semaphore, time};
+use tokio::time;
 
 use super::{
     Serving, body,
@@ -41,9 +41,6 @@ const MAX_BODY: usize = 5 << 20;
 /// How long a body may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Bodies that are read at once; they are in memory before anybody has proved anything.
-const AT_ONCE: usize = 4;
-
 /// The longest file of secrets that is read.
 const MAX_SECRETS: u64 = 64 << 10;
 
@@ -55,7 +52,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Hooks {
     /// Secrets, a line each; read anew for each request, so that a new one counts at once.
     secrets: Option<PathBuf>,
-    bodies: Semaphore,
     /// Mirrors that have a task under way, and what came meanwhile.
     under_way: Mutex<HashMap<RepoId, Option<Notice>>>,
 }
@@ -63,7 +59,7 @@ pub struct Hooks {
 impl Hooks {
     /// Hears who knows a secret of the file at `secrets`; nobody without one.
     pub fn new(secrets: Option<PathBuf>) -> Self {
-        Self { secrets, bodies: Semaphore::new(AT_ONCE), under_way: Mutex::default() }
+        Self { secrets, under_way: Mutex::default() }
     }
 
     fn under_way(&self) -> MutexGuard<'_, HashMap<RepoId, Option<Notice>>> {
@@ -132,13 +128,11 @@ async fn hear(serving: &Arc<Serving>, sender: Sender, parts: &Parts, body: Body)
         return Err(Failure::method("POST"));
     }
     let path = serving.hooks.secrets.as_deref().ok_or_else(Failure::no_hooks)?;
-    let body = {
-        let _turn = serving.hooks.bodies.try_acquire().map_err(|_| Failure::busy())?;
-        let body = time::timeout(PATIENCE, body::collect(body, MAX_BODY)).await;
-        body.map_err(|_| Failure::bad_request("BodyTooSlow", "the body did not arrive in time"))??
-    };
-    let secrets = read_secrets(path).await?;
-    if !sender.is_genuine(&parts.headers, &body, &secrets) {
+    // Without it, nothing that follows could be believed: the body need not be read.
+    let proof = sender.proof(&parts.headers).ok_or_else(Failure::not_genuine)?;
+    let body = time::timeout(PATIENCE, body::collect(parts, body, MAX_BODY)).await;
+    let body = body.map_err(|_| Failure::bad_request("BodyTooSlow", "the body did not arrive in time"))??;
+    if !proof.holds(&body, &read_secrets(path).await?) {
         return Err(Failure::not_genuine());
     }
     if !sender.moves_refs(&parts.headers) {

@@ -111,7 +111,7 @@ pub(super) async fn handle(
         Verb::Locks(rest) => {
             let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
             let body = match parts.method {
-                Method::POST => body::read(&parts.headers, body, MEDIA_TYPE).await?,
+                Method::POST => body::read(parts, body, MEDIA_TYPE).await?,
                 _ => Bytes::new(),
             };
             forward(serving, mirror, parts, &format!("/{rest}{query}"), body).await
@@ -120,7 +120,7 @@ pub(super) async fn handle(
 }
 
 async fn batch(serving: &Serving, mirror: &Mirror, parts: &Parts, body: Body) -> Result<Response, Failure> {
-    let body = body::read(&parts.headers, body, MEDIA_TYPE).await?;
+    let body = body::read(parts, body, MEDIA_TYPE).await?;
     let batch = Batch::parse(&body)?;
     if batch.operation == Operation::Upload {
         return forward(serving, mirror, parts, "/objects/batch", body).await;

@@ -17,7 +17,7 @@ use http_body::{Frame, SizeHint};
 use tarn_crds::repo::RepoId;
 use tokio::time::{Sleep, sleep_until};
 
-use super::limits::Turn;
+use super::limits::UnderLimits;
 use crate::{access::caller::Caller, metrics::Lookup, popularity::day::Taken};
 
 /// What a request turned out to be, as far as it came.
@@ -77,10 +77,10 @@ impl Line {
     }
 }
 
-/// Holds `response` to the rate of `turn`, and keeps the turn until it is over.
+/// Holds `response` to the rate of its client, and the request under way until it is over.
 pub(super) fn send(
     response: Response,
-    turn: Turn,
+    limits: UnderLimits,
     account: Account,
     client: SocketAddr,
     began: Instant,
@@ -90,14 +90,14 @@ pub(super) fn send(
         response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     response.map(|body| {
         let expected = told.or_else(|| body.size_hint().exact());
-        Body::new(Sent { body, turn, wait: None, bytes: 0, expected, ended: false, line })
+        Body::new(Sent { body, limits, wait: None, bytes: 0, expected, ended: false, line })
     })
 }
 
 /// The body of an answer.
 struct Sent {
     body: Body,
-    turn: Turn,
+    limits: UnderLimits,
     /// Until the next bytes may go.
     wait: Option<Pin<Box<Sleep>>>,
     bytes: u64,
@@ -127,7 +127,7 @@ impl HttpBody for Sent {
                 let sent = frame.data_ref().map_or(0, Bytes::len);
                 this.bytes += u64::try_from(sent).unwrap_or(0);
                 this.wait = this
-                    .turn
+                    .limits
                     .send(sent, tokio::time::Instant::now())
                     .map(|until| Box::pin(sleep_until(until)));
             }

@@ -61,7 +61,7 @@ pub async fn handle(
 ) -> Result<Response, Failure> {
     let headers = &parts.headers;
     let version = version(headers);
-    let bytes = body::read(headers, body, REQUEST).await?;
+    let bytes = body::read(parts, body, REQUEST).await?;
     if is_cold(&mirror) {
         *label = if bytes.windows(LS_REFS.len()).take(64).any(|part| part == LS_REFS) {
             "ls-refs"

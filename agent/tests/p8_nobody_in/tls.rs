@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tarn_testkit::agent::{Agent, manifest, repo_id};
+use tarn_testkit::agent::{Agent, Builder, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::upstream::{Fault, Operation, Upstream};
@@ -31,13 +31,21 @@ pub(crate) struct Secured {
 
 impl Secured {
     pub(crate) async fn start(prepare: impl AsyncFnOnce(&Upstream, &Repo) -> Result<()>) -> Result<Self> {
+        Self::of(agent(), prepare).await
+    }
+
+    /// The same, with an agent that has flags of its own.
+    pub(crate) async fn of(
+        agent: Builder,
+        prepare: impl AsyncFnOnce(&Upstream, &Repo) -> Result<()>,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         std::fs::create_dir(dir.path().join("upstream"))?;
         let upstream = Upstream::start(&dir.path().join("upstream"))?;
         let origin = upstream.seed("a.git").await?;
         prepare(&upstream, &origin).await?;
         show(dir.path(), "server")?;
-        let agent = agent().arg("--tls-cert").arg(dir.path().join("tls.crt"));
+        let agent = agent.arg("--tls-cert").arg(dir.path().join("tls.crt"));
         let agent = agent.arg("--tls-key").arg(dir.path().join("tls.key"));
         let yaml = manifest("a", &upstream.url("a.git"), &[]);
         let agent =

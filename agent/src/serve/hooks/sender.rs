@@ -26,6 +26,30 @@ const GITEA_EVENT: HeaderName = HeaderName::from_static("x-gitea-event");
 const GITEA_SIGNATURE: HeaderName = HeaderName::from_static("x-gitea-signature");
 const GENERIC_SIGNATURE: HeaderName = HeaderName::from_static("tarn-signature");
 
+const SHA256_BYTES: usize = 32;
+
+/// What a sender proves that it knows a secret with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::serve) enum Proof {
+    /// The secret itself.
+    Token(Vec<u8>),
+    /// The HMAC-SHA-256 of the body.
+    Signature(Vec<u8>),
+}
+
+impl Proof {
+    /// Whether whoever sent `body` knows one of the secrets. In constant time for each secret.
+    pub(in crate::serve) fn holds(&self, body: &[u8], secrets: &[String]) -> bool {
+        secrets.iter().any(|secret| match self {
+            Self::Token(token) => same(secret.as_bytes(), token),
+            Self::Signature(signature) => {
+                let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+                hmac::verify(&key, body, signature).is_ok()
+            }
+        })
+    }
+}
+
 impl Sender {
     /// The one whose route this is, such as `/hooks/github`.
     pub(in crate::serve) fn of(path: &str) -> Option<Self> {
@@ -48,25 +72,18 @@ impl Sender {
         }
     }
 
-    /// Whether whoever sent `body` knows one of the secrets. In constant time for each secret.
-    pub(in crate::serve) fn is_genuine(self, headers: &HeaderMap, body: &[u8], secrets: &[String]) -> bool {
+    /// What a request is to be proved genuine by; none where it cannot be, whatever its body says.
+    pub(in crate::serve) fn proof(self, headers: &HeaderMap) -> Option<Proof> {
         let [_, header] = self.headers();
         let mut values = headers.get_all(header).iter();
         // Of several, none is to be overheard.
-        let (Some(value), None) = (values.next(), values.next()) else { return false };
+        let (Some(value), None) = (values.next(), values.next()) else { return None };
         if self == Self::GitLab {
-            return secrets.iter().any(|secret| same(secret.as_bytes(), value.as_bytes()));
+            return Some(Proof::Token(value.as_bytes().to_owned()));
         }
-        let Ok(text) = value.to_str() else { return false };
-        let digits = match self {
-            Self::Gitea => Some(text),
-            Self::GitHub | Self::Generic | Self::GitLab => text.strip_prefix("sha256="),
-        };
-        let Some(signature) = digits.and_then(|digits| hex::decode(digits).ok()) else { return false };
-        secrets.iter().any(|secret| {
-            let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
-            hmac::verify(&key, body, &signature).is_ok()
-        })
+        let text = value.to_str().ok()?;
+        let digits = if self == Self::Gitea { text } else { text.strip_prefix("sha256=")? };
+        hex::decode(digits).ok().filter(|bytes| bytes.len() == SHA256_BYTES).map(Proof::Signature)
     }
 
     /// Whether the event is one that moves refs; others are taken and nothing follows.
@@ -143,8 +160,9 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
     }
 
-    fn secrets(all: &[&str]) -> Vec<String> {
-        all.iter().map(|secret| (*secret).to_owned()).collect()
+    fn genuine(sender: Sender, headers: &HeaderMap, body: &[u8], secrets: &[&str]) -> bool {
+        let secrets: Vec<_> = secrets.iter().map(|secret| (*secret).to_owned()).collect();
+        sender.proof(headers).is_some_and(|proof| proof.holds(body, &secrets))
     }
 
     #[test]
@@ -153,38 +171,32 @@ mod tests {
         let (secret, body) = ("It's a Secret to Everybody", b"Hello, World!");
         let good = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
         let signed = |value: &str| headers(&[(GITHUB_SIGNATURE, value)]);
-        let genuine = |value: &str, body: &[u8], all: &[&str]| {
-            Sender::GitHub.is_genuine(&signed(value), body, &secrets(all))
-        };
-        assert!(genuine(good, body, &["old", secret]));
-        assert!(!genuine(good, b"Hello, World?", &[secret]));
-        assert!(!genuine(good, body, &["other"]) && !genuine(good, body, &[]));
+        let github =
+            |value: &str, body: &[u8], all: &[&str]| genuine(Sender::GitHub, &signed(value), body, all);
+        assert!(github(good, body, &["old", secret]));
+        assert!(!github(good, b"Hello, World?", &[secret]));
+        assert!(!github(good, body, &["other"]) && !github(good, body, &[]));
         let bare = good.trim_start_matches("sha256=");
         for bad in
             [bare, "", "sha256=", "sha256=7", "sha256=zz", &good[..good.len() - 2], &format!("{good}00")]
         {
-            assert!(!genuine(bad, body, &[secret]), "{bad}");
+            assert_eq!(Sender::GitHub.proof(&signed(bad)), None, "{bad}");
         }
-        assert!(!Sender::GitHub.is_genuine(&HeaderMap::new(), body, &secrets(&[secret])));
+        assert_eq!(Sender::GitHub.proof(&HeaderMap::new()), None);
         let mut twice = signed(good);
         twice.append(GITHUB_SIGNATURE, HeaderValue::from_static("sha256=00"));
-        assert!(!Sender::GitHub.is_genuine(&twice, body, &secrets(&[secret])));
+        assert_eq!(Sender::GitHub.proof(&twice), None);
         // Gitea's header holds the digits alone.
-        assert!(Sender::Gitea.is_genuine(&headers(&[(GITEA_SIGNATURE, bare)]), body, &secrets(&[secret])));
-        assert!(Sender::Generic.is_genuine(
-            &headers(&[(GENERIC_SIGNATURE, good)]),
-            body,
-            &secrets(&[secret])
-        ));
+        assert!(genuine(Sender::Gitea, &headers(&[(GITEA_SIGNATURE, bare)]), body, &[secret]));
+        assert!(genuine(Sender::Generic, &headers(&[(GENERIC_SIGNATURE, good)]), body, &[secret]));
     }
 
     #[test]
     fn gitlab_sends_the_secret_itself() {
-        let genuine = |token: &str| {
-            Sender::GitLab.is_genuine(&headers(&[(GITLAB_TOKEN, token)]), b"", &secrets(&["one", "two"]))
-        };
-        assert!(genuine("one") && genuine("two"));
-        assert!(!genuine("") && !genuine("on") && !genuine("onetwo"));
+        let gitlab =
+            |token: &str| genuine(Sender::GitLab, &headers(&[(GITLAB_TOKEN, token)]), b"", &["one", "two"]);
+        assert!(gitlab("one") && gitlab("two"));
+        assert!(!gitlab("") && !gitlab("on") && !gitlab("onetwo"));
     }
 
     #[test]
@@ -231,7 +243,7 @@ mod tests {
                 let [_, header] = sender.headers();
                 if let Ok(value) = HeaderValue::from_str(&value) {
                     let headers = HeaderMap::from_iter([(header, value)]);
-                    prop_assert!(!sender.is_genuine(&headers, &body, &["canary-of-the-hook".to_owned()]));
+                    prop_assert!(!genuine(sender, &headers, &body, &["canary-of-the-hook"]));
                 }
             }
         }
