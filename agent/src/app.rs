@@ -47,12 +47,12 @@ use crate::{
         placement::{Follower, Placement},
     },
     popularity::{self, Popularity},
+    queue::{Capacities, Queue},
     report::{Reporter, lease},
     serve::{self, ServeError, Serving, hooks::Hooks, lately::Lately, limits::RequestLimits, proxy::Proxy},
     shutdown,
     store::{self, StoreError},
     tls::{Tls, TlsError},
-    upstream::hosts::Hosts,
 };
 
 /// The most that cached answers take on the disk, if an eighth of the budget is not less.
@@ -159,12 +159,14 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let peers = peers.map(|peers: Peers| peers.placed(placement.clone()));
     let share = config.disk_budget.bytes_of(disk.volume()?.total) / 8;
     let lfs = Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?;
-    let hosts = Hosts::new(config.upstream_connections.into(), metrics.clone());
+    let capacities = Capacities::here(at_once.get(), config.upstream_connections.into());
+    let weigh = popularity.clone();
+    let queue = Queue::new(capacities, move |id| weigh.of(id).weight(), popularity.sums(), metrics.clone());
     let shared = Shared {
         git: git.clone(),
         disk: disk.clone(),
         metrics: metrics.clone(),
-        limits: Arc::new(Limits::new(at_once.get(), popularity, hosts)),
+        limits: Arc::new(Limits::new(popularity, queue)),
         archive: archive.clone(),
         peers: peers.clone(),
         lfs,

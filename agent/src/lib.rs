@@ -9,6 +9,7 @@ pub mod shutdown;
 pub mod descriptors;
 pub mod backoff;
 pub mod files;
+pub mod queue;
 pub mod tls;
 pub mod git;
 pub mod protocol;

@@ -63,10 +63,10 @@ pub struct Basis {
     pub freshness: &'static str,
 }
 
-/// What was done to a mirror while it serves, or what was evicted.
+/// What is done, what was done to a mirror while it serves, or what was evicted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Work {
-    /// `repack` or `seed`; `undeclared`, `mirror`, `snapshot` or `packs`.
+    /// In the queue, the kind of bounded work; `repack` or `seed`; `undeclared`, `mirror`, `snapshot` or `packs`.
     pub work: &'static str,
 }
 
@@ -212,6 +212,10 @@ pub struct Metrics {
     pub agents: Gauge,
     /// `tarn_upstream_connections`: looks and fetches under way, at all upstream hosts.
     pub upstream_connections: Gauge,
+    /// `tarn_queue_running`: work that has its turn.
+    pub queue_running: Family<Work, Gauge>,
+    /// `tarn_queue_waiting`: work that waits for its turn.
+    pub queue_waiting: Family<Work, Gauge>,
     /// `tarn_upstream_waiting`: looks and fetches that wait for a connection.
     pub upstream_waiting: Gauge,
     /// `tarn_disk_evictions_total`: what left the disk so that others have room.
@@ -273,6 +277,8 @@ impl Metrics {
             unconditional: Gauge::default(),
             agents: Gauge::default(),
             upstream_connections: Gauge::default(),
+            queue_running: Family::default(),
+            queue_waiting: Family::default(),
             upstream_waiting: Gauge::default(),
             evictions: Family::default(),
             evicted: Counter::default(),
@@ -381,6 +387,9 @@ impl Metrics {
             "Looks and fetches that wait for a connection",
             metrics.upstream_waiting.clone(),
         );
+        let queue = registry.sub_registry_with_prefix("queue");
+        queue.register("running", "Bounded work that has its turn", metrics.queue_running.clone());
+        queue.register("waiting", "Bounded work that waits for its turn", metrics.queue_waiting.clone());
         let disk = registry.sub_registry_with_prefix("disk");
         disk.register("evictions", "What left the disk for want of room", metrics.evictions.clone());
         disk.register_with_unit("evicted", "Bytes of it", Unit::Bytes, metrics.evicted.clone());

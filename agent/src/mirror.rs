@@ -51,7 +51,8 @@ use crate::{
     metrics::Metrics,
     peers::{Peers, placement::Placement},
     popularity::Popularity,
-    upstream::{Credentials, LookError, Looker, hosts::Hosts},
+    queue::Queue,
+    upstream::{Credentials, LookError, Looker},
 };
 use cold::Cold;
 use demand::{Demand, Reading};
@@ -65,19 +66,11 @@ use worktree_lfs::WorktreeLfs;
 /// Requests that wait for one mirror's task; more are turned away, the client retries.
 const MAX_QUEUED: usize = 4096;
 
-/// Clones at once.
-const CLONES: usize = 4;
-
-/// Clones at once beyond them, of mirrors that somebody waits for.
-const AWAITED: usize = 2;
-
 /// Mirrors checked at once when an agent starts, and as many more that somebody waits for: each takes a child.
 const LOADS: usize = 4;
 
 /// How much all mirrors of the agent may do at once.
 pub struct Limits {
-    clones: Turns,
-    fetches: Semaphore,
     upkeep: Semaphore,
     /// Snapshots being built.
     snapshots: Semaphore,
@@ -87,8 +80,8 @@ pub struct Limits {
     cold: Cold,
     /// Whether the disk has room.
     pub room: Room,
-    /// Connections to upstreams.
-    hosts: Hosts,
+    /// Whose turn it is.
+    pub queue: Queue,
     /// Mirrors found on the disk at the start, while they are checked.
     loads: Turns,
     /// Over how many milliseconds the first looks of mirrors found on the disk are spread.
@@ -96,18 +89,15 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// `prewarms` clones at once, or four if that is more, are made of mirrors that nobody waits for. Clones are long and busy both sides; fetches are short, and someone may wait for them, so that they
-    /// have places of their own; upkeep takes turns, and so does the building of snapshots.
-    pub fn new(prewarms: usize, popularity: Popularity, hosts: Hosts) -> Self {
+    /// Upkeep takes turns, and so does the building of snapshots.
+    pub fn new(popularity: Popularity, queue: Queue) -> Self {
         Self {
-            clones: Turns::new(prewarms.max(CLONES), AWAITED, popularity.clone()),
-            fetches: Semaphore::new(8),
             upkeep: Semaphore::new(1),
             snapshots: Semaphore::new(1),
             finds: Semaphore::new(8),
             cold: Cold::default(),
             room: Room::default(),
-            hosts,
+            queue,
             loads: Turns::new(LOADS, LOADS, popularity),
             spread: AtomicU64::new(0),
         }

@@ -18,14 +18,13 @@ pub mod snapshot;
 pub mod bundle;
 pub mod lfs;
 pub mod push;
-pub mod queue;
 pub mod rendered;
 pub mod lately;
 pub mod upload_pack;
 pub mod ahead;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -38,6 +37,7 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
+use tokio::time::timeout;
 
 use crate::{
     access::{Guard, Voucher, caller::Caller},
@@ -50,19 +50,18 @@ use crate::{
     packs::Packs,
     popularity::{Popularity, day::Taken},
     protocol::advertisement::{AdvertisementError, Capabilities},
+    queue::{Activity, Priority, Ticket},
 };
 use error::Failure;
 use hooks::Hooks;
 use lately::Lately;
 use limits::Requests;
 use proxy::{Ask, Origin, Proxy, is_cold};
-use queue::Queue;
 use rendered::Rendered;
 use sent::Account;
 
-/// Children that may run at once, for each processor: they write to files, so they never wait for a
-/// client, and more of them would only take turns. Each has about 18 MB of its own besides the packs it maps.
-const UPLOAD_PACKS_PER_PROCESSOR: usize = 2;
+/// How long a request waits for its turn to start a child.
+const QUEUE_WAIT: Duration = Duration::from_secs(60);
 
 /// Says what an answer about refs rests on: `verified`, `reused; age=seconds` or `stale; age=seconds`.
 pub const FRESHNESS: HeaderName = HeaderName::from_static("tarn-freshness");
@@ -98,7 +97,6 @@ pub struct Serving {
     proxy: Proxy,
     hooks: Hooks,
     requests: Requests,
-    queue: Queue,
     /// What is asked for, where packs are made ahead.
     lately: Option<Lately>,
     rendered: Rendered,
@@ -138,8 +136,6 @@ impl Serving {
     ) -> Result<Self, ServeError> {
         let sha1 = capabilities(&git, disk, ObjectFormat::Sha1).await?;
         let sha256 = capabilities(&git, disk, ObjectFormat::Sha256).await?;
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let queue = Queue::new(processors * UPLOAD_PACKS_PER_PROCESSOR);
         Ok(Self {
             fleet,
             guard,
@@ -151,7 +147,6 @@ impl Serving {
             proxy,
             hooks: Hooks::new(None),
             requests: Requests::new(limits::RequestLimits::default()),
-            queue,
             lately: None,
             popularity,
             rendered: Rendered::default(),
@@ -174,6 +169,19 @@ impl Serving {
     #[must_use]
     pub fn with_lately(self, lately: Option<Lately>) -> Self {
         Self { lately, ..self }
+    }
+
+    /// Waits for the turn of a child that makes an answer for `client`; without one, ahead of who will ask. The turn lasts
+    /// until the ticket is dropped.
+    ///
+    /// # Errors
+    /// Too many wait, or it takes too long.
+    async fn turn(&self, client: Option<IpAddr>, mirror: &RepoId) -> Result<Ticket, Failure> {
+        let priority = client.map_or(Priority::Background, |_| Priority::Awaited);
+        let queue = &self.fleet.limits().queue;
+        let mut ticket = queue.admit(Activity::Pack(client), mirror, priority).ok_or_else(Failure::busy)?;
+        timeout(QUEUE_WAIT, ticket.called()).await.map_err(|_| Failure::busy())?;
+        Ok(ticket)
     }
 
     /// Somebody is given something of `mirror`.

@@ -6,7 +6,6 @@ pub mod github_app;
 pub mod forward;
 pub mod look;
 pub mod admission;
-pub mod hosts;
 pub mod lfs;
 
 pub use credentials::{Credentials, Secret};

@@ -1,5 +1,7 @@
 //! P7: memory, children and queues have limits; a child dies with its client.
 
+mod queue;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};

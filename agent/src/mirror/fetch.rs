@@ -6,12 +6,8 @@ use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{
-    Limits,
-    disk::{Disk, size},
-};
+use super::disk::{Disk, size};
 use crate::{
-    checkpoint::turns::Place,
     files::blocking,
     git::{
         Git, GitError, Oid, RefSet,
@@ -19,7 +15,7 @@ use crate::{
         remote::{self, Patience, Remote},
         stderr::FailureKind,
     },
-    upstream::hosts::Purpose,
+    queue::Ticket,
 };
 
 /// Why a clone or fetch failed.
@@ -72,12 +68,8 @@ pub struct Fetch {
     pub timeout: Duration,
     /// Where progress goes.
     pub progress: Arc<watch::Sender<Option<String>>>,
-    /// How much all mirrors may do at once.
-    pub limits: Arc<Limits>,
-    /// The upstream's host, and why it is asked.
-    pub host: (String, Purpose),
-    /// The turn of a clone.
-    pub turn: Option<Place>,
+    /// Its place in the queue.
+    pub ticket: Ticket,
 }
 
 impl Fetch {
@@ -87,21 +79,11 @@ impl Fetch {
     /// # Errors
     /// The mirror on the disk, if any, is as it was.
     pub async fn run(mut self) -> Result<u64, FetchError> {
-        let limits = self.limits.clone();
+        self.ticket.called().await;
         match &self.stored {
-            Some(stored) if stored.format() == self.target.format() => {
-                let _place = limits.fetches.acquire().await;
-                let _connection = limits.hosts.connect(&self.host.0, self.host.1).await;
-                self.update(stored).await?;
-            }
+            Some(stored) if stored.format() == self.target.format() => self.update(stored).await?,
             // A new mirror, or an upstream replaced by one with another hash function.
-            _ => {
-                if let Some(turn) = &mut self.turn {
-                    turn.called().await;
-                }
-                let _connection = limits.hosts.connect(&self.host.0, self.host.1).await;
-                self.create().await?;
-            }
+            _ => self.create().await?,
         }
         let dir = self.dir;
         Ok(tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or(0))

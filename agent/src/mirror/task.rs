@@ -45,11 +45,12 @@ use crate::{
         Archive, CheckpointError,
         publish::Checkpoint,
         restore::Outcome,
-        turns::{Lift, Urgency},
+        turns::{self, Urgency},
     },
     git::{Git, GitError, Oid, RefSet, remote::Remote},
     metrics::Metrics,
     peers::{Peers, placement::Placement},
+    queue::Lift,
     upstream::{LookError, Looker, credentials::Installed},
 };
 
@@ -156,8 +157,8 @@ enum Job {
         target: Arc<RefSet>,
         tips: HashSet<Oid>,
         began: Instant,
-        /// Of a clone, while it waits for its turn.
-        lift: Option<Lift>,
+        /// While it waits for its turn.
+        lift: Lift,
         result: AbortOnDropHandle<Result<u64, FetchError>>,
     },
     Extra {
@@ -166,7 +167,7 @@ enum Job {
     },
     Restore {
         began: Instant,
-        lift: Lift,
+        lift: turns::Lift,
         result: AbortOnDropHandle<Result<Outcome, CheckpointError>>,
     },
 }

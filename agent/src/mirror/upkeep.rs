@@ -17,7 +17,7 @@ use tokio::{
 use super::{Limits, disk::Disk};
 use crate::{
     git::{Git, GitError, Oid, pack},
-    metrics::Metrics,
+    queue::Queue,
 };
 
 /// Packs are put in order once no fetch has come for this long, …
@@ -83,8 +83,6 @@ pub struct Place {
     pub disk: Arc<Disk>,
     /// The mirror.
     pub dir: PathBuf,
-    /// For the number of running children.
-    pub metrics: Metrics,
     /// One at a time in the whole agent.
     pub limits: Arc<Limits>,
     /// Held while packs may disappear.
@@ -98,7 +96,7 @@ impl Place {
     /// Git fails; the mirror is as good as before.
     pub async fn run(self, upkeep: Upkeep, seed: Option<PathBuf>) -> Result<Option<PathBuf>, GitError> {
         let _turn = self.limits.upkeep.acquire().await;
-        calm(&self.metrics).await;
+        calm(&self.limits.queue).await;
         let started = Instant::now();
         let made = match upkeep {
             Upkeep::Seed(tip) => Some(self.make_seed(tip, seed.as_deref()).await?),
@@ -129,12 +127,10 @@ impl Place {
 }
 
 /// Waits until no child serves anyone, but not for ever.
-pub(super) async fn calm(metrics: &Metrics) {
+pub(super) async fn calm(queue: &Queue) {
     let calm = async {
         sleep(YIELD).await;
-        while metrics.upload_packs.get() > 0 {
-            sleep(Duration::from_millis(200)).await;
-        }
+        queue.calm().await;
     };
     let _ = timeout(MAX_WAIT, calm).await;
 }

@@ -244,7 +244,7 @@ impl Keeper {
             return Ok(State::Never("the upstream has none of the LFS objects that HEAD needs"));
         }
         let _turn = self.limits.snapshots.acquire().await;
-        calm(&self.metrics).await;
+        calm(&self.limits.queue).await;
         let (dir, name, work) = (self.dir(), commit.to_owned(), work.to_owned());
         let (path, content) = blocking(move || write(&work, &dir, &name)).await?;
         tracing::info!(commit, objects = count, bytes = content.0, "LFS objects gathered");

@@ -1,7 +1,7 @@
 //! `POST git-upload-pack`: refs from memory; objects from the pack cache, whose misses a child or, while
 //! the mirror is not there yet, the upstream fills.
 
-use std::{fs, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{fs, io, net::IpAddr, sync::Arc};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -15,7 +15,6 @@ use super::{
     error::Failure,
     info_refs::{fresh_refs, known_format},
     proxy::{Ask, Origin, is_cold},
-    queue::Place,
     version,
 };
 use crate::{
@@ -24,7 +23,7 @@ use crate::{
         stderr::FailureKind,
         upload_pack::{Job, ProtocolVersion, Tuning},
     },
-    metrics::{Lookup, Metrics},
+    metrics::Lookup,
     mirror::{BringError, Mirror, View, demand::Reading},
     packs::{Keep, Shelf, Spool},
     popularity::day::Taken,
@@ -43,9 +42,6 @@ const RESULT: &str = "application/x-git-upload-pack-result";
 
 /// How a request for refs begins in protocol v2, after its length.
 const LS_REFS: &[u8] = b"command=ls-refs";
-
-/// How long a request waits for its turn to start a child.
-const QUEUE_WAIT: Duration = Duration::from_secs(60);
 
 /// Answers the request of `client`; `label` becomes its kind.
 ///
@@ -79,14 +75,13 @@ pub async fn handle(
         request::parse(&bytes, version, format).map_err(|error| Failure::bad_request("BadRequest", error))?;
     let wanted = |request| Wanted {
         serving: serving.clone(),
-        line: format!("{client} {}", mirror.id()),
+        client: Some(client),
         mirror: mirror.clone(),
         format,
         version,
         request,
         body: bytes.clone(),
         reading: mirror.read(),
-        idle: false,
     };
     match request {
         Request::Probe => Ok(answer(RESULT, None, Body::empty())),
@@ -134,14 +129,13 @@ pub(super) fn begin_ahead(
     let key = request.key(&mirror.id().to_string(), format, &stored.refs);
     let wanted = Wanted {
         serving: serving.clone(),
-        line: format!("ahead {}", mirror.id()),
+        client: None,
         mirror: mirror.clone(),
         format,
         version: ProtocolVersion::V2,
         body: request.to_request(format).into(),
         request: None,
         reading,
-        idle: true,
     };
     let make = |spool| wanted.make(request, view, spool);
     Ok(Some((key, serving.packs.make_ahead(key, make)?)))
@@ -167,8 +161,8 @@ async fn format(serving: &Serving, mirror: &Mirror) -> Result<ObjectFormat, Fail
 #[derive(Clone)]
 struct Wanted {
     serving: Arc<Serving>,
-    /// The line it waits in for a child.
-    line: String,
+    /// Who asks; nobody yet where it is made ahead.
+    client: Option<IpAddr>,
     mirror: Mirror,
     format: ObjectFormat,
     version: ProtocolVersion,
@@ -177,8 +171,6 @@ struct Wanted {
     body: Bytes,
     /// Keeps the mirror's files, from before it is looked whether they are there.
     reading: Reading,
-    /// No client waits for it yet.
-    idle: bool,
 }
 
 impl Wanted {
@@ -323,8 +315,7 @@ impl Wanted {
         let Spool { file, writer, unwanted } = spool;
         let work = async {
             let busy = |_| ("too many requests wait".to_owned(), Blame::File);
-            let place = self.place().await.map_err(busy)?;
-            let _running = Running::new(&self.serving.metrics, place);
+            let _turn = self.serving.turn(self.client, self.mirror.id()).await.map_err(busy)?;
             let job = self.job(&request, &view).await;
             job.spool(&self.serving.git, file, |length| writer.grown(length)).await.map_err(|error| {
                 tracing::warn!(%error, "upload-pack failed");
@@ -355,18 +346,19 @@ impl Wanted {
                 (mirror, if near { Tuning::NearHaves } else { Tuning::Plain })
             }
         };
-        Job { repository, version: self.version, request: self.body.clone(), tuning, idle: self.idle }
-    }
-
-    async fn place(&self) -> Result<Place, Failure> {
-        let place = timeout(QUEUE_WAIT, self.serving.queue.place(&self.line)).await;
-        place.ok().flatten().ok_or_else(Failure::busy)
+        Job {
+            repository,
+            version: self.version,
+            request: self.body.clone(),
+            tuning,
+            idle: self.client.is_none(),
+        }
     }
 
     /// Streams the answer of a child that serves this request only.
     async fn stream(self, tuning: Tuning) -> Result<Response, Failure> {
         self.serving.metrics.pack_lookups.get_or_create(&Lookup::BYPASS).inc();
-        let running = Running::new(&self.serving.metrics, self.place().await?);
+        let turn = self.serving.turn(self.client, self.mirror.id()).await?;
         let reading = self.reading.clone();
         let (repository, request) = (self.mirror.dir().to_owned(), self.body.clone());
         let job = Job { repository, version: self.version, request, tuning, idle: false };
@@ -378,7 +370,7 @@ impl Wanted {
             None => Bytes::new(),
         };
         let held = child.inspect(move |_| {
-            let _held = (&running, &reading);
+            let _held = (&turn, &reading);
         });
         let mut response = self.respond(first, held);
         response.extensions_mut().insert(Lookup::BYPASS);
@@ -442,23 +434,4 @@ impl Wanted {
 
 fn unwanted_any_more() -> (String, Blame) {
     ("nobody wants it any more".to_owned(), Blame::File)
-}
-
-/// Counts a running child and holds its place.
-struct Running {
-    metrics: Metrics,
-    _place: Place,
-}
-
-impl Running {
-    fn new(metrics: &Metrics, place: Place) -> Self {
-        metrics.upload_packs.inc();
-        Self { metrics: metrics.clone(), _place: place }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.metrics.upload_packs.dec();
-    }
 }

@@ -91,8 +91,10 @@ impl Task {
     /// Somebody asks for the mirror: if it is to be restored or cloned, then before those that nobody has asked for.
     pub(super) fn awaited(&mut self) {
         self.checkpoints.awaited = true;
-        if let Some(Job::Restore { lift, .. } | Job::Refs { lift: Some(lift), .. }) = &self.job {
-            lift.lift();
+        match &self.job {
+            Some(Job::Restore { lift, .. }) => lift.lift(),
+            Some(Job::Refs { lift, .. }) => lift.lift(),
+            Some(Job::Extra { .. }) | None => {}
         }
     }
 

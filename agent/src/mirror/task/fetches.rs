@@ -17,7 +17,7 @@ use crate::{
         fetch::{Fetch, FetchError},
         state::Event,
     },
-    upstream::hosts::Purpose,
+    queue::{Activity, Priority},
 };
 
 impl Task {
@@ -32,8 +32,9 @@ impl Task {
         let stored = self.stored.as_ref().map(|stored| stored.refs.clone());
         log_moves(stored.as_deref(), &target);
         let clone = self.stored.as_ref().is_none_or(|stored| stored.refs.format() != target.format());
-        let turn = clone.then(|| self.limits.clones.enter(&self.id, self.checkpoints.urgency()));
-        let (turn, lift) = turn.unzip();
+        let activity = if clone { Activity::Clone } else { Activity::Fetch };
+        let ticket = self.limits.queue.enter(activity, &self.id, self.fetch_priority());
+        let lift = ticket.lift();
         let fetch = Fetch {
             git: self.git.clone(),
             disk: self.disk.clone(),
@@ -45,9 +46,7 @@ impl Task {
             patience: if self.state.caught_up { Patience::StallsFail } else { Patience::StallsAllowed },
             timeout: self.settings.timeout,
             progress: self.progress_out.clone(),
-            limits: self.limits.clone(),
-            host: (self.id.host().to_owned(), self.fetch_purpose()),
-            turn,
+            ticket,
         };
         let tips = target.tips().collect();
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.run().in_current_span()));
@@ -55,10 +54,10 @@ impl Task {
     }
 
     /// Whether somebody waits for the fetch that starts now.
-    fn fetch_purpose(&self) -> Purpose {
+    fn fetch_priority(&self) -> Priority {
         let clone = self.stored.is_none() && self.checkpoints.urgency() == Urgency::Awaited;
         let look = self.look.as_ref().is_some_and(|look| !look.waiters.is_empty());
-        if clone || look || !self.after_fetch.is_empty() { Purpose::AwaitedFetch } else { Purpose::Fetch }
+        if clone || look || !self.after_fetch.is_empty() { Priority::Awaited } else { Priority::Background }
     }
 
     pub(super) fn start_extra(&mut self, wanted: Wanted) {
@@ -66,10 +65,9 @@ impl Task {
         let (git, dir, remote) = (self.git.clone(), self.dir.clone(), upstream.remote());
         let oids = wanted.wants.iter().copied().collect();
         let (timeout, progress) = (self.settings.timeout, self.progress_out.clone());
-        let (limits, host) = (self.limits.clone(), self.id.host().to_owned());
+        let mut ticket = self.limits.queue.enter(Activity::Fetch, &self.id, Priority::Awaited);
         let fetch = async move {
-            let _place = limits.fetches.acquire().await;
-            let _connection = limits.hosts.connect(&host, Purpose::AwaitedFetch).await;
+            ticket.called().await;
             remote.fetch(&git, &dir, &oids, Patience::StallsFail, timeout, progress).await?;
             Ok(tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or(0))
         };

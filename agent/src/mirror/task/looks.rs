@@ -13,7 +13,8 @@ use crate::{
     metrics::Outcome,
     mirror::{BringError, Trouble, state::Event},
     protocol::ls_refs::LsRefs,
-    upstream::{LookError, hosts::Purpose},
+    queue::{Activity, Priority},
+    upstream::LookError,
 };
 
 /// With fewer refs than this (2,000 take 150 kB) a look at all of them costs no more than a look at some.
@@ -32,12 +33,12 @@ impl Task {
             error => LookError::Refused(error.to_string()),
         });
         let asked = prefixes.clone();
-        let (limits, host) = (self.limits.clone(), self.id.host().to_owned());
-        let purpose = if self.next_look.is_empty() { Purpose::Look } else { Purpose::AwaitedLook };
+        let priority = if self.next_look.is_empty() { Priority::Background } else { Priority::Awaited };
+        let mut ticket = self.limits.queue.enter(Activity::Look, &self.id, priority);
         let look = async move {
             match looker {
                 Ok(looker) => {
-                    let _connection = limits.hosts.connect(&host, purpose).await;
+                    ticket.called().await;
                     looker.look(&asked, limit).await
                 }
                 Err(error) => Err(error),

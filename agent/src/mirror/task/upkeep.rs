@@ -30,7 +30,6 @@ impl Task {
             git: self.git.clone(),
             disk: self.disk.clone(),
             dir: self.dir.clone(),
-            metrics: self.metrics.clone(),
             limits: self.limits.clone(),
             packs: self.packs.clone(),
         };

@@ -71,7 +71,7 @@ impl Work {
 
     pub(super) async fn build(&self, build: Build) -> Result<Done, SnapshotError> {
         let _turn = self.limits.snapshots.acquire().await;
-        calm(&self.metrics).await;
+        calm(&self.limits.queue).await;
         let (began, work) = (time::Instant::now(), build.work.clone());
         let built = build.run().await;
         let placed = match &built {
