@@ -14,6 +14,7 @@
 //! ```
 
 pub mod failpoint;
+pub mod error;
 pub mod manifest;
 pub mod plan;
 pub mod lineage;
@@ -27,19 +28,20 @@ pub mod wipe;
 
 use std::sync::Arc;
 
-use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
+use tarn_crds::repo::RepoId;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
-    git::GitError,
     popularity::Popularity,
     store::{Capabilities, SharedStore, StoreError, probe::probe},
 };
 use lease::Lease;
 use lineage::Lineage;
-use manifest::Keys;
-use publish::{Checkpoint, Publish};
+use manifest::{Checkpoint, Keys};
+use publish::Publish;
 use turns::Turns;
+
+pub use error::CheckpointError;
 
 /// Blocks of all restores in flight: enough to fill a link to a distant bucket.
 const FLIGHTS: usize = 16;
@@ -117,51 +119,5 @@ impl Archive {
     /// The checkpoints of `id`.
     pub fn lineage(&self, id: &RepoId) -> Lineage {
         Lineage { store: self.store.clone(), keys: Keys::of(id) }
-    }
-}
-
-/// Why a checkpoint could not be published or restored.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A generation that is incomplete or damaged.
-    #[error("generation {generation} is damaged: {reason}")]
-    Damaged {
-        /// Which.
-        generation: manifest::Generation,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Git, on this side.
-    #[error(transparent)]
-    Git(#[from] GitError),
-    /// This disk.
-    #[error("cannot write to the data directory: {0}")]
-    Disk(#[from] std::io::Error),
-    /// Other agents publish faster than this one.
-    #[error("other agents were faster {0} times in a row")]
-    Outrun(u32),
-    /// Another agent publishes, on a store where only one can at a time.
-    #[error("{} holds the lease: it publishes, or was killed within the last minute", if .0.is_empty() { "another agent" } else { .0 })]
-    Leased(String),
-    /// Publishing would replace a good checkpoint by one without refs.
-    #[error("the mirror has lost all its refs: not published, the last checkpoint stays")]
-    NoRefs,
-}
-
-impl CheckpointError {
-    /// The reason in status and metrics.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::Store(StoreError::Unreachable(_)) => Reason::StoreUnreachable,
-            Self::Store(StoreError::Denied(_)) => Reason::StoreDenied,
-            Self::Store(StoreError::Local { .. }) | Self::Disk(_) => Reason::DiskFull,
-            Self::Store(_) | Self::Outrun(_) | Self::Leased(_) => Reason::StoreError,
-            Self::Damaged { .. } => Reason::CheckpointDamaged,
-            Self::Git(error) => error.kind().reason(),
-            Self::NoRefs => Reason::VerificationFailed,
-        }
     }
 }

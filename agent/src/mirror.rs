@@ -43,7 +43,7 @@ use tracing::Instrument;
 use crate::{
     checkpoint::{
         Archive,
-        publish::Checkpoint,
+        manifest::Checkpoint,
         turns::{Turns, Urgency},
     },
     git::{Git, Oid, RefSet, remote},

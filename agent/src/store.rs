@@ -19,6 +19,7 @@
 pub mod dir;
 pub mod s3;
 pub mod probe;
+pub mod clock;
 
 use std::{
     fmt, io,

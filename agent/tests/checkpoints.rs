@@ -2,6 +2,7 @@
 //! runs on both stores: a directory, and a bucket of a real S3 server.
 
 mod access;
+mod blame;
 mod cli;
 mod damage;
 mod disk;

@@ -15,8 +15,8 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::{CheckpointError, manifest::Writer, retain::store_clock};
-use crate::store::{PutMode, SharedStore, StoreError};
+use super::{CheckpointError, manifest::Writer};
+use crate::store::{PutMode, SharedStore, StoreError, clock::store_clock};
 
 /// How long a lease stands after it was written: a killed holder's keeps the others waiting for so long.
 const TERM: Duration = Duration::from_secs(60);

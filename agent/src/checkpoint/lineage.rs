@@ -8,8 +8,7 @@ use serde_json::json;
 
 use super::{
     CheckpointError,
-    manifest::{Generation, Keys, MAX_MANIFEST, Manifest, unpack_refs},
-    publish::Checkpoint,
+    manifest::{Checkpoint, Generation, Keys, MAX_MANIFEST, Manifest, unpack_refs},
 };
 use crate::{
     blockfile::Digest,
@@ -106,21 +105,27 @@ impl Lineage {
         got.map_err(|error| if error.is_damage() { generation.damaged(error) } else { error.into() })
     }
 
-    /// Makes sure that the store has every pack that `manifest` names, in its length.
+    /// The manifest of `generation`, if the store has all that it names, in its length: packs, and every list of refs
+    /// that increments add to.
     ///
     /// # Errors
     /// [`CheckpointError::Damaged`] where it has not.
-    pub async fn check_packs(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
-        let there = list_all(&*self.store, &self.keys.packs()).await?;
+    pub async fn whole(&self, generation: Generation) -> Result<Manifest, CheckpointError> {
+        let manifest = self.manifest(generation).await?;
+        let mut there = list_all(&*self.store, &self.keys.packs()).await?;
+        there.extend(list_all(&*self.store, &self.keys.all_refs()).await?);
         let there: BTreeMap<String, u64> = there.into_iter().map(|meta| (meta.key, meta.bytes)).collect();
-        for (pack, file) in manifest.files() {
-            let key = self.keys.file(pack, file.kind);
-            if there.get(&key) != Some(&file.bytes) {
+        let packs = manifest.files().map(|(pack, file)| (self.keys.file(pack, file.kind), Some(file.bytes)));
+        let since = manifest.refs_objects().skip(1).map(|name| (self.keys.refs(name), None));
+        let refs = (self.keys.refs(manifest.refs.name), Some(manifest.refs.bytes));
+        for (key, bytes) in packs.chain(since).chain([refs]) {
+            let found = there.get(&key);
+            if found.is_none_or(|found| bytes.is_some_and(|bytes| bytes != *found)) {
                 let reason = format!("{key} is not in the store, or has another length");
-                return Err(manifest.generation.damaged(reason));
+                return Err(generation.damaged(reason));
             }
         }
-        Ok(())
+        Ok(manifest)
     }
 
     /// Marks `generation` bad: nobody restores it or builds on it from now on.

@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tarn_crds::repo::RepoId;
 
-use super::CheckpointError;
 use crate::{
     blockfile::{Digest, Layout},
     git::{Head, ObjectFormat, RefSet},
@@ -37,13 +36,6 @@ impl Generation {
     }
 }
 
-impl Generation {
-    /// What is wrong with it, as an error.
-    pub(super) fn damaged(self, reason: impl fmt::Display) -> CheckpointError {
-        CheckpointError::Damaged { generation: self, reason: reason.to_string() }
-    }
-}
-
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -70,6 +62,29 @@ pub struct Manifest {
     pub refs: Refs,
     /// The base, then the increments, oldest first.
     pub packs: Vec<Pack>,
+}
+
+/// A checkpoint in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Its number.
+    pub generation: Generation,
+    /// When it was made, by its writer's clock.
+    pub time: Timestamp,
+    /// The length of all it names.
+    pub bytes: u64,
+    /// The digest of its refs.
+    pub digest: String,
+    /// What this agent uploaded for it; 0 where another agent made it.
+    pub uploaded: u64,
+}
+
+impl Checkpoint {
+    pub(super) fn of(manifest: &Manifest, uploaded: u64) -> Self {
+        let digest = manifest.refs.digest.clone();
+        let (generation, time, bytes) = (manifest.generation, manifest.time, manifest.bytes());
+        Self { generation, time, bytes, digest, uploaded }
+    }
 }
 
 /// Who made a manifest: a writer that lost the answer to its own creation recognises it by this.

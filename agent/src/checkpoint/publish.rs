@@ -15,10 +15,11 @@ use tokio::sync::Mutex;
 
 use super::{
     CheckpointError,
+    error::is_doubtful,
     failpoint::FailPoint,
     lease::Lease,
     lineage::Lineage,
-    manifest::{self, File, FileKind, Generation, Manifest, Pack, Refs, Writer},
+    manifest::{self, Checkpoint, File, FileKind, Generation, Manifest, Pack, Refs, Writer},
     plan::{Plan, plan},
 };
 use crate::{
@@ -51,29 +52,6 @@ pub struct Publish {
     pub lease: Option<Lease>,
 }
 
-/// A checkpoint in the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// Its number.
-    pub generation: Generation,
-    /// When it was made, by its writer's clock.
-    pub time: Timestamp,
-    /// The length of all it names.
-    pub bytes: u64,
-    /// The digest of its refs.
-    pub digest: String,
-    /// What this agent uploaded for it; 0 where another agent made it.
-    pub uploaded: u64,
-}
-
-impl Checkpoint {
-    pub(super) fn of(manifest: &Manifest, uploaded: u64) -> Self {
-        let digest = manifest.refs.digest.clone();
-        let (generation, time, bytes) = (manifest.generation, manifest.time, manifest.bytes());
-        Self { generation, time, bytes, digest, uploaded }
-    }
-}
-
 /// The generation to build on, or the lack of one.
 struct Parent {
     manifest: Option<Manifest>,
@@ -103,7 +81,15 @@ impl Publish {
                 None => view.insert(self.pin().await?),
             };
             FailPoint::PublishPinned.reached();
-            let made = self.make(&parent, view, &mut uploaded).await?;
+            let made = match self.make(&parent, view, &mut uploaded).await {
+                // A list of refs to build on is lost or spoilt: the next attempt begins anew.
+                Err(CheckpointError::Damaged { generation, reason }) => {
+                    self.give_up(generation, &reason).await?;
+                    parent = self.parent().await?;
+                    continue;
+                }
+                made => made?,
+            };
             FailPoint::PublishUploaded.reached();
             if let Some(lease) = &self.lease {
                 lease.confirm().await?;
@@ -137,22 +123,26 @@ impl Publish {
         let generations = self.lineage.generations().await?;
         let (next, mut found) = (generations.next(), None);
         if let Some(newest) = generations.parent() {
-            let sound = async {
-                let manifest = self.lineage.manifest(newest).await?;
-                self.lineage.check_packs(&manifest).await?;
-                Ok(manifest)
-            };
-            match sound.await {
+            let mut sound = self.lineage.whole(newest).await;
+            if is_doubtful(&sound) {
+                sound = self.lineage.whole(newest).await;
+            }
+            match sound {
                 Ok(manifest) if manifest.object_format() == self.refs.format() => found = Some(manifest),
                 Ok(_) => tracing::info!("the upstream's object format has changed; publishing anew"),
                 Err(CheckpointError::Damaged { generation, reason }) => {
-                    tracing::warn!(%generation, reason, "the newest checkpoint is damaged; publishing anew");
-                    self.lineage.mark_bad(generation, &self.agent, &reason).await?;
+                    self.give_up(generation, &reason).await?;
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(Parent { manifest: found, next })
+    }
+
+    /// Marks the newest generation, so that nobody builds on it.
+    async fn give_up(&self, generation: Generation, reason: &str) -> Result<(), CheckpointError> {
+        tracing::warn!(%generation, reason, "the newest checkpoint is damaged; publishing anew");
+        Ok(self.lineage.mark_bad(generation, &self.agent, reason).await?)
     }
 
     async fn pin(&self) -> Result<PathBuf, CheckpointError> {
@@ -234,8 +224,12 @@ impl Publish {
         view: &Path,
         tips: &[Oid],
     ) -> Result<Option<New>, CheckpointError> {
-        let old = self.lineage.refs(parent.generation, since, parent.object_format()).await?;
-        let old: Vec<Oid> = old.tips().collect();
+        let (generation, format) = (parent.generation, parent.object_format());
+        let mut old = self.lineage.refs(generation, since, format).await;
+        if is_doubtful(&old) {
+            old = self.lineage.refs(generation, since, format).await;
+        }
+        let old: Vec<Oid> = old?.tips().collect();
         // A branch that was reset or deleted may have left nothing here: then more is packed than needed.
         let missing = remote::missing(&self.git, view, &old).await?;
         let old: Vec<Oid> = old.into_iter().filter(|oid| !missing.contains(oid)).collect();

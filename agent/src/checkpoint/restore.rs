@@ -1,7 +1,9 @@
 //! Restoring: the newest good generation, its packs straight into place, checked before anyone sees it.
 //!
-//! A generation that is incomplete or damaged is marked, and the one before it is tried. Trouble with the store
-//! or the disk is no reason to give a generation up: the caller tries again, or clones.
+//! A generation that is missing something, or holds other bytes than it should, is tried twice and then passed over for
+//! the one before it. At most one is marked bad: several that fail on one machine may have nothing in common but that
+//! machine, so that the next restore, perhaps another agent's, judges the next. Trouble with the store, the disk or
+//! git marks nothing: the caller tries again, or clones.
 
 use std::{
     io,
@@ -18,16 +20,16 @@ use tokio::{
 
 use super::{
     CheckpointError,
+    error::is_doubtful,
     failpoint::FailPoint,
     lineage::Lineage,
-    manifest::{File, FileKind, Generation, Manifest, Pack},
+    manifest::{Checkpoint, File, FileKind, Generation, Manifest, Pack},
     parts::{self, Parts},
-    publish::Checkpoint,
 };
 use crate::{
     blockfile::{Blame, BlockFileError, Digest, Download, Options, Source},
     files::remove_tree,
-    git::{Git, GitError, Oid, RefSet, pack, remote},
+    git::{Git, Oid, RefSet, pack, remote, stderr::Culprit},
 };
 
 /// How often progress is told.
@@ -83,19 +85,27 @@ impl Restore {
         let generations = self.lineage.generations().await?;
         let mut passed_over = Vec::new();
         for generation in generations.good() {
-            match self.one(generation).await {
+            remove_tree(&self.staged)?;
+            let mut result = self.one(generation).await;
+            if is_doubtful(&result) {
+                remove_tree(&self.staged)?;
+                result = self.one(generation).await;
+            }
+            match result {
                 Ok(restored) => return Ok(Outcome { restored: Some(restored), passed_over }),
                 Err(CheckpointError::Damaged { reason, .. }) => {
                     tracing::warn!(%generation, reason, "a checkpoint is damaged; it is passed over");
-                    if let Err(error) = self.lineage.mark_bad(generation, &self.agent, &reason).await {
+                    if passed_over.is_empty()
+                        && let Err(error) = self.lineage.mark_bad(generation, &self.agent, &reason).await
+                    {
                         tracing::warn!(%generation, %error, "the damaged checkpoint cannot be marked");
                     }
                     passed_over.push((generation, reason));
-                    remove_tree(&self.staged)?;
                 }
                 Err(error) => return Err(error),
             }
         }
+        remove_tree(&self.staged)?;
         Ok(Outcome { restored: None, passed_over })
     }
 
@@ -192,7 +202,7 @@ impl Restore {
         };
         let base: Vec<Oid> = base.tips().collect();
         match pack::check_closure(&self.git, &self.staged, &tips, &base).await {
-            Err(error @ GitError::Failed { .. }) => {
+            Err(error) if error.culprit() == Culprit::Repository => {
                 Err(generation.damaged(format!("it is incomplete: {error}")))
             }
             result => Ok(result?),

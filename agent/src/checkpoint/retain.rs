@@ -6,7 +6,6 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
@@ -14,7 +13,7 @@ use super::{
     lineage::{Generations, Lineage},
     manifest::{Generation, Keys, Manifest},
 };
-use crate::store::{Meta, PutMode, Store, StoreError, list_all};
+use crate::store::{Meta, Store, StoreError, clock::store_clock, list_all};
 
 /// How long a generation that newer ones have pushed out, and an object without a manifest, are kept.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
@@ -40,18 +39,11 @@ pub fn outdated(generations: &Generations, keep: usize, grace: Duration, now: Ti
 }
 
 /// The objects among `there` that no manifest in `kept` names, older than `grace`.
-pub fn unnamed(
-    keys: &Keys,
-    kept: &[Manifest],
-    there: &[Meta],
-    grace: Duration,
-    now: Timestamp,
-) -> Vec<String> {
+fn unnamed(keys: &Keys, kept: &[Manifest], there: Vec<Meta>, grace: Duration, now: Timestamp) -> Vec<Meta> {
     let files = kept.iter().flat_map(Manifest::files).map(|(pack, file)| keys.file(pack, file.kind));
     let refs = kept.iter().flat_map(Manifest::refs_objects).map(|name| keys.refs(name));
     let named: BTreeSet<String> = files.chain(refs).collect();
-    let goes = |meta: &&Meta| !named.contains(&meta.key) && is_older(meta, grace, now);
-    there.iter().filter(goes).map(|meta| meta.key.clone()).collect()
+    there.into_iter().filter(|meta| !named.contains(&meta.key) && is_older(meta, grace, now)).collect()
 }
 
 /// What there is to remove of one mirror.
@@ -60,9 +52,14 @@ pub struct Garbage {
     /// Manifests and marks.
     pub manifests: Vec<String>,
     /// Packs and lists of refs.
-    pub objects: Vec<String>,
-    /// The length of those, in bytes.
-    pub bytes: u64,
+    pub objects: Vec<Meta>,
+}
+
+impl Garbage {
+    /// The length of its objects, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.objects.iter().map(|meta| meta.bytes).sum()
+    }
 }
 
 /// Finds what may go.
@@ -86,11 +83,10 @@ pub async fn find(lineage: &Lineage, keep: usize, grace: Duration) -> Result<Gar
     }
     let mut there = list_all(store, &keys.packs()).await?;
     there.extend(list_all(store, &keys.all_refs()).await?);
-    let objects = unnamed(keys, &kept, &there, grace, now);
-    let bytes = there.iter().filter(|meta| objects.contains(&meta.key)).map(|meta| meta.bytes).sum();
+    let objects = unnamed(keys, &kept, there, grace, now);
     let marks = outdated.iter().filter(|g| generations.bad.contains(g)).map(|g| keys.bad(*g));
     let manifests = outdated.iter().map(|g| keys.manifest(*g)).chain(marks).collect();
-    Ok(Garbage { manifests, objects, bytes })
+    Ok(Garbage { manifests, objects })
 }
 
 /// Whether an object was written at least `age` before `now`, the store's time.
@@ -98,26 +94,22 @@ pub fn is_older(meta: &Meta, age: Duration, now: Timestamp) -> bool {
     now.duration_since(meta.modified) >= SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX)
 }
 
-/// The time by the clock that dates objects; this machine's may be wrong by days.
-///
-/// # Errors
-/// The store's.
-pub async fn store_clock(store: &dyn Store) -> Result<Timestamp, StoreError> {
-    store.put(CLOCK, Bytes::new(), PutMode::Overwrite).await?;
-    Ok(store.head(CLOCK).await?.0.modified)
-}
-
-/// An object that is written to see when.
-const CLOCK: &str = "v1/_clock";
-
 /// Removes `garbage`: manifests first, so that none names what is gone. What such a manifest named goes the next
-/// time. Uploads below `prefix` that nobody has ended in a day end here.
+/// time. An object that somebody has put again since it was listed stays: it is about to be named. Uploads below
+/// `prefix` that nobody has ended in a day end here.
 ///
 /// # Errors
 /// The store's; what is left goes the next time.
 pub async fn remove(store: &dyn Store, prefix: &str, garbage: &Garbage) -> Result<(), StoreError> {
-    for key in garbage.manifests.iter().chain(&garbage.objects) {
+    for key in &garbage.manifests {
         store.delete(key).await?;
+    }
+    for listed in &garbage.objects {
+        match store.head(&listed.key).await {
+            Ok((now, _)) if now.modified == listed.modified => store.delete(&listed.key).await?,
+            Ok(_) | Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
     }
     store.abort_uploads(prefix, GRACE).await?;
     Ok(())

@@ -15,7 +15,7 @@ use super::{
     command::{Command, Git, GitError},
     object::{ObjectFormat, Oid},
     refs::{Head, Ref, RefSet},
-    stderr::FailureKind,
+    stderr::{Culprit, FailureKind, local, plain},
 };
 use crate::files::remove_tree;
 
@@ -225,7 +225,14 @@ pub async fn missing(git: &Git, dir: &Path, oids: &[Oid]) -> Result<HashSet<Oid>
     let command = git.command("cat-file").git_dir(dir).args(["--batch-check=%(objectname)", "--buffer"]);
     let output = command.input(input).run(LOCAL_LIMIT).await?;
     let lacking = output.stdout.lines().filter_map(|line| line.strip_suffix(b" missing"));
-    Ok(lacking.filter_map(Oid::from_hex).collect())
+    let lacking: HashSet<Oid> = lacking.filter_map(Oid::from_hex).collect();
+    match local("cat-file", &output.stderr) {
+        // Git calls missing what is in a pack that it could not open.
+        Some((kind, line)) if kind.culprit() == Culprit::Machine && !lacking.is_empty() => {
+            Err(GitError::Failed { verb: "cat-file".into(), kind, message: plain(line) })
+        }
+        _ => Ok(lacking),
+    }
 }
 
 /// Removes what [`Remote::fetch_by_name`] parked.

@@ -36,7 +36,7 @@ pub(super) async fn run(args: &GcArgs) -> Result<(), InspectError> {
             checkpoints: garbage.manifests.len(),
             snapshots: archives.manifests.len(),
             objects: garbage.objects.len() + archives.objects.len(),
-            bytes: garbage.bytes + archives.bytes,
+            bytes: garbage.bytes() + archives.bytes(),
             removed: !args.dry_run,
         });
     }

@@ -43,7 +43,7 @@ use super::{
 use crate::{
     checkpoint::{
         Archive, CheckpointError,
-        publish::Checkpoint,
+        manifest::Checkpoint,
         restore::Outcome,
         turns::{self, Urgency},
     },

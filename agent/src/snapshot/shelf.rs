@@ -12,7 +12,7 @@ use crate::{
         manifest::Generation,
         retain::{self, Garbage},
     },
-    store::{Meta, PutMode, SharedStore, StoreError, list_all},
+    store::{Meta, PutMode, SharedStore, StoreError, clock::store_clock, list_all},
 };
 use bytes::Bytes;
 
@@ -120,7 +120,7 @@ impl Shelf {
     /// The store's, or a manifest that is to stay cannot be read: then nothing may go.
     pub async fn garbage(&self, grace: Duration) -> Result<Garbage, SnapshotError> {
         let generations = self.generations().await?;
-        let now = retain::store_clock(&*self.store).await?;
+        let now = store_clock(&*self.store).await?;
         let outdated = retain::outdated(&generations, KEEP, grace, now);
         let mut kept = Vec::new();
         for generation in generations.written.keys().filter(|g| !outdated.contains(g)) {
@@ -131,14 +131,12 @@ impl Shelf {
             }
         }
         let there = list_all(&*self.store, self.keys.all()).await?;
-        let archives = there.iter().filter(|meta| meta.key.ends_with(".tar.zst"));
-        let gone = |meta: &&Meta| !kept.contains(&meta.key) && retain::is_older(meta, grace, now);
-        let archives: Vec<&Meta> = archives.filter(gone).collect();
+        let archives = there.into_iter().filter(|meta| meta.key.ends_with(".tar.zst"));
+        let gone = |meta: &Meta| !kept.contains(&meta.key) && retain::is_older(meta, grace, now);
         let marks = outdated.iter().filter(|g| generations.bad.contains(g)).map(|g| self.keys.bad(*g));
         Ok(Garbage {
             manifests: outdated.iter().map(|g| self.keys.manifest(*g)).chain(marks).collect(),
-            objects: archives.iter().map(|meta| meta.key.clone()).collect(),
-            bytes: archives.iter().map(|meta| meta.bytes).sum(),
+            objects: archives.filter(gone).collect(),
         })
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use tarn_agent::checkpoint::lineage::Lineage;
-use tarn_agent::checkpoint::manifest::{Generation, Keys};
-use tarn_agent::checkpoint::publish::{Checkpoint, Publish};
+use tarn_agent::checkpoint::manifest::{Checkpoint, Generation, Keys};
+use tarn_agent::checkpoint::publish::Publish;
 use tarn_agent::checkpoint::{Archive, CheckpointError};
 use tarn_agent::git::{Git as AgentGit, ObjectFormat, RefSet};
 use tarn_agent::popularity::Popularity;

@@ -15,8 +15,9 @@ use crate::{
     checkpoint::{
         Archive, CheckpointError,
         failpoint::FailPoint,
+        manifest::Checkpoint,
         parts::Parts,
-        publish::{Checkpoint, Publish},
+        publish::Publish,
         restore::{Outcome, Restore, Restored},
         retain,
         turns::Urgency,
@@ -318,7 +319,7 @@ async fn collect_garbage(lineage: &crate::checkpoint::lineage::Lineage, keep: us
     };
     match collected.await {
         Ok(garbage) => {
-            tracing::debug!(objects = garbage.objects.len(), bytes = garbage.bytes, "garbage collected");
+            tracing::debug!(objects = garbage.objects.len(), bytes = garbage.bytes(), "garbage collected");
         }
         Err(error) => tracing::warn!(%error, "garbage in the store could not be collected"),
     }

@@ -106,7 +106,7 @@ impl Work {
         let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
         let published = shelf.publish(snapshot, &self.local.archive(snapshot.digest), known).await?;
         match shelf.collect().await {
-            Ok(removed) => tracing::debug!(bytes = removed.bytes, "old snapshots collected"),
+            Ok(removed) => tracing::debug!(bytes = removed.bytes(), "old snapshots collected"),
             Err(error) => tracing::warn!(%error, "old snapshots in the store could not be removed"),
         }
         Ok(Done::Published(published))
