@@ -7,6 +7,7 @@ pub mod command;
 pub mod object;
 pub mod negotiation;
 pub mod orphans;
+pub mod checksum;
 pub mod pack;
 pub mod bundle;
 pub mod refs;

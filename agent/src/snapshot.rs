@@ -38,6 +38,9 @@ pub enum SnapshotError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of the mirror is not as git wrote it.
+    #[error("the mirror is damaged: {0} does not match its checksum")]
+    Mirror(String),
     /// Git, on this side.
     #[error(transparent)]
     Git(#[from] GitError),
@@ -71,7 +74,7 @@ impl SnapshotError {
             Self::Store(StoreError::Denied(_)) => Reason::StoreDenied,
             Self::Store(StoreError::Local { .. }) | Self::Disk(_) | Self::NoRoom { .. } => Reason::DiskFull,
             Self::Store(_) => Reason::StoreError,
-            Self::Damaged { .. } => Reason::VerificationFailed,
+            Self::Damaged { .. } | Self::Mirror(_) => Reason::VerificationFailed,
             Self::Git(error) => error.kind().reason(),
             Self::Download(error) => match (error.blame(), error) {
                 (Blame::Object, _) => Reason::VerificationFailed,

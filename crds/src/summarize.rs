@@ -68,6 +68,8 @@ pub struct Finding {
 /// The conditions that are present only while something is wrong; the first that applies speaks for Ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Wrong {
+    /// See [`ConditionType::Damaged`].
+    Damaged,
     /// See [`ConditionType::Stale`].
     Stale,
     /// See [`ConditionType::FetchFailed`].
@@ -82,6 +84,7 @@ impl Wrong {
     /// The condition.
     pub const fn condition(self) -> ConditionType {
         match self {
+            Self::Damaged => ConditionType::Damaged,
             Self::Stale => ConditionType::Stale,
             Self::FetchFailed => ConditionType::FetchFailed,
             Self::RestoreFailed => ConditionType::RestoreFailed,

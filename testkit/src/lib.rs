@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod damage;
 pub mod eventually;
 pub mod generate;
 pub mod git;

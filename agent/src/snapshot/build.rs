@@ -29,7 +29,7 @@ use crate::{
     blockfile::digest_file,
     checkpoint::manifest::Writer,
     files::blocking,
-    git::{Git, Head, ObjectFormat, Oid, Ref, RefSet, command::Command, pack},
+    git::{Git, Head, ObjectFormat, Oid, Ref, RefSet, checksum, command::Command, pack},
 };
 
 /// A checkout of gigabytes on a slow disk takes minutes.
@@ -73,6 +73,7 @@ impl Build {
         let (tree, archive) = (self.work.join("tree"), self.work.join("archive"));
         let dot_git = tree.join(".git");
         self.link(&dot_git).await?;
+        self.check_files(dot_git.clone()).await?;
         let command =
             |verb: &'static str| self.git.command(verb).git_dir(&dot_git).env("GIT_WORK_TREE", &tree);
         command("read-tree").args(["--reset", "-u", "HEAD"]).run(LIMIT).await?;
@@ -114,6 +115,19 @@ impl Build {
         let stat = blocking(stat).await?;
         let (needed, free) = (self.bytes.saturating_mul(2), stat.f_bavail.saturating_mul(stat.f_frsize));
         if free < needed { Err(SnapshotError::NoRoom { needed, free }) } else { Ok(()) }
+    }
+
+    /// Whether the files that were linked are as git wrote them: they go into the archive as they are, and no client
+    /// computes the names of the objects in them as it does in a clone.
+    async fn check_files(&self, dot_git: PathBuf) -> Result<(), SnapshotError> {
+        let format = self.refs.format();
+        match blocking(move || checksum::first_altered(&dot_git, format)).await? {
+            Some(path) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                Err(SnapshotError::Mirror(name))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Makes the repository: configuration, refs as `git clone` leaves them, packs.

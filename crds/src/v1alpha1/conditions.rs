@@ -19,6 +19,9 @@ pub enum ConditionType {
     /// Present (True) while nothing can go on before a person acts; negative, never together with Reconciling.
     /// kstatus: Failed.
     Stalled,
+    /// GitMirror. Present (True) while a pod replaces a mirror that its disk damaged, and for an hour after a second
+    /// damage of the same mirror; negative. Ready stays up while other pods serve.
+    Damaged,
     /// GitMirror. Present (True) while the last fetch or look failed; negative. Takes Ready down.
     FetchFailed,
     /// GitMirror. Present (True) while answers rest on a look older than spec.freshness allows; negative. Takes Ready
@@ -34,10 +37,11 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// Every type, in the order in which status lists them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Ready,
         Self::Reconciling,
         Self::Stalled,
+        Self::Damaged,
         Self::FetchFailed,
         Self::Stale,
         Self::RestoreFailed,
@@ -50,6 +54,7 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::Reconciling => "Reconciling",
             Self::Stalled => "Stalled",
+            Self::Damaged => "Damaged",
             Self::FetchFailed => "FetchFailed",
             Self::Stale => "Stale",
             Self::RestoreFailed => "RestoreFailed",
@@ -152,6 +157,10 @@ reasons! {
     VerificationFailed,
     /// FetchFailed, RestoreFailed, StoreFailed: the pod's disk is full.
     DiskFull,
+    /// Damaged: the files of the mirror on the pod's disk are damaged; the pod restores or clones the mirror again.
+    MirrorDamaged,
+    /// Damaged: the pod's disk damaged the same mirror again within an hour, or fails to read it.
+    DiskFailing,
     /// Stale: the pods that serve the mirror have stopped reporting.
     PodsSilent,
 

@@ -55,7 +55,8 @@ fn progress(entries: &[Entry]) -> Option<Note> {
 /// answers are.
 fn findings(entries: &[Entry]) -> Vec<Finding> {
     let mut found = Vec::new();
-    for wrong in [Wrong::Stale, Wrong::FetchFailed, Wrong::RestoreFailed, Wrong::StoreFailed] {
+    for wrong in [Wrong::Damaged, Wrong::Stale, Wrong::FetchFailed, Wrong::RestoreFailed, Wrong::StoreFailed]
+    {
         let kind = wrong.condition().as_str();
         let told = entries.iter().filter(|entry| !entry.silent).find_map(|entry| {
             let told = entry.replica.findings.iter().find(|told| told.type_ == kind)?;
@@ -154,6 +155,14 @@ mod tests {
             (
                 vec![ready(), failing(entry("c-1", Phase::Ready), "StoreFailed", "StoreDenied")],
                 "Ready=True/Serving Reconciling=True/Retrying StoreFailed=True/StoreDenied",
+            ),
+            (
+                vec![ready(), failing(entry("c-1", Phase::Restoring), "Damaged", "MirrorDamaged")],
+                "Ready=True/Serving Reconciling=True/Restoring Damaged=True/MirrorDamaged",
+            ),
+            (
+                vec![failing(entry("c-0", Phase::Backoff), "Damaged", "DiskFailing")],
+                "Ready=False/DiskFailing Reconciling=True/Retrying Damaged=True/DiskFailing",
             ),
             (
                 vec![failing(ready(), "Stalled", "SecretInvalid")],
