@@ -99,6 +99,12 @@ pub enum GitError {
         /// How long it had.
         limit: Duration,
     },
+    /// Git printed more than is kept: nobody takes a part for the whole.
+    #[error("git {verb} printed more than {} MiB, which the agent does not read", STDOUT_KEPT >> 20)]
+    TooMuch {
+        /// The git command.
+        verb: String,
+    },
 }
 
 impl GitError {
@@ -113,7 +119,7 @@ impl GitError {
                 | io::ErrorKind::ReadOnlyFilesystem => FailureKind::Disk,
                 _ => FailureKind::Machine,
             },
-            Self::Missing { .. } | Self::TooOld { .. } => FailureKind::Other,
+            Self::Missing { .. } | Self::TooOld { .. } | Self::TooMuch { .. } => FailureKind::Other,
         }
     }
 
@@ -214,7 +220,7 @@ impl Git {
         ] {
             inner.args(["-c", setting]);
         }
-        Command { inner, verb: verb.to_owned(), verb_given: false, input: Vec::new(), progress: None }
+        Command { inner, verb: verb.to_owned(), verb_given: false, input: Some(Vec::new()), progress: None }
     }
 }
 
@@ -234,7 +240,8 @@ pub struct Command {
     inner: process::Command,
     verb: String,
     verb_given: bool,
-    input: Vec<u8>,
+    /// `None` where a file stands for it.
+    input: Option<Vec<u8>>,
     progress: Option<Arc<watch::Sender<Option<String>>>>,
 }
 
@@ -282,7 +289,14 @@ impl Command {
 
     /// Feeds `input` to standard input.
     pub fn input(mut self, input: Vec<u8>) -> Self {
-        self.input = input;
+        self.input = Some(input);
+        self
+    }
+
+    /// Has the child read `file` as its standard input.
+    pub fn input_from(mut self, file: std::fs::File) -> Self {
+        self.inner.stdin(file);
+        self.input = None;
         self
     }
 
@@ -305,13 +319,15 @@ impl Command {
         }
     }
 
-    /// Starts the command with standard input, output and error piped.
+    /// Starts the command with standard input, output and error piped, as far as no file stands for them.
     ///
     /// # Errors
     /// It cannot be started.
     pub fn spawn(mut self) -> Result<Child, GitError> {
         self.name_verb();
-        self.inner.stdin(Stdio::piped());
+        if self.input.is_some() {
+            self.inner.stdin(Stdio::piped());
+        }
         let verb = self.verb;
         let child = self.inner.spawn().map_err(|source| GitError::Io { verb: verb.clone(), source })?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
@@ -322,10 +338,10 @@ impl Command {
     /// Runs the command to its end, or kills it after `limit`. A dropped future kills it too.
     ///
     /// # Errors
-    /// It cannot be started, ends with an error, or takes too long.
+    /// It cannot be started, ends with an error, prints too much, or takes too long.
     pub async fn run(mut self, limit: Duration) -> Result<Output, GitError> {
         let started = std::time::Instant::now();
-        let input = std::mem::take(&mut self.input);
+        let input = self.input.as_mut().map(std::mem::take).unwrap_or_default();
         let progress = self.progress.take();
         let mut child = self.spawn()?;
         let verb = child.verb.clone();
@@ -338,15 +354,9 @@ impl Command {
                 let _ = stdin.write_all(&input).await;
             }
         };
-        let collect = async move {
-            let mut bytes = Vec::new();
-            if let Some(stdout) = stdout {
-                stdout.take(STDOUT_KEPT).read_to_end(&mut bytes).await?;
-            }
-            Ok::<_, io::Error>(bytes)
-        };
+        let collected = collect(stdout, STDOUT_KEPT);
         let work = async {
-            let ((), bytes, tail) = tokio::join!(feed, collect, read_stderr(stderr, progress));
+            let ((), bytes, tail) = tokio::join!(feed, collected, read_stderr(stderr, progress));
             let status = child.inner.wait().await?;
             Ok::<_, io::Error>((bytes?, tail, status))
         };
@@ -355,10 +365,21 @@ impl Command {
             Ok(finished) => finished.map_err(io_error)?,
             Err(_) => return Err(GitError::TimedOut { verb, limit }),
         };
+        // Of a child that prints on, the pipe is closed, and its status says no more than that.
+        let stdout = stdout.ok_or_else(|| GitError::TooMuch { verb: verb.clone() })?;
         let millis = started.elapsed().as_millis();
         tracing::debug!(verb, millis, status = status.code(), bytes = stdout.len(), "git command ended");
         if status.success() { Ok(Output { stdout, stderr }) } else { Err(failure(&verb, status, &stderr)) }
     }
+}
+
+/// Reads standard output to its end; `None` where it is longer than `limit`.
+async fn collect(stdout: Option<impl AsyncRead + Unpin>, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    if let Some(stdout) = stdout {
+        stdout.take(limit + 1).read_to_end(&mut bytes).await?;
+    }
+    Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 
 /// The error that a child's exit status and standard error amount to.
@@ -485,6 +506,13 @@ mod tests {
         let (kept, (), seen) = tokio::join!(read_stderr(Some(reading), Some(sender)), write, watched);
         assert_eq!(kept, "fatal: https://***@h/ gone\n");
         assert!(seen.iter().any(|line| line.starts_with("Receiving objects:")), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn output_that_is_too_long_is_never_taken_for_the_whole() {
+        assert_eq!(collect(Some(&b"1234"[..]), 4).await.unwrap().as_deref(), Some(&b"1234"[..]));
+        // The child has ended well: what is left fits into the pipe.
+        assert_eq!(collect(Some(&b"12345"[..]), 4).await.unwrap(), None);
     }
 
     #[tokio::test]

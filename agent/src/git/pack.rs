@@ -50,7 +50,12 @@ pub async fn make_seed(
     let io_error = |source| GitError::Io { verb: "pack-objects".into(), source };
     borrow(dir, view).map_err(io_error)?;
     let list = git.command("rev-list").git_dir(dir).args(["--objects", "--no-walk", "--stdin"]);
-    let objects = list.input(format!("{tip}\n").into_bytes()).run(PACK_LIMIT).await?.stdout;
+    // A listing of a large tree takes tens of megabytes: it goes through a file.
+    let listing = view.join("objects/listing");
+    let (written, read) =
+        (fs::File::create(&listing).map_err(io_error)?, fs::File::open(&listing).map_err(io_error)?);
+    list.input(format!("{tip}\n").into_bytes()).output_to(written).run(PACK_LIMIT).await?;
+    fs::remove_file(&listing).map_err(io_error)?;
     let mut pack = git.command("pack-objects").git_dir(old.unwrap_or(dir));
     if old.is_some() {
         pack = pack.config("core.multiPackIndex=false");
@@ -58,7 +63,7 @@ pub async fn make_seed(
     pack.config("pack.threads=1")
         .args(["--quiet", "--delta-base-offset"])
         .arg(view.join("objects/pack/pack"))
-        .input(objects)
+        .input_from(read)
         .run(PACK_LIMIT)
         .await?;
     Ok(())
