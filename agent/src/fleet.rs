@@ -22,6 +22,7 @@ use tokio::{
 
 use crate::{
     files::blocking,
+    lfs::Lfs,
     mirror::{Limits, Mirror, Shared},
     peers::placement::Placement,
 };
@@ -169,6 +170,11 @@ impl Fleet {
     /// How much all mirrors may do at once.
     pub fn limits(&self) -> Arc<Limits> {
         self.shared.limits.clone()
+    }
+
+    /// The LFS objects of all mirrors.
+    pub fn lfs(&self) -> &Lfs {
+        &self.shared.lfs
     }
 
     /// The repositories that are declared; `None` while it is not known of some whether they are.

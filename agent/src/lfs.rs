@@ -178,6 +178,17 @@ impl Lfs {
         self.cache.kept(repo, oid)
     }
 
+    /// The bytes of all objects that are kept.
+    pub fn bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
+    /// Lets go of `need` bytes at least, the least recently used objects first, as far as nobody reads them; returns how
+    /// many went.
+    pub fn shrink(&self, need: u64) -> u64 {
+        self.cache.shrink(need)
+    }
+
     /// Where the repository's objects are.
     pub fn dir(&self, repo: &RepoId) -> PathBuf {
         self.cache.dir(repo)

@@ -1,14 +1,18 @@
-//! The disk's budget: above it, what can be had again leaves, the least recently used first.
+//! The disk's budget: above it, what can be had again leaves, the softest first, then the least recently used.
 //!
-//! [`plan`] decides what; this carries it out. The mirrors judge for themselves whether they may go: not while somebody
+//! Everything that grows counts: what is kept, what is being made, what is still read. [`plan`] decides what goes; this
+//! carries it out. The mirrors judge for themselves whether they may go: not while somebody
 //! reads them, nor while their newest state is nowhere else.
 
+mod growth;
 pub mod plan;
+mod returns;
 
 use std::{
     collections::BTreeSet,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tarn_crds::{repo::RepoId, v1alpha1::Budget};
@@ -19,18 +23,17 @@ use crate::{
     files::blocking,
     metrics::{Metrics, Work},
     mirror::{
-        demand,
-        disk::{Disk, Volume},
+        Mirror, demand,
+        disk::{Disk, Volume, size},
     },
     packs::Packs,
 };
-use plan::{Item, What, excess, low, plan};
+use growth::Growth;
+use plan::{Item, Need, Own, What, explains, low, need, order};
+use returns::Returns;
 
 /// How often the disk is looked at; a mirror that finds it full does not wait.
 const EVERY: Duration = Duration::from_secs(5);
-
-/// A mirror that finds the disk full is given this part of the budget, and again if that was not enough.
-const PLEA: u64 = 10;
 
 /// How often the last uses are noted for the next process.
 const NOTE: u32 = 12;
@@ -57,6 +60,15 @@ pub struct Keeper {
     usage: Arc<Mutex<Usage>>,
 }
 
+/// What the keeper remembers from one look at the disk to the next.
+#[derive(Default)]
+struct Memory {
+    growth: Growth,
+    returns: Returns,
+    /// Nothing more may go.
+    stuck: bool,
+}
+
 impl Keeper {
     /// Does nothing before [`Self::run`].
     pub fn new(fleet: Arc<Fleet>, disk: Arc<Disk>, packs: Packs, budget: Budget, metrics: Metrics) -> Self {
@@ -72,41 +84,47 @@ impl Keeper {
     pub async fn run(self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut stuck, mut round, limits) = (false, 0_u32, self.fleet.limits());
-        let mut undeclared: Option<u64> = None;
+        let (mut memory, mut round, limits) = (Memory::default(), 0_u32, self.fleet.limits());
+        // Leftovers are seldom counted: they lie still.
+        let (mut leftovers, mut counted) = (0, false);
         loop {
             let plea = tokio::select! {
                 _ = ticks.tick() => false,
                 () = limits.room.wanted() => true,
             };
-            if undeclared.is_none() || round.is_multiple_of(NOTE) {
-                undeclared = self.undeclared().await.map(|found| found.iter().map(|item| item.bytes).sum());
+            if !counted || round.is_multiple_of(NOTE) {
+                let found = self.leftovers().await.iter().map(|item| item.bytes).sum();
+                // Counted again soon where it is not known yet what is declared.
+                (leftovers, counted) = (found, self.fleet.declared().is_some());
             }
-            let usage = match self.measure(undeclared.unwrap_or(0)) {
-                Ok(usage) => usage,
+            let (own, usage) = match self.measure(leftovers).await {
+                Ok(measured) => measured,
                 Err(error) => {
                     tracing::warn!(%error, "cannot ask how full the disk is");
                     continue;
                 }
             };
-            let plea = if plea { usage.budget / PLEA } else { 0 };
-            let need = excess(usage.used, usage.budget, usage.volume).max(plea);
-            limits.room.set_tight(need > 0 || usage.used > low(usage.budget));
-            if need > 0 {
-                let freed = self.free(need).await;
-                undeclared = None;
-                let lacks = freed < need && plea == 0;
-                if lacks && !stuck {
+            let mirrors = self.fleet.mirrors();
+            let sizes = mirrors.iter().map(|mirror| (mirror.id().clone(), mirror.bytes()));
+            memory.growth.seen(sizes, demand::now());
+            let need = need(own, usage.budget, usage.volume, plea);
+            limits.room.set_tight(!need.is_none() || usage.used > low(usage.budget));
+            if !need.is_none() {
+                let freed = self.free(need, usage, &mut memory).await;
+                counted = false;
+                let lacks = freed < need.all && !plea;
+                if lacks && !memory.stuck {
                     tracing::warn!(
-                        need,
+                        need = need.all,
                         freed,
                         used = usage.used,
+                        growing = own.growing,
                         budget = usage.budget,
                         free = usage.volume.free,
                         "the disk is too full, and nothing more may go: grow the volume, or mirror less"
                     );
                 }
-                stuck = lacks;
+                memory.stuck = lacks;
             }
             round = round.wrapping_add(1);
             if round.is_multiple_of(NOTE) {
@@ -115,69 +133,82 @@ impl Keeper {
         }
     }
 
-    fn measure(&self, undeclared: u64) -> std::io::Result<Usage> {
+    async fn measure(&self, leftovers: u64) -> std::io::Result<(Own, Usage)> {
         let volume = self.disk.volume()?;
-        let mirrors = self.fleet.mirrors();
-        let held = mirrors.iter().map(|mirror| mirror.bytes() + mirror.snapshots().bytes().here).sum::<u64>();
-        let lfs = u64::try_from(self.metrics.lfs_bytes.get()).unwrap_or(0);
-        let usage = Usage {
-            budget: self.budget.bytes_of(volume.total),
-            used: undeclared + held + lfs + self.packs.bytes(),
-            volume,
+        let all = self.fleet.mirrors();
+        let mirrors = all.iter().map(Mirror::bytes).sum();
+        let snapshots: u64 = all.iter().map(|mirror| mirror.snapshots().bytes().here).sum();
+        let answers = self.packs.bytes();
+        let disk = self.disk.clone();
+        let growing = blocking(move || Ok(disk.growing())).await?;
+        let own = Own {
+            mirrors,
+            soft: leftovers + snapshots + self.fleet.lfs().bytes() + answers,
+            growing: growing.staged + growing.answers.saturating_sub(answers),
         };
+        let usage = Usage { budget: self.budget.bytes_of(volume.total), used: own.all(), volume };
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
-        Ok(usage)
+        Ok((own, usage))
     }
 
-    /// Lets go of at least `need` bytes, as far as that may be; returns how many went.
-    async fn free(&self, need: u64) -> u64 {
-        let mut items = self.undeclared().await.unwrap_or_default();
+    /// Lets go of what is needed, as far as that may be; returns how many bytes went.
+    async fn free(&self, need: Need, usage: Usage, memory: &mut Memory) -> u64 {
+        let mut items = self.leftovers().await;
         for mirror in self.fleet.mirrors() {
             let (id, used) = (mirror.id(), mirror.demand().used());
-            let (bytes, snapshot) = (mirror.bytes(), mirror.snapshots().bytes().elsewhere);
+            let (bytes, snapshot) = (mirror.bytes(), mirror.snapshots().bytes());
             if bytes > 0 {
-                items.push(Item { what: What::Mirror(id.clone()), bytes, used });
+                let blamed = explains(bytes + snapshot.here, memory.growth.of(id, bytes), need, usage.budget);
+                items.push(Item {
+                    what: What::Mirror(id.clone()),
+                    bytes,
+                    used: if blamed { 0 } else { used },
+                });
             }
-            if snapshot > 0 {
-                items.push(Item { what: What::Snapshot(id.clone()), bytes: snapshot, used });
+            if snapshot.elsewhere > 0 {
+                items.push(Item { what: What::Snapshot(id.clone()), bytes: snapshot.elsewhere, used });
             }
         }
         items.push(Item { what: What::Packs, bytes: self.packs.bytes(), used: 0 });
+        items.push(Item { what: What::Lfs, bytes: self.fleet.lfs().bytes(), used: 0 });
         let mut freed = 0_u64;
         // What may not go is found out by asking, and others go in its place.
-        for item in plan(u64::MAX, items, demand::now()) {
-            if freed >= need {
-                break;
+        for item in order(items, demand::now()) {
+            let lacks = need.of(&item.what).saturating_sub(freed);
+            if lacks == 0 {
+                continue;
             }
-            let went = self.let_go(&item.what, need - freed).await;
+            let went = self.let_go(&item.what, lacks).await;
             if went > 0 {
                 let kind = Work { work: item.what.label() };
                 self.metrics.evictions.get_or_create(&kind).inc();
                 self.metrics.evicted.inc_by(went);
                 freed += went;
+                if let What::Mirror(id) = item.what {
+                    self.hold_off(id, memory);
+                }
             }
         }
         freed
     }
 
+    /// Keeps a mirror away for a while that leaves and comes back again and again.
+    fn hold_off(&self, id: RepoId, memory: &mut Memory) {
+        let Some(seconds) = memory.returns.evicted(&id, demand::now()) else { return };
+        tracing::warn!(
+            repo = %id,
+            seconds,
+            "the mirror leaves the disk and comes back again and again: the disk budget is too small for what clients \
+             ask for; for now its requests are handed on to other agents and the upstream"
+        );
+        self.fleet.limits().room.hold_off(id, Instant::now() + Duration::from_secs(seconds));
+    }
+
     /// Returns how many bytes went.
     async fn let_go(&self, what: &What, need: u64) -> u64 {
         match what {
-            What::Undeclared(path) => {
-                let (disk, path) = (self.disk.clone(), path.clone());
-                let name = path.display().to_string();
-                let bytes = crate::mirror::disk::size(&path);
-                match blocking(move || disk.discard(&path)).await {
-                    Ok(()) => {
-                        tracing::info!(path = name, bytes, "evicted: nobody declares it");
-                        bytes
-                    }
-                    Err(error) => {
-                        tracing::warn!(path = name, %error, "what nobody declares cannot be removed");
-                        0
-                    }
-                }
-            }
+            What::Undeclared(path) => self.discard(path, "evicted: nobody declares it").await,
+            What::Damaged(path) => self.discard(path, "evicted: damaged data that were set aside").await,
             What::Mirror(id) => {
                 let Some(mirror) = self.fleet.get(id) else { return 0 };
                 let went = mirror.evict().await.unwrap_or_else(|reason| {
@@ -196,15 +227,43 @@ impl Keeper {
                 self.packs.shrink(before.saturating_sub(need));
                 before.saturating_sub(self.packs.bytes())
             }
+            What::Lfs => {
+                let lfs = self.fleet.lfs().clone();
+                blocking(move || Ok(lfs.shrink(need))).await.unwrap_or(0)
+            }
         }
     }
 
-    /// Data of mirrors that nobody declares; `None` while it is not known what is declared.
-    async fn undeclared(&self) -> Option<Vec<Item>> {
-        let (disk, declared): (_, BTreeSet<RepoId>) = (self.disk.clone(), self.fleet.declared()?);
-        let found = blocking(move || Ok(disk.undeclared(&declared))).await.unwrap_or_default();
-        let item = |(path, bytes)| Item { what: What::Undeclared(path), bytes, used: 0 };
-        Some(found.into_iter().map(item).collect())
+    async fn discard(&self, path: &Path, done: &'static str) -> u64 {
+        let (disk, path) = (self.disk.clone(), path.to_owned());
+        let name = path.display().to_string();
+        let discarded = blocking(move || {
+            let bytes = size(&path);
+            disk.discard(&path).map(|()| bytes)
+        });
+        match discarded.await {
+            Ok(bytes) => {
+                tracing::info!(path = name, bytes, "{done}");
+                bytes
+            }
+            Err(error) => {
+                tracing::warn!(path = name, %error, "leftovers cannot be removed");
+                0
+            }
+        }
+    }
+
+    /// Damaged data that were set aside and, once it is known what is declared, data of mirrors that nobody declares.
+    async fn leftovers(&self) -> Vec<Item> {
+        let (disk, declared): (_, Option<BTreeSet<RepoId>>) = (self.disk.clone(), self.fleet.declared());
+        let found = blocking(move || {
+            let undeclared = declared.map_or_else(Vec::new, |declared| disk.undeclared(&declared));
+            Ok((undeclared, disk.set_aside_data()))
+        });
+        let (undeclared, damaged) = found.await.unwrap_or_default();
+        let item = |what, bytes| Item { what, bytes, used: 0 };
+        let undeclared = undeclared.into_iter().map(|(path, bytes)| item(What::Undeclared(path), bytes));
+        undeclared.chain(damaged.into_iter().map(|(path, bytes)| item(What::Damaged(path), bytes))).collect()
     }
 
     /// Notes when mirrors were last used, for the next process.

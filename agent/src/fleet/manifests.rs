@@ -1,7 +1,7 @@
 //! The directory with manifests: read at start, watched for changes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io, mem,
     path::{Path, PathBuf},
     sync::Arc,
@@ -29,6 +29,8 @@ const RESCAN: Duration = Duration::from_secs(30);
 pub struct Manifests {
     dir: Option<PathBuf>,
     declarations: Declarations,
+    /// What the files held when they were read last; they are read twice a minute, and seldom change.
+    seen: BTreeMap<String, blake3::Hash>,
     last_known: LastKnown,
     /// What an earlier process left is all that is known.
     unread: bool,
@@ -55,7 +57,7 @@ impl Manifests {
             }
             declarations.resume(followed);
         }
-        Ok(Self { dir, declarations, last_known, unread: true })
+        Ok(Self { dir, declarations, seen: BTreeMap::new(), last_known, unread: true })
     }
 
     /// What keeps the declarations for the next process; never ends.
@@ -73,9 +75,13 @@ impl Manifests {
                 let gone = self.declarations.ages().filter(|(_, file)| !found.contains(file.as_str()));
                 for age in gone.cloned().collect::<Vec<_>>() {
                     self.declarations.remove(&age);
+                    self.seen.remove(&age.1);
                 }
                 for source in sources {
-                    self.declarations.set((None, source.file.clone()), source);
+                    let digest = digest(&source.content);
+                    if self.seen.insert(source.file.clone(), digest) != Some(digest) {
+                        self.declarations.set((None, source.file.clone()), source);
+                    }
                 }
                 self.unread = false;
                 self.decided(fleet, Known::All).await;
@@ -145,6 +151,15 @@ impl Manifests {
 pub struct Changes {
     happened: Arc<Notify>,
     _watcher: Option<notify::RecommendedWatcher>,
+}
+
+fn digest(content: &Content) -> blake3::Hash {
+    match content {
+        Content::Text(text) => blake3::hash(text.as_bytes()),
+        // No file has this content, whatever its reason.
+        Content::Unreadable(reason) => blake3::keyed_hash(&[1; blake3::KEY_LEN], reason.as_bytes()),
+        Content::Object(_) | Content::Awaited => blake3::keyed_hash(&[2; blake3::KEY_LEN], &[]),
+    }
 }
 
 fn sources(dir: &Path) -> io::Result<Vec<Source>> {

@@ -6,7 +6,8 @@
 //! asked for.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
+    mem,
     num::NonZero,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -130,27 +131,30 @@ impl Warmer {
             tracing::warn!("how often mirrors were cloned is not known yet; they are brought by their names");
         }
         let mut brought: BTreeSet<RepoId> = BTreeSet::new();
-        let mut running = FuturesUnordered::new();
+        let (mut running, mut queue) = (FuturesUnordered::new(), VecDeque::new());
+        let (mut anew, mut placed) = (true, None);
         loop {
-            applied.mark_unchanged();
-            // Before the choice: what changes after it must be noticed.
-            let placed = self.fleet.placement().map(Placement::changed);
-            sums.iter_mut().for_each(|sums| sums.mark_unchanged());
-            let chosen = self.choose();
-            // What moves away and back is brought again.
-            let kept: BTreeSet<&RepoId> = chosen.iter().collect();
-            let here = |id: &RepoId| self.fleet.get(id).is_some_and(|mirror| mirror.bytes() > 0);
-            brought.retain(|id| kept.contains(id) || here(id));
-            for id in &chosen {
-                if running.len() >= self.rules.at_once.get() || self.fleet.limits().room.is_tight() {
-                    break;
-                }
-                if let Some(mirror) = self.fleet.get(id).filter(|_| !brought.contains(id)) {
-                    brought.insert(id.clone());
+            if mem::take(&mut anew) {
+                applied.mark_unchanged();
+                // Before the choice: what changes after it must be noticed.
+                placed = self.fleet.placement().map(|placement| Box::pin(placement.changed()));
+                sums.iter_mut().for_each(|sums| sums.mark_unchanged());
+                let chosen = self.choose();
+                // What moves away and back is brought again.
+                let kept: BTreeSet<&RepoId> = chosen.iter().collect();
+                let here = |id: &RepoId| self.fleet.get(id).is_some_and(|mirror| mirror.bytes() > 0);
+                brought.retain(|id| kept.contains(id) || here(id));
+                queue = chosen.iter().filter(|id| !brought.contains(id)).cloned().collect();
+                self.tell(|told| told.chosen = chosen);
+            }
+            while running.len() < self.rules.at_once.get() && !self.fleet.limits().room.is_tight() {
+                let Some(id) = queue.pop_front() else { break };
+                if let Some(mirror) = self.fleet.get(&id) {
+                    brought.insert(id);
                     running.push(bring(mirror));
                 }
             }
-            self.tell(|told| (told.chosen, told.under_way) = (chosen, running.len()));
+            self.tell(|told| told.under_way = running.len());
             let summed = async {
                 match &mut sums {
                     // Whoever counts lives as long as this.
@@ -158,14 +162,14 @@ impl Warmer {
                     None => std::future::pending().await,
                 }
             };
-            let placed = async {
-                match placed {
+            let moved = async {
+                match &mut placed {
                     Some(changed) => changed.await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = placed => {}
+                () = moved => anew = true,
                 Some((id, outcome)) = running.next() => {
                     self.metrics.prewarms.get_or_create(&Outcome { outcome }).inc();
                     self.tell(|told| match outcome {
@@ -177,10 +181,10 @@ impl Warmer {
                         _ => tracing::warn!(repo = %id, outcome, "cannot be brought for now; the next one is"),
                     }
                 }
-                _ = applied.changed() => {}
+                _ = applied.changed() => anew = true,
                 // There may be room again.
                 () = sleep(TIGHT), if self.fleet.limits().room.is_tight() => {}
-                () = summed => {}
+                () = summed => anew = true,
             }
         }
     }

@@ -245,10 +245,28 @@ impl Cache {
         self.tell(&state);
     }
 
+    pub(super) fn bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
+    pub(super) fn shrink(&self, need: u64) -> u64 {
+        let mut state = self.lock();
+        let before = state.bytes;
+        self.evict_to(&mut state, before.saturating_sub(need));
+        before - state.bytes
+    }
+
     fn evict(&self, state: &mut State) {
         let Shared { budget, .. } = *self.shared;
         if state.bytes > budget {
-            let left = budget / 100 * LEFT;
+            self.evict_to(state, budget / 100 * LEFT);
+        } else {
+            self.tell(state);
+        }
+    }
+
+    fn evict_to(&self, state: &mut State, left: u64) {
+        if state.bytes > left {
             let idle = state.whole.iter().filter(|(_, whole)| whole.readers.strong_count() == 0);
             let mut idle: Vec<_> = idle.map(|(key, whole)| (whole.used, key.clone(), whole.bytes)).collect();
             idle.sort_unstable_by_key(|(used, ..)| *used);

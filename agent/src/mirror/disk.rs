@@ -69,6 +69,15 @@ pub struct Volume {
     pub free: u64,
 }
 
+/// Bytes of what is on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Growing {
+    /// Clones, restores, archives and LFS objects that are being made.
+    pub staged: u64,
+    /// Answers, those that are whole among them.
+    pub answers: u64,
+}
+
 /// An open data directory. Its lock is held until this is dropped.
 #[derive(Debug)]
 pub struct Disk {
@@ -235,6 +244,22 @@ impl Disk {
         let found = rustix::fs::statvfs(&self.root)?;
         let block = found.f_frsize.max(1);
         Ok(Volume { total: found.f_blocks * block, free: found.f_bavail * block })
+    }
+
+    /// The bytes of what is on its way: clones, restores, archives, LFS objects, and all answers, whole ones too.
+    pub fn growing(&self) -> Growing {
+        let staged = ["staging", "incoming", "parts"].iter().map(|name| size(&self.root.join(name))).sum();
+        Growing { staged, answers: size(&self.packs()) }
+    }
+
+    /// The data of mirrors that were set aside because the disk damaged them, each directory with its bytes.
+    pub fn set_aside_data(&self) -> Vec<(PathBuf, u64)> {
+        let mut found = Vec::new();
+        repositories(&self.root.join("damaged"), &mut |path| {
+            let bytes = size(&path);
+            found.push((path, bytes));
+        });
+        found
     }
 
     /// The data of mirrors that `declared` does not name, each directory with its bytes.

@@ -335,9 +335,10 @@ impl Task {
         }
     }
 
-    /// Whether it belongs here; elsewhere requests go to those that keep it.
+    /// Whether it belongs here, and would stay; otherwise requests go to those that keep it.
     fn keeps(&self) -> bool {
-        self.placement.as_ref().is_none_or(|placement| placement.keeps(&self.id))
+        let owned = self.placement.as_ref().is_none_or(|placement| placement.keeps(&self.id));
+        owned && !(self.stored.is_none() && self.limits.room.holds_off(&self.id))
     }
 
     /// From now on the mirror is to be here, and up to date.

@@ -42,6 +42,55 @@ async fn the_mirror_that_was_not_used_longest_leaves_and_comes_back_when_it_is_a
 }
 
 #[tokio::test]
+async fn mirrors_that_push_each_other_out_are_held_off_and_served_all_the_same() -> Result<()> {
+    let scene = Repositories::large(&["a", "b"], MEGABYTE).await?;
+    // With its snapshot each takes two megabytes: there is room for one.
+    let agent = agent().arg("--prewarm-most-cloned").arg("0").arg("--disk-budget").arg("3Mi");
+    let agent = agent.start_with(&[("all.yaml", &scene.yaml)]).await?;
+    // The name of a mirror that is held off.
+    let held = || -> Result<Option<&str>> {
+        let logs = agent.logs()?;
+        let line = logs.lines().find(|line| line.contains("leaves the disk and comes back again and again"));
+        Ok(line.map(|line| if line.contains(&scene.repo("a")) { "a" } else { "b" }))
+    };
+    let reaches = async |name: &str, phase: &str| {
+        eventually(PATIENCE, &format!("{name} to be {phase}"), async || {
+            let status = agent.mirror_status(&scene.repo(name)).await?;
+            ensure!(status["phase"] == phase || held()?.is_some(), "{status}");
+            Ok::<_, anyhow::Error>(())
+        })
+        .await
+    };
+    let mut round = 0;
+    let held = loop {
+        let (asked, other) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        scene.clone(&agent, asked, &round.to_string()).await?;
+        reaches(asked, "Ready").await?;
+        reaches(other, "OnDemand").await?;
+        if let Some(held) = held()? {
+            break held;
+        }
+        round += 1;
+        ensure!(round < 10, "nobody notices that each pushes the other out");
+    };
+    // For a minute: requests are answered by the upstream.
+    let pushed = scene.origin(held).commit("main", &[("new.txt", "new")]).await?;
+    scene.clone(&agent, held, "held-off").await?;
+    let refs = scene.git.ls_remote(&agent.git_url(&scene.repo(held))?).await?;
+    ensure!(refs["HEAD"] == pushed, "{refs:?}");
+    let status = agent.mirror_status(&scene.repo(held)).await?;
+    ensure!(status["phase"] == "OnDemand" && status["bytes"] == 0, "it was brought again: {status}");
+    // And then it comes again.
+    eventually(3 * PATIENCE, "it to be brought again", async || {
+        scene.git.ls_remote(&agent.git_url(&scene.repo(held))?).await?;
+        let status = agent.mirror_status(&scene.repo(held)).await?;
+        ensure!(status["phase"] == "Ready", "{status}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_mirror_that_is_nowhere_else_stays() -> Result<()> {
     let scene = Repositories::large(&["a"], MEGABYTE).await?;
     let agent = agent().arg("--disk-budget").arg("1Ki").start_with(&[("all.yaml", &scene.yaml)]).await?;

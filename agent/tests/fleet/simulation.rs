@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
-use tarn_agent::fleet::budget::plan::{Item, What, excess, plan};
+use tarn_agent::fleet::budget::plan::{Item, Own, What, need, plan};
 use tarn_agent::fleet::prewarm::{Candidate, chosen};
 use tarn_agent::mirror::disk::Volume;
 use tarn_agent::peers::placement::owners;
@@ -72,8 +72,9 @@ impl Pod {
         *self.asked.entry(mirror).or_default() += 1;
         self.hits += usize::from(self.held.insert(mirror, now).is_some());
         let own = BYTES * self.held.len() as u64;
-        let need = excess(own, BUDGET, Volume { total: 10 * BUDGET, free: BUDGET });
-        if need == 0 {
+        let own = Own { mirrors: own, ..Own::default() };
+        let need = need(own, BUDGET, Volume { total: 10 * BUDGET, free: BUDGET }, false);
+        if need.is_none() {
             return;
         }
         let names: BTreeMap<RepoId, usize> = self.held.keys().map(|mirror| (id(*mirror), *mirror)).collect();

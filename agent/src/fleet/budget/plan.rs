@@ -1,4 +1,4 @@
-//! What is to leave the disk: a pure function.
+//! What is to leave the disk: pure functions.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,17 @@ use tarn_crds::repo::RepoId;
 
 use crate::mirror::disk::Volume;
 
-/// What was used within so many seconds stays: whoever has just asked will go on.
+/// A mirror that was used within so many seconds stays: between the two requests of one clone nothing may go. That it was
+/// used lately counts by the order, and needs no protection of its own.
 const RECENT: u64 = 10;
 
 /// The least that is to stay free on the volume, whoever fills it: this part of it, …
 const FLOOR_PART: u64 = 50;
 /// … but not more.
 const FLOOR_MOST: u64 = 4 << 30;
+
+/// A mirror that finds the disk full is given this part of the budget, and again if that was not enough.
+const PLEA_PART: u64 = 10;
 
 /// Something that may leave the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,47 +29,108 @@ pub struct Item {
     pub used: u64,
 }
 
-/// Kinds of things that may leave the disk, in the order in which they do.
+/// Kinds of things that may leave the disk, the softest first: in the order in which they do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum What {
+    /// A mirror that the disk has damaged, and that was set aside.
+    Damaged(PathBuf),
     /// Data of a mirror that nobody declares.
     Undeclared(PathBuf),
-    /// A mirror's data, with its snapshot where the store has that.
-    Mirror(RepoId),
+    /// Cached answers, the least recently used first: seconds of a processor.
+    Packs,
     /// A snapshot that the store has too.
     Snapshot(RepoId),
-    /// Cached answers, the least recently used first.
-    Packs,
+    /// LFS objects, the least recently used first: the upstream has them.
+    Lfs,
+    /// A mirror's data, with its snapshot where the store has that: a clone, or a restore.
+    Mirror(RepoId),
 }
 
 impl What {
     fn class(&self) -> u8 {
         match self {
-            Self::Undeclared(_) => 0,
-            Self::Mirror(_) => 1,
-            Self::Snapshot(_) => 2,
-            Self::Packs => 3,
+            Self::Damaged(_) => 0,
+            Self::Undeclared(_) => 1,
+            Self::Packs => 2,
+            Self::Snapshot(_) => 3,
+            Self::Lfs => 4,
+            Self::Mirror(_) => 5,
         }
     }
 
     /// Its name in metrics.
     pub fn label(&self) -> &'static str {
         match self {
+            Self::Damaged(_) => "damaged",
             Self::Undeclared(_) => "undeclared",
-            Self::Mirror(_) => "mirror",
-            Self::Snapshot(_) => "snapshot",
             Self::Packs => "packs",
+            Self::Snapshot(_) => "snapshot",
+            Self::Lfs => "lfs",
+            Self::Mirror(_) => "mirror",
         }
     }
 }
 
-/// How many bytes are to go, where the agent's own data take `own` of `budget`. Once there are too many, somewhat more go
-/// than must, so that the next fetch does not begin it all again. Whoever else fills the volume: some of it stays free.
-pub fn excess(own: u64, budget: u64, volume: Volume) -> u64 {
-    let over = if own > budget { own - low(budget) } else { 0 };
+/// What the agent's own data take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Mirrors.
+    pub mirrors: u64,
+    /// Whatever else is kept: answers, snapshots, LFS objects, leftovers.
+    pub soft: u64,
+    /// What is being made, and goes by itself, or into place, when that ends.
+    pub growing: u64,
+}
+
+impl Own {
+    /// All of it.
+    pub fn all(&self) -> u64 {
+        self.mirrors.saturating_add(self.soft).saturating_add(self.growing)
+    }
+}
+
+/// How many bytes are to go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    /// In all.
+    pub all: u64,
+    /// So many that mirrors go for them, where nothing softer is left.
+    pub firm: u64,
+}
+
+impl Need {
+    /// How many bytes may be freed before and with this.
+    pub fn of(&self, what: &What) -> u64 {
+        if matches!(what, What::Mirror(_)) { self.firm } else { self.all }
+    }
+
+    /// Whether nothing is to go.
+    pub fn is_none(&self) -> bool {
+        self.all == 0 && self.firm == 0
+    }
+}
+
+/// How many bytes are to go. Once there are too many, somewhat more go than must, so that the next fetch does not begin it
+/// all again. Whoever else fills the volume: some of it stays free. With `plea` a mirror has found the disk full.
+///
+/// What is being made ends by itself: softer things make way for it, mirrors only where the volume itself is short. And
+/// while more than half of the budget is being made, or lacks for one mirror, that is a hostile or a hopeless one: then
+/// half of the budget is left to the mirrors that are here.
+pub fn need(own: Own, budget: u64, volume: Volume, plea: bool) -> Need {
+    let over = |bytes: u64| if bytes > budget { bytes - low(budget) } else { 0 };
     let floor = (volume.total / FLOOR_PART).min(FLOOR_MOST);
     let short = if volume.free < floor { 2 * floor - volume.free } else { 0 };
-    over.max(short)
+    let beyond_half = own.mirrors.saturating_sub(budget / 2);
+    let plea = if plea { budget / PLEA_PART } else { 0 };
+    let lasting = over(own.mirrors.saturating_add(own.soft));
+    let for_volume = if own.growing > budget / 2 { short.min(beyond_half) } else { short };
+    let all = over(own.all()).max(short).max(plea);
+    Need { all, firm: lasting.max(for_volume).max(plea.min(beyond_half)) }
+}
+
+/// Whether one mirror, whose data take `share` and grew by `grown` lately, is by itself why bytes are to go.
+pub fn explains(share: u64, grown: u64, need: Need, budget: u64) -> bool {
+    share > budget / 2 && grown >= need.firm
 }
 
 /// Where eviction ends, and above which nothing is brought that nobody waits for.
@@ -73,19 +138,24 @@ pub fn low(budget: u64) -> u64 {
     budget - budget / 20
 }
 
-/// What to let go for `need` bytes, in the order in which to try.
-pub fn plan(need: u64, mut items: Vec<Item>, now: u64) -> Vec<Item> {
-    items.retain(|item| item.what.class() != 1 || item.used + RECENT <= now);
+/// What may go at all, in the order in which to try.
+pub fn order(mut items: Vec<Item>, now: u64) -> Vec<Item> {
+    items.retain(|item| !matches!(item.what, What::Mirror(_)) || item.used + RECENT <= now);
     items.sort_by(|a, b| (a.what.class(), a.used, &a.what).cmp(&(b.what.class(), b.used, &b.what)));
-    let mut freed = 0_u64;
     items
-        .into_iter()
-        .take_while(|item| {
-            let more = freed < need;
+}
+
+/// What to let go for `need`, in the order in which to try.
+pub fn plan(need: Need, items: Vec<Item>, now: u64) -> Vec<Item> {
+    let mut freed = 0_u64;
+    let chosen = order(items, now).into_iter().filter(|item| {
+        let more = freed < need.of(&item.what);
+        if more {
             freed = freed.saturating_add(item.bytes);
-            more
-        })
-        .collect()
+        }
+        more
+    });
+    chosen.collect()
 }
 
 #[cfg(test)]
@@ -102,59 +172,119 @@ mod tests {
         Item { what, bytes, used }
     }
 
+    fn firm(all: u64) -> Need {
+        Need { all, firm: all }
+    }
+
+    const ROOMY: Volume = Volume { total: 10_000, free: 5_000 };
+
     #[test]
-    fn undeclared_data_go_first_then_mirrors_by_their_last_use_then_snapshots_then_packs() {
+    fn the_softest_goes_first_and_mirrors_by_their_last_use() {
         let all = vec![
-            item(What::Packs, 10, 0),
-            item(What::Snapshot(id("old")), 10, 1),
             item(What::Mirror(id("new")), 10, 500),
             item(What::Mirror(id("old")), 10, 100),
             item(What::Mirror(id("now")), 10, 995),
+            item(What::Lfs, 10, 0),
+            item(What::Snapshot(id("old")), 10, 1),
+            item(What::Packs, 10, 0),
             item(What::Undeclared("x".into()), 10, 900),
+            item(What::Damaged("x".into()), 10, 900),
         ];
         let order = |need| {
             let found = plan(need, all.clone(), 1000);
             found.iter().map(|item| format!("{} {}", item.what.label(), item.used)).collect::<Vec<_>>()
         };
-        assert_eq!(order(0), [""; 0]);
-        assert_eq!(order(10), ["undeclared 900"]);
-        assert_eq!(order(11), ["undeclared 900", "mirror 100"]);
+        let soft = ["damaged 900", "undeclared 900", "packs 0", "snapshot 1", "lfs 0"];
+        assert_eq!(order(firm(0)), [""; 0]);
+        assert_eq!(order(firm(10)), soft[..1]);
+        assert_eq!(order(firm(11)), soft[..2]);
+        assert_eq!(order(firm(51)), [&soft[..], &["mirror 100"]].concat());
         assert_eq!(
-            order(99),
-            ["undeclared 900", "mirror 100", "mirror 500", "snapshot 1", "packs 0"],
-            "what was used just now stays"
+            order(firm(99)),
+            [&soft[..], &["mirror 100", "mirror 500"]].concat(),
+            "one was used just now"
         );
+        assert_eq!(order(Need { all: 99, firm: 50 }), soft, "no mirror goes for what ends by itself");
     }
 
     #[test]
     fn eviction_begins_above_the_budget_and_ends_below_it() {
-        let volume = Volume { total: 10_000, free: 5_000 };
-        assert_eq!(excess(1000, 1000, volume), 0);
-        assert_eq!(excess(1001, 1000, volume), 51);
-        assert_eq!(excess(951, 1000, volume), 0);
+        let lasting = |mirrors| need(Own { mirrors, ..Own::default() }, 1000, ROOMY, false);
+        assert!(lasting(1000).is_none());
+        assert_eq!(lasting(1001), firm(51));
+        assert!(lasting(951).is_none());
+    }
+
+    #[test]
+    fn what_is_being_made_displaces_softer_things_and_no_mirror() {
+        let growing = |growing| need(Own { mirrors: 900, soft: 50, growing }, 1000, ROOMY, false);
+        assert_eq!(growing(40), Need::default());
+        assert_eq!(growing(200), Need { all: 200, firm: 0 });
     }
 
     #[test]
     fn a_volume_that_others_fill_is_kept_from_being_full() {
-        assert_eq!(excess(10, 1000, Volume { total: 10_000, free: 200 }), 0);
-        assert_eq!(excess(10, 1000, Volume { total: 10_000, free: 0 }), 400);
+        let of = |mirrors, growing, volume| need(Own { mirrors, soft: 0, growing }, 1000, volume, false);
+        let full = Volume { total: 10_000, free: 0 };
+        assert!(of(10, 0, Volume { total: 10_000, free: 200 }).is_none());
+        assert_eq!(of(10, 0, full), firm(400));
+        assert_eq!(of(600, 300, full), firm(400), "there is no other room for it");
+        assert_eq!(
+            of(600, 5_000, full),
+            Need { all: 4650, firm: 100 },
+            "half of the budget stays with the others"
+        );
+        assert_eq!(of(400, 5_000, full), Need { all: 4450, firm: 0 });
         let large = Volume { total: 100 << 40, free: 1 << 30 };
-        assert_eq!(excess(0, 1 << 40, large), 7 << 30);
+        assert_eq!(need(Own::default(), 1 << 40, large, false), firm(7 << 30));
+    }
+
+    #[test]
+    fn a_mirror_that_finds_the_disk_full_gets_a_tenth_but_never_the_others_half() {
+        let plea = |mirrors| need(Own { mirrors, ..Own::default() }, 1000, ROOMY, true);
+        assert_eq!(plea(900), firm(100));
+        assert_eq!(plea(550), Need { all: 100, firm: 50 });
+        assert_eq!(plea(400), Need { all: 100, firm: 0 });
+    }
+
+    #[test]
+    fn one_mirror_explains_what_lacks_if_it_is_large_and_grew_by_so_much() {
+        assert!(explains(600, 200, firm(200), 1000));
+        assert!(!explains(600, 100, firm(200), 1000), "it was as large before");
+        assert!(!explains(400, 200, firm(200), 1000), "it is one of many");
     }
 
     proptest! {
         #[test]
-        fn no_more_goes_than_is_needed(need in 0_u64..2000, sizes in prop::collection::vec((0_u64..100, 0_u64..900), 0..40)) {
-            let all: Vec<Item> = sizes
-                .iter()
-                .enumerate()
-                .map(|(at, (bytes, used))| item(What::Mirror(id(&format!("r{at}"))), *bytes, *used))
-                .collect();
-            let chosen = plan(need, all.clone(), 1000);
+        fn no_more_goes_than_is_needed_and_no_mirror_while_softer_bytes_suffice(
+            all in 0_u64..2000,
+            part in 0_u64..=100,
+            sizes in prop::collection::vec((0_u8..6, 0_u64..100, 0_u64..900), 0..40),
+        ) {
+            let need = Need { all, firm: all * part / 100 };
+            let items: Vec<Item> = sizes.iter().enumerate().map(|(at, (kind, bytes, used))| {
+                let (name, path) = (id(&format!("r{at}")), PathBuf::from(at.to_string()));
+                let what = match kind {
+                    0 => What::Damaged(path),
+                    1 => What::Undeclared(path),
+                    2 => What::Packs,
+                    3 => What::Snapshot(name),
+                    4 => What::Lfs,
+                    _ => What::Mirror(name),
+                };
+                item(what, *bytes, *used)
+            }).collect();
+            let chosen = plan(need, items.clone(), 1000);
+            let is_mirror = |item: &&Item| matches!(item.what, What::Mirror(_));
             let sum = |items: &[Item]| items.iter().map(|item| item.bytes).sum::<u64>();
-            prop_assert!(sum(&chosen) >= need || chosen.len() == all.len());
-            prop_assert!(chosen.split_last().is_none_or(|(_, before)| sum(before) < need));
-            prop_assert!(chosen.is_sorted_by_key(|item| item.used));
+            let soft: u64 = items.iter().filter(|item| !is_mirror(item)).map(|item| item.bytes).sum();
+            prop_assert!(soft < need.firm || !chosen.iter().any(|item| is_mirror(&item)));
+            prop_assert!(sum(&chosen) >= need.firm || chosen.len() == items.len());
+            // Without the last one there was not enough yet.
+            if let Some((last, before)) = chosen.split_last() {
+                prop_assert!(sum(before) < need.of(&last.what));
+            }
+            prop_assert!(chosen.is_sorted_by_key(|item| (item.what.class(), item.used)));
         }
     }
 }
