@@ -128,7 +128,9 @@ impl Fetch {
             self.thin_pack = false;
         }
         // At depth 1 only tags of the wants themselves can be added.
-        if self.deepen == Some(1) && !annotated(refs).any(|(_, peeled)| self.wants.contains(&peeled)) {
+        if self.deepen == Some(1)
+            && !annotated(refs).any(|(_, peeled)| self.wants.binary_search(&peeled).is_ok())
+        {
             self.include_tag = false;
         }
         Some(self)

@@ -69,6 +69,9 @@ impl LsRefs {
         if too_many {
             request.prefixes.clear();
         }
+        // In one order, so that equal requests are seen to be; without those that others include.
+        request.prefixes.sort_unstable();
+        request.prefixes.dedup_by(|next, before| next.starts_with(before));
         Ok(request)
     }
 
@@ -90,6 +93,11 @@ impl LsRefs {
         }
         out.extend_from_slice(FLUSH);
         out
+    }
+
+    /// How much work the answer is: as many steps for each as for a ref.
+    pub fn cost(&self, refs: &RefSet) -> usize {
+        self.prefixes.len().saturating_add(refs.refs().len())
     }
 
     /// The answer to this request from `refs`.
@@ -133,16 +141,21 @@ impl LsRefs {
         self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
     }
 
-    /// The refs this request selects.
-    fn selected<'a>(&'a self, refs: &'a RefSet) -> Box<dyn Iterator<Item = &'a Ref> + 'a> {
-        // One prefix, the usual case, selects a contiguous run of the sorted refs.
-        if let [prefix] = self.prefixes.as_slice() {
-            let start = refs.refs().partition_point(|r| r.name.as_slice() < prefix.as_slice());
-            let run = refs.refs().get(start..).unwrap_or_default();
-            return Box::new(run.iter().take_while(move |r| r.name.starts_with(prefix)));
-        }
-        Box::new(refs.refs().iter().filter(|r| self.wants(r.name.as_bstr())))
+    /// The refs this request selects, in their order: each prefix a run of the sorted refs, found by halving.
+    fn selected<'a>(&'a self, refs: &'a RefSet) -> impl Iterator<Item = &'a Ref> + 'a {
+        let mut prefixes: Vec<&BStr> = self.prefixes.iter().map(|prefix| prefix.as_bstr()).collect();
+        prefixes.sort_unstable();
+        prefixes.dedup_by(|next, before| next.starts_with(before));
+        let all = self.prefixes.is_empty().then(|| refs.refs());
+        all.into_iter().chain(prefixes.into_iter().map(|prefix| run(refs.refs(), prefix))).flatten()
     }
+}
+
+/// The refs whose names start with `prefix`.
+fn run<'a>(refs: &'a [Ref], prefix: &BStr) -> &'a [Ref] {
+    let (_, rest) = refs.split_at(refs.partition_point(|r| r.name.as_bstr() < prefix));
+    let (run, _) = rest.split_at(rest.partition_point(|r| r.name.starts_with(prefix)));
+    run
 }
 
 /// Reads the upstream's answer to [`LsRefs::everything`].
@@ -268,6 +281,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn prefixes_select_what_a_comparison_of_each_ref_with_each_prefix_does(
+            names in prop::collection::vec("refs/[a-c]{1,2}(/[a-c]{1,3})?", 0..40),
+            prefixes in prop::collection::vec("(refs/?)?[a-c]{0,2}(/[a-c]{0,2})?|HEAD|HE", 0..12),
+        ) {
+            let refs = names.iter().map(|name| Ref { name: name.as_str().into(), oid: oid('1'), peeled: None });
+            let refs = RefSet::new(ObjectFormat::Sha1, Head::Symbolic("refs/a".into()), refs.collect());
+            let starts = |name: &str| prefixes.is_empty() || prefixes.iter().any(|p| name.starts_with(p.as_str()));
+            let naive: Vec<_> = refs.refs().iter().filter(|r| starts(r.name.to_str().unwrap())).collect();
+            let asked = LsRefs { prefixes: prefixes.iter().map(|p| p.as_str().into()).collect(), ..LsRefs::default() };
+            prop_assert_eq!(asked.selected(&refs).collect::<Vec<_>>(), naive);
+            let lines: Vec<_> = prefixes.iter().map(|p| format!("ref-prefix {p}")).collect();
+            let parsed = LsRefs::parse(lines.iter().map(|line| line.as_bytes())).unwrap();
+            prop_assert_eq!(parsed.respond(&refs), asked.respond(&refs));
+        }
+
         #[test]
         fn any_answer_is_read_without_panic(bytes: Vec<u8>) {
             let _ = parse_response(&bytes, ObjectFormat::Sha1);

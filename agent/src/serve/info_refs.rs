@@ -25,7 +25,8 @@ pub async fn handle(serving: &Serving, mirror: &Mirror, headers: &HeaderMap) -> 
         return Ok(answer(KIND, None, body.into()));
     }
     let refs = fresh_refs(serving, mirror, &[]).await?;
-    let body = serving.capabilities(refs.refs.format()).advertise(version, &refs.refs);
+    let capabilities = serving.capabilities(refs.refs.format());
+    let body = serving.rendered.advertisement(capabilities, version, &refs.refs).await?;
     Ok(answer(KIND, Some(refs.freshness), body.into()))
 }
 

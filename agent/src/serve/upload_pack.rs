@@ -88,9 +88,10 @@ pub async fn handle(
         Request::LsRefs(request) => {
             *label = "ls-refs";
             Ok(match fresh_refs(serving, &mirror, &request.prefixes).await {
-                Ok(refs) => {
-                    answer(RESULT, Some(refs.freshness), serving.rendered.answer(&request, &refs.refs).into())
-                }
+                Ok(refs) => match serving.rendered.ls_refs(request, &refs.refs).await {
+                    Ok(list) => answer(RESULT, Some(refs.freshness), list.into()),
+                    Err(failure) => failure.into_packet(),
+                },
                 Err(failure) => failure.into_packet(),
             })
         }
