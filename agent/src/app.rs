@@ -1,6 +1,7 @@
 //! The one place where parts are put together: configuration in, running agent out.
 
 use std::{
+    future::pending,
     io::{self, Write},
     net::SocketAddr,
     path::PathBuf,
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::OptionFuture;
+use futures_util::FutureExt as _;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -31,7 +32,7 @@ use crate::{
         manifests::Manifests,
         prewarm::{self, Warmer},
     },
-    git::{Git, GitError},
+    git::{Git, GitError, orphans},
     lfs::Lfs,
     listen::{self, ConnectionLimits},
     metrics::Metrics,
@@ -42,7 +43,7 @@ use crate::{
     },
     packs::Packs,
     peers::{
-        Peers,
+        Heart, Peers,
         addresses::{Address, Addresses},
         placement::{Follower, Placement},
     },
@@ -52,6 +53,7 @@ use crate::{
     serve::{self, ServeError, Serving, hooks::Hooks, lately::Lately, limits::RequestLimits, proxy::Proxy},
     shutdown,
     store::{self, StoreError},
+    supervisor::{Ended, Tasks},
     tls::{Tls, TlsError},
 };
 
@@ -64,7 +66,10 @@ const LFS_BUDGET: u64 = 10 << 30;
 /// How long a connection to the admin port may be silent: probes ask at once.
 const ADMIN_SILENCE: Duration = Duration::from_secs(5);
 
-/// Why the agent cannot start. Each says what to do.
+/// How long the last words to other agents may take.
+const LAST_WORDS: Duration = Duration::from_secs(6);
+
+/// Why the agent cannot start, or go on. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The data directory.
@@ -116,6 +121,9 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A task of its own has ended, while it ran.
+    #[error(transparent)]
+    Task(#[from] Ended),
     /// Signals cannot be handled, or standard output is closed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -124,155 +132,283 @@ pub enum StartError {
 /// Runs the agent until a signal stops it.
 ///
 /// # Errors
-/// It cannot start.
+/// It cannot start, or a task of its own has ended.
 pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let shares = shares(&config.limits);
-    let rules = Rules {
-        allow_file: config.allow_file_upstreams,
-        in_cluster: config.in_cluster,
-        tokens: config.tokens.is_some(),
-    };
-    let flags = each("--mirror", &config.mirrors, |url| Flag::parse(url, rules))?;
-    let tls = config.tls_cert.as_deref().zip(config.tls_key.as_deref());
-    let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
-    let _renewing = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
-    let (addresses, found) = Addresses::new(each("--peer", &config.peers, Address::parse)?);
-    let cluster = cluster(&config).await?;
-    if cluster.is_none() && config.manifests.is_none() && flags.is_empty() {
-        tracing::warn!("nothing to mirror: give --manifests DIR or --mirror URL");
+    let mut tasks = Groups::default();
+    let base = Base::open(&config, &mut tasks.running).await?;
+    let mut mirrors = Mirrors::open(&config, &base, &mut tasks.running)?;
+    let serving = serving(&config, &base, &mirrors, shares, &mut tasks.running).await?;
+    let stopping = shutdown::on_signal()?;
+    keep_in_touch(&config, &mut mirrors, &stopping, &mut tasks.closing);
+    let (git_port, admin_port) = (bind(config.listen).await?, bind(config.admin_listen).await?);
+    declare(&config, &base, &mirrors, &mut tasks.declaring).await?;
+    // For whoever started the agent with port 0, and as a sign that it serves.
+    let (git_address, admin_address) = (git_port.local_addr()?, admin_port.local_addr()?);
+    writeln!(io::stdout(), "listening git={git_address} admin={admin_address}")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), git = base.git.version(), data = %config.data.display(), listen = %git_address, admin = %admin_address, "serving");
+
+    // The admin port outlives the git port: probes and metrics tell of the draining.
+    let (metrics, stopped) = (base.metrics.clone(), CancellationToken::new());
+    let (admin, limits) = (mirrors.admin(&base, &stopping), admin_limits(shares));
+    let admin =
+        listen::serve(admin_port, admin::router(admin), None, limits, metrics.clone(), stopped.clone());
+    tasks.running.spawn("admin-port", admin);
+    let (router, limits) = (serve::router(serving), connection_limits(&config.limits, shares));
+    let clients = listen::serve(git_port, router, base.tls.clone(), limits, metrics, stopping.clone());
+    let mut clients = AbortOnDropHandle::new(tokio::spawn(clients));
+
+    tokio::select! {
+        biased;
+        () = stopping.cancelled() => {}
+        ended = tasks.ended() => return Err(failed(ended)),
+        _ = &mut clients => return Err(failed(Ended { name: "git-port", how: "ended" })),
     }
-    let (placement, placing) = placement(&config, cluster.as_ref(), &addresses)?.unzip();
-    let data = config.data.clone();
-    let disk = tokio::task::spawn_blocking(move || Disk::open(&data)).await.map_err(io::Error::other)??;
-    let disk = Arc::new(disk);
-    let git = Git::detect(&disk.home(), &disk.mark(), config.allow_file_upstreams).await?;
-    let metrics = Metrics::new();
-    let popularity = Popularity::default();
-    let prewarm = &config.prewarm;
-    let at_once = prewarm.prewarm_concurrency;
-    let archive = archive(&config.store, &disk, at_once.get(), &popularity)?;
-    let every = Duration::from_secs(config.heartbeat.into());
-    let peers = archive
-        .as_ref()
-        .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
-    let (peers, heart) = peers.unzip();
-    let peers = peers.map(|peers: Peers| peers.placed(placement.clone()));
-    let share = config.disk_budget.bytes_of(disk.volume()?.total) / 8;
-    let lfs = Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?;
-    let capacities = Capacities::here(at_once.get(), config.upstream_connections.into());
-    let weigh = popularity.clone();
-    let queue = Queue::new(capacities, move |id| weigh.of(id).weight(), popularity.sums(), metrics.clone());
-    let shared = Shared {
-        git: git.clone(),
-        disk: disk.clone(),
-        metrics: metrics.clone(),
-        limits: Arc::new(Limits::new(popularity, queue)),
-        archive: archive.clone(),
-        peers: peers.clone(),
-        lfs,
-        placement: placement.clone(),
-    };
-    let fleet = Arc::new(Fleet::new(shared));
-    let manifests =
-        |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
-    let last_known = |origin| LastKnown::new(disk.declarations(), origin);
-    let in_files = last_known(Origin::Manifests);
-    let mut manifests =
-        Manifests::new(config.manifests.clone(), flags, rules, in_files).map_err(manifests)?;
-    let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
-    let terms = prewarm::Rules { most_cloned: prewarm.prewarm_most_cloned.into(), at_once };
-    let warmer = Warmer::new(fleet.clone(), popularity.clone(), terms, metrics.clone());
-    let packs = Packs::new(&disk.packs(), PACK_BUDGET.min(share), metrics.clone())?;
-    let (all, room) = (fleet.clone(), config.disk_budget.clone());
-    let budget = budget::Keeper::new(all, disk.clone(), packs.clone(), room, metrics.clone());
-    let gauges = Gauges { fleet: fleet.clone(), warmer: warmer.clone(), budget: budget.clone() };
-    metrics.collect_from(Box::new(gauges));
-    let _evicting = AbortOnDropHandle::new(tokio::spawn(budget.clone().run()));
-    let _warming = AbortOnDropHandle::new(tokio::spawn(warmer.clone().run()));
-    let called = cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
+    let Groups { mut running, declaring, closing } = tasks;
+    drop(declaring);
+    let drain = Duration::from_secs(config.drain.into());
+    tokio::select! {
+        drained = timeout(drain, &mut clients) => if drained.is_err() {
+            tracing::warn!(seconds = config.drain, "answers still under way are cut: --drain is over");
+        },
+        ended = running.ended() => return Err(failed(ended)),
+    }
+    if !closing.finish(LAST_WORDS).await {
+        tracing::warn!(
+            "the store did not take the last words in time: the others will notice that this agent has gone"
+        );
+    }
+    Ok(())
+}
+
+fn failed(ended: Ended) -> StartError {
+    tracing::error!(
+        task = ended.name,
+        how = ended.how,
+        "a task that should not end has ended: the process ends"
+    );
+    StartError::Task(ended)
+}
+
+/// The agent's tasks, by how long they run.
+#[derive(Default)]
+struct Groups {
+    /// To the end of the process.
+    running: Tasks,
+    /// Until it is told to stop: from then on nothing changes any more.
+    declaring: Tasks,
+    /// Until it is told to stop, and then to their own end.
+    closing: Tasks,
+}
+
+impl Groups {
+    async fn ended(&mut self) -> Ended {
+        tokio::select! {
+            ended = self.running.ended() => ended,
+            ended = self.declaring.ended() => ended,
+            ended = self.closing.ended() => ended,
+        }
+    }
+}
+
+/// What everything else stands on.
+struct Base {
+    rules: Rules,
+    tls: Option<Arc<Tls>>,
+    addresses: Addresses,
+    /// Where the addresses of other agents are written that the cluster tells of.
+    found: watch::Sender<Arc<[Address]>>,
+    cluster: Option<(Scope, Pod)>,
+    placement: Option<Placement>,
+    disk: Arc<Disk>,
+    git: Git,
+    metrics: Metrics,
+}
+
+impl Base {
+    async fn open(config: &config::Serve, tasks: &mut Tasks) -> Result<Self, StartError> {
+        let rules = Rules {
+            allow_file: config.allow_file_upstreams,
+            in_cluster: config.in_cluster,
+            tokens: config.tokens.is_some(),
+        };
+        let tls = config.tls_cert.as_deref().zip(config.tls_key.as_deref());
+        let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
+        tasks.spawn_some("certificate", tls.clone().map(Tls::follow));
+        let (addresses, found) = Addresses::new(each("--peer", &config.peers, Address::parse)?);
+        let cluster = cluster(config).await?;
+        let (placement, placing) = placement(config, cluster.as_ref(), &addresses)?.unzip();
+        tasks.spawn_some("placement", placing.map(Follower::run));
+        let data = config.data.clone();
+        let disk =
+            tokio::task::spawn_blocking(move || Disk::open(&data)).await.map_err(io::Error::other)??;
+        let disk = Arc::new(disk);
+        adopt_orphans(tasks);
+        let git = Git::detect(&disk.home(), &disk.mark(), config.allow_file_upstreams).await?;
+        let metrics = Metrics::new();
+        Ok(Self { rules, tls, addresses, found, cluster, placement, disk, git, metrics })
+    }
+
+    fn last_known(&self, origin: Origin) -> LastKnown {
+        LastKnown::new(self.disk.declarations(), origin)
+    }
+}
+
+/// What git's children leave behind is the agent's to wait for.
+fn adopt_orphans(tasks: &mut Tasks) {
+    if let Err(error) = orphans::adopt() {
+        tracing::warn!(%error, "what children leave behind cannot be waited for");
+    }
+    tasks.spawn("orphans", async {
+        if let Err(error) = orphans::reap().await {
+            tracing::error!(%error, "ended children cannot be waited for");
+        }
+    });
+}
+
+/// The mirrors, and what keeps them within their limits.
+struct Mirrors {
+    fleet: Arc<Fleet>,
+    archive: Option<Arc<Archive>>,
+    peers: Option<Peers>,
+    heart: Option<Heart>,
+    packs: Packs,
+    warmer: Warmer,
+    budget: budget::Keeper,
+}
+
+impl Mirrors {
+    fn open(config: &config::Serve, base: &Base, tasks: &mut Tasks) -> Result<Self, StartError> {
+        let (disk, metrics, prewarm) = (&base.disk, &base.metrics, &config.prewarm);
+        let (popularity, at_once) = (Popularity::default(), prewarm.prewarm_concurrency);
+        let archive = archive(&config.store, disk, at_once.get(), &popularity)?;
+        let every = Duration::from_secs(config.heartbeat.into());
+        let peers = archive
+            .as_ref()
+            .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
+        let (peers, heart) = peers.unzip();
+        let peers = peers.map(|peers: Peers| peers.placed(base.placement.clone()));
+        let share = config.disk_budget.bytes_of(disk.volume()?.total) / 8;
+        let capacities = Capacities::here(at_once.get(), config.upstream_connections.into());
+        let weigh = popularity.clone();
+        let weigh = move |id: &_| weigh.of(id).weight();
+        let queue = Queue::new(capacities, weigh, popularity.sums(), metrics.clone());
+        let shared = Shared {
+            git: base.git.clone(),
+            disk: disk.clone(),
+            metrics: metrics.clone(),
+            limits: Arc::new(Limits::new(popularity, queue)),
+            archive: archive.clone(),
+            peers: peers.clone(),
+            lfs: Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?,
+            placement: base.placement.clone(),
+        };
+        let fleet = Arc::new(Fleet::new(shared, tasks.alarm()));
+        let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
+        let terms = prewarm::Rules { most_cloned: prewarm.prewarm_most_cloned.into(), at_once };
+        let warmer = Warmer::new(fleet.clone(), popularity, terms, metrics.clone());
+        let packs = Packs::new(&disk.packs(), PACK_BUDGET.min(share), metrics.clone())?;
+        let (all, room) = (fleet.clone(), config.disk_budget.clone());
+        let budget = budget::Keeper::new(all, disk.clone(), packs.clone(), room, metrics.clone());
+        let gauges = Gauges { fleet: fleet.clone(), warmer: warmer.clone(), budget: budget.clone() };
+        metrics.collect_from(Box::new(gauges));
+        tasks.spawn("budget", budget.clone().run());
+        tasks.spawn("warmer", warmer.clone().run());
+        let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
+        // It has nothing more to do once the store has answered.
+        tasks.spawn_some("store-probe", probing.map(|probing| probing.then(|()| pending())));
+        Ok(Self { fleet, archive, peers, heart, packs, warmer, budget })
+    }
+
+    /// What the admin port shows.
+    fn admin(&self, base: &Base, stopping: &CancellationToken) -> Admin {
+        let store = self.archive.clone().zip(self.peers.clone());
+        Admin {
+            fleet: self.fleet.clone(),
+            warmer: self.warmer.clone(),
+            budget: self.budget.clone(),
+            metrics: base.metrics.clone(),
+            store: store.map(|(archive, peers)| Probed { archive, peers }),
+            stopping: stopping.clone(),
+        }
+    }
+}
+
+/// What answers clients.
+async fn serving(
+    config: &config::Serve,
+    base: &Base,
+    mirrors: &Mirrors,
+    shares: Shares,
+    tasks: &mut Tasks,
+) -> Result<Arc<Serving>, StartError> {
+    let (metrics, addresses) = (base.metrics.clone(), base.addresses.clone());
+    let called = base.cluster.as_ref().map_or("tarn-agent", |(_, pod)| pod.name.as_str());
     // Elsewhere than in a cluster, --peer names them as certificates do.
-    let same = tls.as_ref().filter(|_| config.in_cluster).map(Tls::for_peers).transpose()?;
+    let same = base.tls.as_ref().filter(|_| config.in_cluster).map(Tls::for_peers).transpose()?;
     let proxy = Proxy::new(called, addresses, same, metrics.clone())?;
-    let (means, _following) = means(&config, cluster.as_ref().map(|(scope, _)| scope))?;
-    let guard = Guard::new(means, metrics.clone());
-    let (served, known) = (fleet.clone(), metrics.clone());
-    let serving = Serving::new(served, guard, git.clone(), &disk, packs, popularity, proxy, known).await?;
+    let means = means(config, base.cluster.as_ref().map(|(scope, _)| scope), tasks)?;
+    let (guard, git, packs) = (Guard::new(means, metrics.clone()), base.git.clone(), mirrors.packs.clone());
+    let popularity = mirrors.archive.as_ref().map(|archive| archive.popularity.clone());
+    let fleet = mirrors.fleet.clone();
+    let serving = Serving::new(fleet, guard, git, &base.disk, packs, popularity, proxy, metrics).await?;
     let (lately, newly_asked) = (config.pack_ahead > 0).then(Lately::new).unzip();
     let serving = serving
         .with_hooks(Hooks::new(config.webhook_secret_file.clone()))
         .with_limits(request_limits(&config.limits, shares))
         .with_lately(lately);
-
     let serving = Arc::new(serving);
     let packing = newly_asked.map(|new| serve::ahead::run(serving.clone(), new, config.pack_ahead));
-    let _packing = packing.map(|packing| AbortOnDropHandle::new(tokio::spawn(packing)));
-    let _placing = placing.map(|placing| AbortOnDropHandle::new(tokio::spawn(placing.run())));
-    let releasing = placement.map(|placement| serve::moving::release(serving.clone(), placement));
-    let _releasing = releasing.map(|releasing| AbortOnDropHandle::new(tokio::spawn(releasing)));
-    let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
-    let _probing = probing.map(|probing| AbortOnDropHandle::new(tokio::spawn(probing)));
-    let stopping = shutdown::on_signal()?;
-    let beating = heart.map(|heart| AbortOnDropHandle::new(tokio::spawn(heart.run(stopping.clone()))));
-    let counting = archive.as_ref().map(|archive| {
+    tasks.spawn_some("packs-ahead", packing);
+    let releasing =
+        base.placement.clone().map(|placement| serve::moving::release(serving.clone(), placement));
+    tasks.spawn_some("release", releasing);
+    Ok(serving)
+}
+
+/// Tells the other agents that this one lives, and what is asked for, until it stops.
+fn keep_in_touch(
+    config: &config::Serve,
+    mirrors: &mut Mirrors,
+    stopping: &CancellationToken,
+    tasks: &mut Tasks,
+) {
+    let beating = mirrors.heart.take().map(|heart| heart.run(stopping.clone()));
+    tasks.spawn_some("heartbeat", beating);
+    let counting = mirrors.archive.as_ref().map(|archive| {
         let (popularity, store, agent) = (&archive.popularity, &archive.store, &archive.agent);
         let (popularity, store, agent) = (popularity.clone(), store.clone(), agent.clone());
-        let counting = popularity::run(popularity, store, agent, prewarm.prewarm_window, stopping.clone());
-        AbortOnDropHandle::new(tokio::spawn(counting))
+        popularity::run(popularity, store, agent, config.prewarm.prewarm_window, stopping.clone())
     });
-    let git_port = bind(config.listen).await?;
-    let admin_port = bind(config.admin_listen).await?;
-    let watching = match cluster {
-        // Not waited for: the API server may be away.
-        Some((scope, pod)) => {
-            let store = archive.clone().zip(peers.clone());
-            let origin = Origin::Cache { namespace: scope.namespace.clone(), name: scope.cache.clone() };
-            let cluster = Cluster::new(scope.clone(), rules, last_known(origin), metrics.clone());
-            in_cluster(&scope, pod, cluster, &fleet, found, store, &metrics)
-        }
-        None => {
-            // Watching begins before the first reading, so that no change falls in between.
-            let changes = manifests.changes();
-            let keeping = AbortOnDropHandle::new(tokio::spawn(manifests.keeping()));
-            manifests.apply(&fleet).await;
-            vec![keeping, AbortOnDropHandle::new(tokio::spawn(manifests.follow(changes, fleet.clone())))]
-        }
-    };
-    // For whoever started the agent with port 0, and as a sign that it serves.
-    let (git_address, admin_address) = (git_port.local_addr()?, admin_port.local_addr()?);
-    writeln!(io::stdout(), "listening git={git_address} admin={admin_address}")?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), git = git.version(), data = %config.data.display(), listen = %git_address, admin = %admin_address, "serving");
+    tasks.spawn_some("popularity", counting);
+}
 
-    // The admin port outlives the git port: probes and metrics tell of the draining.
-    let stopped = CancellationToken::new();
-    let store = archive.zip(peers);
-    let store = store.map(|(archive, peers)| Probed { archive, peers });
-    let counted = metrics.clone();
-    let admin = Admin { fleet, warmer, budget, metrics, store, stopping: stopping.clone() };
-    let admin = listen::serve(
-        admin_port,
-        admin::router(admin),
-        None,
-        admin_limits(shares),
-        counted.clone(),
-        stopped.clone(),
-    );
-    let admin = AbortOnDropHandle::new(tokio::spawn(admin));
-    let (router, limits) = (serve::router(serving), connection_limits(&config.limits, shares));
-    let serving = listen::serve(git_port, router, tls, limits, counted, stopping.clone());
-    let mut serving = AbortOnDropHandle::new(tokio::spawn(serving));
-    stopping.cancelled().await;
-    drop(watching);
-    if timeout(shutdown::DRAIN, &mut serving).await.is_err() {
-        tracing::warn!("streams still under way are cut");
+/// Keeps the fleet as it is declared: in the cluster, in files, by flags.
+async fn declare(
+    config: &config::Serve,
+    base: &Base,
+    mirrors: &Mirrors,
+    tasks: &mut Tasks,
+) -> Result<(), StartError> {
+    if let Some((scope, pod)) = &base.cluster {
+        // Not waited for: the API server may be away.
+        in_cluster(scope, pod, base, mirrors, tasks);
+        return Ok(());
     }
-    if let Some(Err(error)) = OptionFuture::from(beating).await {
-        tracing::warn!(%error, "the others will notice by themselves that this agent has gone");
+    let flags = each("--mirror", &config.mirrors, |url| Flag::parse(url, base.rules))?;
+    if config.manifests.is_none() && flags.is_empty() {
+        tracing::warn!("nothing to mirror: give --manifests DIR or --mirror URL");
     }
-    if let Some(Err(error)) = OptionFuture::from(counting).await {
-        tracing::warn!(%error, "the last counts of clones are lost");
-    }
-    stopped.cancel();
-    drop(admin);
+    let unread =
+        |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
+    let last_known = base.last_known(Origin::Manifests);
+    let mut manifests =
+        Manifests::new(config.manifests.clone(), flags, base.rules, last_known).map_err(unread)?;
+    // Watching begins before the first reading, so that no change falls in between.
+    let changes = manifests.changes();
+    tasks.spawn("declarations", manifests.keeping());
+    manifests.apply(&mirrors.fleet).await;
+    tasks.spawn("manifests", manifests.follow(changes, mirrors.fleet.clone()));
     Ok(())
 }
 
@@ -330,21 +466,17 @@ fn part(own: usize, granted: usize, wanted: usize) -> usize {
     if granted >= wanted { own } else { (own.min(wanted).saturating_mul(granted) / wanted.max(1)).max(1) }
 }
 
-/// What callers are judged by, and what keeps it up to date.
-fn means(
-    config: &config::Serve,
-    scope: Option<&Scope>,
-) -> Result<(Means, Vec<AbortOnDropHandle<()>>), StartError> {
-    let mut following = Vec::new();
+/// What callers are judged by.
+fn means(config: &config::Serve, scope: Option<&Scope>, tasks: &mut Tasks) -> Result<Means, StartError> {
     let tokens = config.tokens.as_deref().map(Tokens::open).transpose()?;
-    following.extend(tokens.clone().map(|tokens| AbortOnDropHandle::new(tokio::spawn(tokens.follow()))));
+    tasks.spawn_some("tokens", tokens.clone().map(Tokens::follow));
     let reviews =
         scope.map(|scope| Reviews::new(scope.client.clone(), scope.namespace.clone(), config.audiences()));
     let judge = if reviews.is_some() { Judge::Cluster } else { Judge::Shared };
     let own = config.peer_token.as_deref().map(|path| OwnToken::open(path, judge)).transpose()?;
-    following.extend(own.clone().map(|own| AbortOnDropHandle::new(tokio::spawn(own.follow()))));
+    tasks.spawn_some("peer-token", own.clone().map(OwnToken::follow));
     let peers = own.map(|own| access::peers::Peers::new(own, reviews.as_ref()));
-    Ok((Means { tokens, reviews, peers }, following))
+    Ok(Means { tokens, reviews, peers })
 }
 
 /// Where the declarations are, and which pod this is, if it runs in a cluster.
@@ -380,26 +512,19 @@ fn placement(
 }
 
 /// What keeps the fleet as the cluster declares it, and tells the cluster of it.
-fn in_cluster(
-    scope: &Scope,
-    pod: Pod,
-    cluster: Cluster,
-    fleet: &Arc<Fleet>,
-    found: watch::Sender<Arc<[Address]>>,
-    store: Option<(Arc<Archive>, Peers)>,
-    metrics: &Metrics,
-) -> Vec<AbortOnDropHandle<()>> {
+fn in_cluster(scope: &Scope, pod: &Pod, base: &Base, mirrors: &Mirrors, tasks: &mut Tasks) {
+    let (fleet, metrics) = (&mirrors.fleet, &base.metrics);
+    let origin = Origin::Cache { namespace: scope.namespace.clone(), name: scope.cache.clone() };
+    let cluster = Cluster::new(scope.clone(), base.rules, base.last_known(origin), metrics.clone());
     let reporter = Reporter::new(scope, pod.clone(), fleet.clone(), cluster.board(), metrics.clone());
-    let peers = endpoints::follow(scope.clone(), found, metrics.clone());
+    let store = mirrors.archive.clone().zip(mirrors.peers.clone());
     let cleanup = Cleanup { board: cluster.board(), fleet: fleet.clone(), store };
-    vec![
-        AbortOnDropHandle::new(tokio::spawn(cleanup.run())),
-        AbortOnDropHandle::new(tokio::spawn(peers)),
-        AbortOnDropHandle::new(tokio::spawn(cluster.keeping())),
-        AbortOnDropHandle::new(tokio::spawn(cluster.follow(fleet.clone()))),
-        AbortOnDropHandle::new(tokio::spawn(reporter.run())),
-        AbortOnDropHandle::new(tokio::spawn(lease::run(scope.clone(), pod, metrics.clone()))),
-    ]
+    tasks.spawn("cleanup", cleanup.run());
+    tasks.spawn("endpoints", endpoints::follow(scope.clone(), base.found.clone(), metrics.clone()));
+    tasks.spawn("declarations", cluster.keeping());
+    tasks.spawn("cluster", cluster.follow(fleet.clone()));
+    tasks.spawn("reporter", reporter.run());
+    tasks.spawn("lease", lease::run(scope.clone(), pod.clone(), metrics.clone()));
 }
 
 /// The store, if there is one. It may be down: the agent starts and serves without.

@@ -191,6 +191,18 @@ pub struct Serve {
     )]
     pub advertise: Option<String>,
 
+    /// Seconds that answers under way may take to finish when the agent is told to stop; less than what follows until it is
+    /// killed
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "TARN_AGENT_DRAIN",
+        hide_env_values = true,
+        default_value_t = 25,
+        value_parser = clap::value_parser!(u16).range(..=3600)
+    )]
+    pub drain: u16,
+
     /// Where git clients connect
     #[arg(
         long,

@@ -16,7 +16,6 @@ use std::{
 use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
 use tokio::{
     sync::{Notify, watch},
-    task::JoinHandle,
     time::timeout,
 };
 
@@ -25,6 +24,7 @@ use crate::{
     lfs::Lfs,
     mirror::{Limits, Mirror, Shared},
     peers::placement::Placement,
+    supervisor::{Alarm, Owned},
 };
 use declarations::{Delta, Refused, Standing};
 
@@ -39,6 +39,8 @@ const FIRST: Duration = Duration::from_secs(3);
 /// The mirrors, for everyone who serves or reports.
 pub struct Fleet {
     shared: Shared,
+    /// Who is told when a mirror's task ends of itself.
+    alarm: Alarm,
     declared: RwLock<Declared>,
     changed: Notify,
     /// How often what is declared was applied.
@@ -95,14 +97,15 @@ enum Data {
 
 struct Running {
     mirror: Mirror,
-    task: JoinHandle<()>,
+    task: Owned,
 }
 
 impl Fleet {
     /// An empty fleet.
-    pub fn new(shared: Shared) -> Self {
+    pub fn new(shared: Shared, alarm: Alarm) -> Self {
         Self {
             shared,
+            alarm,
             declared: RwLock::default(),
             changed: Notify::new(),
             applied: watch::Sender::default(),
@@ -252,6 +255,7 @@ impl Fleet {
                 None => {
                     tracing::info!(repo = %id, url = %settings.url, "mirror declared");
                     let (mirror, task) = Mirror::start(&self.shared, settings);
+                    let task = self.alarm.watch("mirror", task);
                     self.write(|declared| {
                         declared.names.insert(name, id.clone());
                         declared.mirrors.insert(id, Running { mirror, task })
@@ -266,10 +270,9 @@ impl Fleet {
     async fn remove(&self, running: Running, data: Data) {
         let Running { mirror, task } = running;
         let (id, dir) = (mirror.id().clone(), mirror.dir().to_owned());
+        task.stop().await;
         // Requests under way may hold the mirror a little longer; they lose its files, and say so.
         drop(mirror);
-        task.abort();
-        let _ = task.await;
         if data == Data::Keep {
             return;
         }

@@ -34,9 +34,9 @@ const REFUSING: Duration = Duration::from_secs(1);
 /// How long to wait after the system has refused a connection: above all, because too many files are open.
 const REFUSED: Duration = Duration::from_millis(100);
 
-/// How long a connection is served on that is to end: what its client has sent by then is answered, while hyper closes at once
-/// a connection of which it has read nothing.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long a connection is served on that is to end. A request that its client has sent by then is answered; hyper would close
+/// at once a connection of which it has read nothing, and a clone has some milliseconds between two of its requests.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Connections that are still taken when the port closes: as many as the kernel lets wait (`net.core.somaxconn`).
 const WAITING: usize = 4096;

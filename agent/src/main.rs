@@ -6,7 +6,7 @@ use clap::Parser;
 use tarn_agent::{
     app,
     config::{Cli, Command, unknown_variables},
-    inspect,
+    inspect, supervisor,
     telemetry::{self, LogFormat},
 };
 
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     if let Err(error) = telemetry::start(filter, format) {
         return fail(2, &format!("--log: {error}"));
     }
+    supervisor::log_panics();
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return fail(1, "a TLS provider is installed already");
     }

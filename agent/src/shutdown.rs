@@ -1,12 +1,9 @@
 //! When to stop: SIGTERM or SIGINT.
 
-use std::{io, time::Duration};
+use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-
-/// How long streams under way may take to finish. Kubernetes waits 30 s by default before it kills.
-pub const DRAIN: Duration = Duration::from_secs(25);
 
 /// A token that is cancelled at the first SIGTERM or SIGINT. A second one ends the process at once.
 ///

@@ -2,10 +2,12 @@
 
 mod queue;
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tarn_testkit::agent::{manifest, repo_id};
+use tarn_testkit::agent::{Builder, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::Repo;
 use tarn_testkit::measure::peak_rss;
@@ -201,4 +203,51 @@ async fn many_mirrors_at_once_start_a_bounded_number_of_children() -> Result<()>
         agent.wait_phase(&repo_id(&upstream.url(name)), "Ready").await?;
     }
     agent.wait_idle().await
+}
+
+/// Has fetches of three mirrors killed in the middle, each with its helpers, and waits until nothing is left of them.
+async fn killed_fetches_leave_nothing(binary: &Path) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let upstream = Upstream::start(dir.path())?;
+    upstream.fault_on(Operation::Fetch, Fault::Hang);
+    let mut yaml = Vec::new();
+    for name in ["one", "two", "three"] {
+        upstream.seed(&format!("{name}.git")).await?;
+        yaml.push(manifest(name, &upstream.url(&format!("{name}.git")), &["timeout: 10s"]));
+    }
+    let agent = Builder::new(binary).arg("--prewarm-most-cloned").arg("3");
+    let agent = agent.start_with(&[("all.yaml", &yaml.join("---\n"))]).await?;
+    let seen = || upstream.log().iter().filter(|seen| seen.operation == Operation::Fetch).count();
+    eventually(Duration::from_secs(60), "fetches that were killed", async || {
+        ensure!(seen() >= 4, "{} fetches", seen());
+        Ok(())
+    })
+    .await?;
+    upstream.mend();
+    for name in ["one", "two", "three"] {
+        agent.wait_phase(&repo_id(&upstream.url(&format!("{name}.git"))), "Ready").await?;
+    }
+    eventually(Duration::from_secs(20), "no child that has ended", async || {
+        let ended: Vec<_> = agent.children()?.into_iter().filter(|child| child.state == 'Z').collect();
+        ensure!(ended.is_empty(), "{} have ended and nobody waits for them: {ended:?}", ended.len());
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_killed_children_leave_is_waited_for() -> Result<()> {
+    killed_fetches_leave_nothing(Path::new(env!("CARGO_BIN_EXE_tarn-agent"))).await
+}
+
+#[tokio::test]
+async fn what_killed_children_leave_is_waited_for_by_the_first_process_of_a_container() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let script = dir.path().join("agent");
+    let agent = Builder::new(env!("CARGO_BIN_EXE_tarn-agent"));
+    let binary = agent.binary().display();
+    let unshare = "unshare --user --map-root-user --pid --fork --kill-child --mount-proc";
+    std::fs::write(&script, format!("#!/bin/sh\nexec {unshare} '{binary}' \"$@\"\n"))?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    killed_fetches_leave_nothing(&script).await
 }

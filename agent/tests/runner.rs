@@ -26,6 +26,7 @@ mod peers;
 mod scene;
 mod serving;
 mod snapshots;
+mod stop;
 mod store;
 
 use std::collections::BTreeSet;

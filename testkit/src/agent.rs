@@ -66,6 +66,11 @@ impl Builder {
         }
     }
 
+    /// The binary that is started.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// Adds a flag or value to the command line.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process,
@@ -22,14 +22,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::stderr::{Culprit, FailureKind, classify_ended, plain, redact, talks, telling_line};
+use super::{
+    orphans::{self, MARK, Own},
+    stderr::{Culprit, FailureKind, classify_ended, plain, redact, talks, telling_line},
+};
 
 /// The oldest git that works: 2.39 is Debian 12's, what all figures were taken with; `cat-file -Z`,
 /// `--refmap=` together with `--stdin` and MIDX bitmaps are all older.
 pub const MINIMUM_VERSION: (u32, u32) = (2, 39);
-
-/// The variable by which children of one data directory are recognised.
-pub const MARK: &str = "TARN_CHILD_OF";
 
 /// How much of a child's standard error is kept: its last lines tell why it failed.
 const STDERR_KEPT: usize = 16 * 1024;
@@ -329,10 +329,10 @@ impl Command {
             self.inner.stdin(Stdio::piped());
         }
         let verb = self.verb;
-        let child = self.inner.spawn().map_err(|source| GitError::Io { verb: verb.clone(), source })?;
-        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let started = orphans::start(&mut self.inner);
+        let (child, own) = started.map_err(|source| GitError::Io { verb: verb.clone(), source })?;
         tracing::trace!(verb, pid = child.id(), "child started");
-        Ok(Child { inner: child, group, verb })
+        Ok(Child { inner: child, own, verb })
     }
 
     /// Runs the command to its end, or kills it after `limit`. A dropped future kills it too.
@@ -452,7 +452,7 @@ fn is_progress(line: &str) -> bool {
 pub struct Child {
     /// The process, for its pipes.
     pub inner: process::Child,
-    group: Option<Pid>,
+    own: Option<Own>,
     /// The git command.
     pub verb: String,
 }
@@ -462,8 +462,11 @@ impl Drop for Child {
         // After a regular end the group may live on only in grandchildren, which are to end as well.
         // The id cannot have been reused while the child is unreaped or members of the group exist; once
         // all are gone and reaped, `id()` is `None` and nothing is sent.
-        if let (Some(group), Some(_)) = (self.group, self.inner.id()) {
-            let _ = kill_process_group(group, Signal::KILL);
+        // What its members leave is adopted by the agent, and waited for.
+        match (self.own, self.inner.id()) {
+            (Some(own), Some(_)) => drop(own.group().map(|group| kill_process_group(group, Signal::KILL))),
+            (Some(own), None) => own.ended(),
+            (None, _) => {}
         }
     }
 }
