@@ -300,7 +300,7 @@ impl Mirrors {
             limits: Arc::new(Limits::new(popularity, queue)),
             archive: archive.clone(),
             peers: peers.clone(),
-            lfs: Lfs::open(disk.lfs(), disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?,
+            lfs: Lfs::open(disk.lfs(), &disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?,
             placement: base.placement.clone(),
         };
         let fleet = Arc::new(Fleet::new(shared, tasks.alarm()));
@@ -312,6 +312,7 @@ impl Mirrors {
         let budget = budget::Keeper::new(all, disk.clone(), packs.clone(), room, metrics.clone());
         let gauges = Gauges { fleet: fleet.clone(), warmer: warmer.clone(), budget: budget.clone() };
         metrics.collect_from(Box::new(gauges));
+        tasks.spawn("packs", packs.clone().sweep());
         tasks.spawn("budget", budget.clone().run());
         tasks.spawn("warmer", warmer.clone().run());
         let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));

@@ -10,11 +10,14 @@
 
 pub mod actions;
 pub mod intake;
-pub mod reading;
 pub mod cache;
 pub mod tree;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures_util::StreamExt;
 use http::StatusCode;
@@ -24,15 +27,18 @@ use tokio::sync::Semaphore;
 use crate::{
     metrics::{Metrics, Outcome},
     protocol::lfs::{Action, LfsOid, Object, ObjectError},
+    spool::{Sink, Usage},
     upstream::{Looker, lfs::LfsError},
 };
 use actions::Actions;
-use cache::Cache;
+use cache::{Cache, LfsReader};
 use intake::Intake;
-use reading::Reading;
 
 /// Downloads from upstreams that run at once in the whole agent: git-lfs itself runs 8.
 const MAX_DOWNLOADS: usize = 32;
+
+/// Chunks that are written in one go, where so many have come.
+const WRITTEN_AT_ONCE: usize = 32;
 
 /// Why an object cannot be had. The texts hold no secrets.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +117,7 @@ impl Lfs {
     ///
     /// # Errors
     /// The directories cannot be made or read.
-    pub fn open(root: PathBuf, incoming: PathBuf, budget: u64, metrics: Metrics) -> io::Result<Self> {
+    pub fn open(root: PathBuf, incoming: &Path, budget: u64, metrics: Metrics) -> io::Result<Self> {
         let cache = Cache::open(root, incoming, budget, metrics.clone())?;
         let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
         Ok(Self { cache, actions: Arc::default(), downloads, metrics })
@@ -129,7 +135,7 @@ impl Lfs {
         objects: &[Object],
     ) -> Result<Vec<(Object, Result<(), ObjectError>)>, FetchError> {
         let missing: Vec<Object> =
-            objects.iter().filter(|object| !self.cache.holds(repo, **object)).copied().collect();
+            objects.iter().filter(|object| self.cache.holds(repo, object.oid).is_none()).copied().collect();
         if missing.is_empty() {
             return Ok(objects.iter().map(|object| (*object, Ok(()))).collect());
         }
@@ -152,7 +158,7 @@ impl Lfs {
     }
 
     /// The object to read: from the cache, or while it comes from the upstream, once for all who read it. Returns once
-    /// there is something to read.
+    /// there is something to read. How long it is, the upstream says; what the caller thinks counts only where it does not.
     ///
     /// # Errors
     /// It cannot be had.
@@ -161,32 +167,31 @@ impl Lfs {
         repo: &RepoId,
         upstream: Option<Arc<Looker>>,
         object: Object,
-    ) -> Result<Reading, Arc<FetchError>> {
+    ) -> Result<LfsReader, Arc<FetchError>> {
         let (own, from) = (self.clone(), repo.clone());
-        let fill = |intake| async move {
-            let result = own.fill(&from, upstream.as_deref(), object, intake).await;
+        let fill = move |sink| async move {
+            let result = own.fill(&from, upstream.as_deref(), object, sink).await;
             own.metrics.lfs_downloads.get_or_create(&Outcome::of(&result, FetchError::reason)).inc();
-            result
+            result.inspect_err(
+                |error| tracing::warn!(repo = %from, oid = %object.oid, %error, "an LFS object cannot be had"),
+            )
         };
-        let reading = self.cache.open_or_fill(repo, object, fill).map_err(FetchError::from)?;
-        reading.begun().await?;
-        Ok(reading)
+        self.cache.open_or_fill(repo, object.oid, fill).await
     }
 
     /// The object of this name, if it is in the cache.
-    pub fn kept(&self, repo: &RepoId, oid: LfsOid) -> Option<Reading> {
-        self.cache.kept(repo, oid)
+    pub async fn kept(&self, repo: &RepoId, oid: LfsOid) -> Option<LfsReader> {
+        self.cache.kept(repo, oid).await
     }
 
-    /// The bytes of all objects that are kept.
-    pub fn bytes(&self) -> u64 {
-        self.cache.bytes()
+    /// What the objects take on the disk.
+    pub fn usage(&self) -> Usage {
+        self.cache.usage()
     }
 
-    /// Lets go of `need` bytes at least, the least recently used objects first, as far as nobody reads them; returns how
-    /// many went.
-    pub fn shrink(&self, need: u64) -> u64 {
-        self.cache.shrink(need)
+    /// Evicts at least `need` bytes of objects, as far as there are so many that nobody reads; returns how many went.
+    pub async fn shrink(&self, need: u64) -> u64 {
+        self.cache.spool.shrink(need).await
     }
 
     /// Where the repository's objects are.
@@ -204,8 +209,8 @@ impl Lfs {
         repo: &RepoId,
         upstream: Option<&Looker>,
         object: Object,
-        mut intake: Intake,
-    ) -> Result<(), FetchError> {
+        sink: Sink<FetchError>,
+    ) -> Result<u64, FetchError> {
         let upstream = upstream.ok_or(FetchError::NoUpstream)?;
         let _place = self.downloads.acquire().await;
         let remembered = self.actions.take(repo, object.oid);
@@ -220,9 +225,11 @@ impl Lfs {
             action = locate(upstream, object).await?;
             begun = upstream.lfs_download(&action).await;
         }
-        let mut chunks = std::pin::pin!(begun?);
-        while let Some(chunk) = chunks.next().await {
-            intake.take(&chunk?)?;
+        let (length, chunks) = begun?;
+        let mut intake = Intake::new(object.oid, length.unwrap_or(object.bytes), sink);
+        let mut chunks = std::pin::pin!(chunks.ready_chunks(WRITTEN_AT_ONCE));
+        while let Some(chunks) = chunks.next().await {
+            intake = intake.take(chunks.into_iter().collect::<Result<_, _>>()?).await?;
         }
         intake.finish()
     }

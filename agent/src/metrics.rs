@@ -73,8 +73,8 @@ pub struct Work {
 /// How a request for a pack met the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Lookup {
-    /// `hit`: whole already; `joined`: being made; `miss`: made for this request; `bypass`: never shared; `pack`: a pack
-    /// of the mirror, as it is.
+    /// `hit`: whole already; `joined`: being made; `miss`: made for this request; `pack`: a pack of the
+    /// mirror, as it is.
     pub result: &'static str,
 }
 
@@ -87,8 +87,15 @@ impl Lookup {
     pub const MISS: Self = Self { result: "miss" };
     /// A pack of the mirror is the answer.
     pub const PACK: Self = Self { result: "pack" };
-    /// The request is one whose answer cannot be shared.
-    pub const BYPASS: Self = Self { result: "bypass" };
+}
+
+/// Some of a spool's files.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SpoolPart {
+    /// `packs` or `lfs`.
+    pub spool: &'static str,
+    /// `kept`, `growing` or `pinned`: evicted, and still read.
+    pub part: &'static str,
 }
 
 /// What became of an answer that is made before anyone asks.
@@ -166,8 +173,12 @@ pub struct Metrics {
     pub packs_ahead: Family<Ahead, Counter>,
     /// `tarn_packs_ahead_seconds_total`: time spent on them.
     pub packs_ahead_seconds: Counter<f64, AtomicU64>,
-    /// `tarn_packs_kept_bytes`: length of the answers kept.
-    pub pack_bytes: Gauge,
+    /// `tarn_spool_bytes`: bytes of cached answers and LFS objects.
+    pub spool_bytes: Family<SpoolPart, Gauge>,
+    /// `tarn_spool_files`: their number.
+    pub spool_files: Family<SpoolPart, Gauge>,
+    /// `tarn_spool_cut_total`: readers that were cut because they were slow and others needed their room.
+    pub spool_cut: Counter,
     /// `tarn_serve_upload_packs`: running `git upload-pack` children.
     pub upload_packs: Gauge,
     /// `tarn_mirror_looks_total`: looks at upstreams.
@@ -200,8 +211,6 @@ pub struct Metrics {
     pub lfs_lookups: Family<Lookup, Counter>,
     /// `tarn_lfs_downloads_total`: downloads of LFS objects from upstreams.
     pub lfs_downloads: Family<Outcome, Counter>,
-    /// `tarn_lfs_kept_bytes`: length of the LFS objects kept.
-    pub lfs_bytes: Gauge,
     /// `tarn_lfs_sent_bytes_total`: bytes of LFS objects sent to clients.
     pub lfs_sent: Counter,
     /// `tarn_lfs_snapshot_builds_total`: attempts to build an archive of the LFS objects that a worktree needs.
@@ -254,7 +263,9 @@ impl Metrics {
             pack_lookups: Family::default(),
             packs_ahead: Family::default(),
             packs_ahead_seconds: Counter::default(),
-            pack_bytes: Gauge::default(),
+            spool_bytes: Family::default(),
+            spool_files: Family::default(),
+            spool_cut: Counter::default(),
             upload_packs: Gauge::default(),
             looks: Family::default(),
             look_seconds: Histogram::new(SECONDS),
@@ -271,7 +282,6 @@ impl Metrics {
             snapshot_sent: Counter::default(),
             lfs_lookups: Family::default(),
             lfs_downloads: Family::default(),
-            lfs_bytes: Gauge::default(),
             lfs_sent: Counter::default(),
             lfs_snapshot_builds: Family::default(),
             unconditional: Gauge::default(),
@@ -318,12 +328,10 @@ impl Metrics {
             Unit::Seconds,
             seconds,
         );
-        packs.register_with_unit(
-            "kept",
-            "Length of the answers kept",
-            Unit::Bytes,
-            metrics.pack_bytes.clone(),
-        );
+        let spool = registry.sub_registry_with_prefix("spool");
+        spool.register("bytes", "Bytes of cached answers and LFS objects", metrics.spool_bytes.clone());
+        spool.register("files", "Their number", metrics.spool_files.clone());
+        spool.register("cut", "Readers that were cut for others' room", metrics.spool_cut.clone());
         let mirror = registry.sub_registry_with_prefix("mirror");
         mirror.register("looks", "Looks at upstreams", metrics.looks.clone());
         mirror.register_with_unit(
@@ -367,8 +375,6 @@ impl Metrics {
         lfs.register("lookups", "Downloads of LFS objects, by how they met the cache", lookups);
         let downloads = metrics.lfs_downloads.clone();
         lfs.register("downloads", "Downloads of LFS objects from upstreams", downloads);
-        let kept = metrics.lfs_bytes.clone();
-        lfs.register_with_unit("kept", "Length of the LFS objects kept", Unit::Bytes, kept);
         let sent = metrics.lfs_sent.clone();
         lfs.register_with_unit("sent", "Bytes of LFS objects sent to clients", Unit::Bytes, sent);
         let builds = metrics.lfs_snapshot_builds.clone();

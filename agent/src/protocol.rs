@@ -6,5 +6,6 @@ pub mod lfs;
 pub mod ls_refs;
 pub mod pktline;
 pub mod request;
+pub mod response;
 pub mod shape;
 pub mod sideband;

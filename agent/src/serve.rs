@@ -59,6 +59,7 @@ use limits::Requests;
 use proxy::{Ask, Origin, Proxy, is_cold};
 use rendered::Rendered;
 use sent::Account;
+use upload_pack::Passed;
 
 /// How long a request waits for its turn to start a child.
 const QUEUE_WAIT: Duration = Duration::from_secs(60);
@@ -97,6 +98,7 @@ pub struct Serving {
     proxy: Proxy,
     hooks: Hooks,
     requests: Requests,
+    passed: Passed,
     /// What is asked for, where packs are made ahead.
     lately: Option<Lately>,
     rendered: Rendered,
@@ -147,6 +149,7 @@ impl Serving {
             proxy,
             hooks: Hooks::new(None),
             requests: Requests::new(limits::RequestLimits::default()),
+            passed: Passed::default(),
             lately: None,
             popularity,
             rendered: Rendered::default(),
@@ -484,7 +487,7 @@ async fn dispatch(
             let base = bundle::base(parts.uri.query().unwrap_or_default())?;
             match serving.warmer(&mirror, &parts, &format!("/snapshot.bundle?base={base}")).await? {
                 Some(answer) => Ok(answer),
-                None => bundle::handle(serving, &mirror, &parts).await,
+                None => bundle::handle(serving, &mirror, client.ip(), &parts).await,
             }
         }
     }

@@ -122,6 +122,13 @@ async fn the_audit_log_has_a_line_for_each_clone_fetch_and_snapshot() -> Result<
     scene.git.clone_repo(&url, &scene.place("two"), &[]).await?;
     scene.origin.commit("main", &[("more", "more")]).await?;
     clone.git(&["fetch", "--quiet"]).await?;
+    for version in ["0", "1"] {
+        let git = scene.git.clone().with_config("protocol.version", version);
+        let clone = git.clone_repo(&url, &scene.place(version), &[]).await?;
+        scene.origin.commit("main", &[("more", version)]).await?;
+        // Rounds of negotiation leave no line, the pack in the end does.
+        clone.git(&["-c", &format!("protocol.version={version}"), "fetch", "--quiet"]).await?;
+    }
     let snapshot = scene.agent.get(&format!("{}/snapshot.tar.zst?wait=60s", scene.path())).await?;
     ensure!(snapshot.status == 200, "{}", snapshot.text());
     let logs = scene.agent.logs()?;
@@ -137,6 +144,8 @@ async fn the_audit_log_has_a_line_for_each_clone_fetch_and_snapshot() -> Result<
     ] {
         ensure!(has(&words), "{words:?} is not in {lines:#?}");
     }
-    ensure!(lines.len() == 4, "{lines:#?}");
+    let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    ensure!(count("what=\"clone\"") == 4 && count("what=\"fetch\"") == 3, "{lines:#?}");
+    ensure!(lines.len() == 8, "{lines:#?}");
     Ok(())
 }

@@ -12,7 +12,7 @@ use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::Repo;
 use tarn_testkit::measure::peak_rss;
 use tarn_testkit::upstream::{Fault, Operation, Upstream};
-use tarn_testkit::wire::Connection;
+use tarn_testkit::wire::{Connection, pkt};
 
 use crate::scene::{Scene, agent};
 use crate::serving::{fetch_request, post};
@@ -78,6 +78,72 @@ async fn children_do_not_grow_with_clients_and_others_are_served_meanwhile() -> 
     drop(clients);
     scene.agent.wait_idle().await?;
     scene.clone("clone", &[]).await?.fsck().await
+}
+
+#[tokio::test]
+async fn slow_readers_of_every_protocol_version_hold_up_no_child() -> Result<()> {
+    let scene = large().await?;
+    let head = scene.origin.rev_parse("main").await?;
+    scene.origin.set_ref("refs/heads/old", "main~3").await?;
+    scene.expect_upstream_refs().await?;
+    let readers = 8 * std::thread::available_parallelism().map_or(1, usize::from);
+    let mut clients = Vec::new();
+    for number in 0..readers {
+        let old = |version| {
+            let mut body = pkt(&format!("want {head} side-band-64k ofs-delta agent=reader/{number}\n"));
+            body.extend([b"0000".to_vec(), pkt("done\n")].concat());
+            (version, body)
+        };
+        let filter = format!("filter blob:limit={}", 1_000_000_000 + number);
+        let (version, body) = match number % 4 {
+            0 => old("version=0"),
+            1 => old("version=1"),
+            2 => ("version=2", fetch_request(&[&head], &["deepen-not refs/heads/old", &filter, "done"])),
+            _ => ("version=2", fetch_request(&[&head], &[&filter, "done"])),
+        };
+        let head = format!(
+            "POST {}/git-upload-pack HTTP/1.1\r\nHost: test\r\nGit-Protocol: {version}\r\nContent-Type: \
+             application/x-git-upload-pack-request\r\nContent-Length: {}\r\n\r\n",
+            scene.path(),
+            body.len()
+        );
+        let mut client = scene.connect().await?;
+        client.send(&[head.into_bytes(), body].concat()).await?;
+        clients.push(client);
+    }
+    // Another, with a request of its own, is served while none of them has read anything.
+    let clone = scene.clone("clone", &["--depth=3"]).await?;
+    ensure!(clone.git(&["rev-list", "--count", "HEAD"]).await?.trim() == "3", "another depth");
+    scene.agent.wait_idle().await?;
+    for client in &mut clients {
+        client.until(b"PACK").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn kept_answers_keep_no_descriptors() -> Result<()> {
+    let scene = Scene::ready().await?;
+    let head = scene.origin.rev_parse("main").await?;
+    scene.agent.wait_idle().await?;
+    let pid = scene.agent.pid()?;
+    let open = || Ok::<_, anyhow::Error>(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count());
+    let before = open()?;
+    let mut client = scene.connect().await?;
+    for number in 0..100 {
+        let filter = format!("filter blob:limit={}", 1000 + number);
+        let body = fetch_request(&[&head], &[&filter, "done"]);
+        client.send(&post(&scene.path(), "git-upload-pack", &body)).await?;
+        ensure!(client.answer().await?.status == 200, "{number}");
+    }
+    let kept: usize = scene.agent.metric("tarn_spool_files{spool=\"packs\",part=\"kept\"}").await?;
+    ensure!(kept >= 99, "{kept} are kept");
+    eventually(Duration::from_secs(10), "closed files", async || {
+        let now = open()?;
+        ensure!(now < before + 20, "{now} open files, {before} before");
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]

@@ -115,6 +115,22 @@ impl Connection {
         self.expect(Body::AsTold).await
     }
 
+    /// Reads until these bytes have come; gives back all that came, framing included.
+    pub async fn until(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let read = async {
+            let mut seen = Vec::new();
+            while !seen.windows(bytes.len()).any(|part| part == bytes) {
+                let more = self.stream.fill_buf().await?;
+                ensure!(!more.is_empty(), "the server closed the connection");
+                let length = more.len();
+                seen.extend_from_slice(more);
+                self.stream.consume(length);
+            }
+            Ok(seen)
+        };
+        tokio::time::timeout(TIMEOUT, read).await.context("they did not come")?
+    }
+
     async fn expect(&mut self, body: Body) -> Result<Answer> {
         tokio::time::timeout(TIMEOUT, self.read(body)).await.context("the server did not answer")?
     }

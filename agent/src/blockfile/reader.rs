@@ -7,7 +7,7 @@ use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
 use super::{BlockFileError, Progress, Shared, State, disk_error};
-use crate::tail;
+use crate::spool;
 
 /// Reads an object while it is downloaded, and afterwards. Cheap to clone; keeps no download alive.
 #[derive(Clone, Debug)]
@@ -79,8 +79,8 @@ impl Cursor {
         let shared = &place.shared;
         let block_end = shared.layout.range(block).end;
         let left = self.range.end.min(block_end).saturating_sub(self.range.start);
-        let wanted = usize::try_from(left).unwrap_or(tail::CHUNK).min(tail::CHUNK);
-        let read = tail::read_at(&shared.file, self.range.start, wanted).await;
+        let wanted = usize::try_from(left).unwrap_or(spool::CHUNK).min(spool::CHUNK);
+        let read = spool::read_at(&shared.file, self.range.start, wanted).await;
         let chunk = read.map_err(|error| disk_error("read", &shared.path, error))?;
         self.range.start += u64::try_from(chunk.len()).unwrap_or(0);
         if self.range.is_empty() {

@@ -138,13 +138,13 @@ impl Keeper {
         let all = self.fleet.mirrors();
         let mirrors = all.iter().map(Mirror::bytes).sum();
         let snapshots: u64 = all.iter().map(|mirror| mirror.snapshots().bytes().here).sum();
-        let answers = self.packs.bytes();
+        let (answers, objects) = (self.packs.usage(), self.fleet.lfs().usage());
         let disk = self.disk.clone();
-        let growing = blocking(move || Ok(disk.growing())).await?;
+        let staged = blocking(move || Ok(disk.staged())).await?;
         let own = Own {
             mirrors,
-            soft: leftovers + snapshots + self.fleet.lfs().bytes() + answers,
-            growing: growing.staged + growing.answers.saturating_sub(answers),
+            soft: leftovers + snapshots + objects.kept.bytes + answers.kept.bytes,
+            growing: staged + objects.open() + answers.open(),
         };
         let usage = Usage { budget: self.budget.bytes_of(volume.total), used: own.all(), volume };
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
@@ -169,8 +169,8 @@ impl Keeper {
                 items.push(Item { what: What::Snapshot(id.clone()), bytes: snapshot.elsewhere, used });
             }
         }
-        items.push(Item { what: What::Packs, bytes: self.packs.bytes(), used: 0 });
-        items.push(Item { what: What::Lfs, bytes: self.fleet.lfs().bytes(), used: 0 });
+        items.push(Item { what: What::Packs, bytes: self.packs.usage().kept.bytes, used: 0 });
+        items.push(Item { what: What::Lfs, bytes: self.fleet.lfs().usage().kept.bytes, used: 0 });
         let mut freed = 0_u64;
         // What may not go is found out by asking, and others go in its place.
         for item in order(items, demand::now()) {
@@ -222,15 +222,8 @@ impl Keeper {
                 Some(mirror) => mirror.snapshots().evict().await,
                 None => 0,
             },
-            What::Packs => {
-                let before = self.packs.bytes();
-                self.packs.shrink(before.saturating_sub(need));
-                before.saturating_sub(self.packs.bytes())
-            }
-            What::Lfs => {
-                let lfs = self.fleet.lfs().clone();
-                blocking(move || Ok(lfs.shrink(need))).await.unwrap_or(0)
-            }
+            What::Packs => self.packs.shrink(need).await,
+            What::Lfs => self.fleet.lfs().shrink(need).await,
         }
     }
 

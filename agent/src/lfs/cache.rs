@@ -1,294 +1,141 @@
-//! Objects on the disk: kept while there is room, least recently used first to go, never one that is being read.
+//! Objects on the disk, where they outlive the process.
 
 use std::{
-    collections::HashMap,
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
+    sync::Arc,
+    time::SystemTime,
 };
 
+use bytes::Bytes;
+use futures_util::Stream;
 use tarn_crds::repo::RepoId;
-use tokio_util::sync::CancellationToken;
 
-use super::{
-    FetchError,
-    intake::Intake,
-    reading::{Failure, Lease, Reading},
-};
+use super::FetchError;
 use crate::{
-    files::remove_tree,
     metrics::{Lookup, Metrics},
-    protocol::lfs::{LfsOid, Object},
-    tail::{Blame, Tail, tail},
+    protocol::lfs::LfsOid,
+    spool::{Bounds, Follower, Keep, Sink, Spool, SpoolError, Usage},
 };
 
-/// How exact the time of last use is on the disk, where it counts after a restart.
-const TOUCH: Duration = Duration::from_secs(60);
+/// The most objects that are kept: some hundred bytes of memory each.
+const MAX_KEPT: usize = 1_000_000;
 
-/// How much is left of the budget once it was exceeded, in hundredths: so that not every new object searches for the
-/// oldest ones.
-const LEFT: u64 = 95;
+type Key = (RepoId, LfsOid);
 
 /// The cache. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cache {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
+    pub(super) spool: Spool<Key, FetchError>,
     root: PathBuf,
-    incoming: PathBuf,
-    budget: u64,
     metrics: Metrics,
-    next: AtomicU64,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    whole: HashMap<(RepoId, LfsOid), Whole>,
-    growing: HashMap<(RepoId, Object), Growing>,
-    bytes: u64,
-}
-
-struct Whole {
-    bytes: u64,
-    used: SystemTime,
-    /// Lives as long as someone reads the object.
-    readers: Weak<Lease>,
-}
-
-struct Growing {
-    number: u64,
-    tail: Tail,
-    failure: Failure,
-    /// Lives as long as someone reads the object.
-    readers: Weak<Lease>,
 }
 
 impl Cache {
-    pub(super) fn open(root: PathBuf, incoming: PathBuf, budget: u64, metrics: Metrics) -> io::Result<Self> {
-        remove_tree(&incoming)?;
-        fs::create_dir_all(&incoming)?;
+    pub(super) fn open(root: PathBuf, incoming: &Path, budget: u64, metrics: Metrics) -> io::Result<Self> {
+        let bounds = Bounds { bytes: budget, files: MAX_KEPT, age: None };
+        let spool = Spool::new("lfs", incoming, bounds, &metrics)?;
         fs::create_dir_all(&root)?;
-        let mut state = State::default();
-        find_repositories(&root, &root, &mut state)?;
-        let (next, state) = (AtomicU64::new(0), Mutex::new(state));
-        let cache = Self { shared: Arc::new(Shared { root, incoming, budget, metrics, next, state }) };
-        cache.evict(&mut cache.lock());
-        Ok(cache)
+        let mut found = Vec::new();
+        find_repositories(&root, &root, &mut found)?;
+        found.sort_unstable_by_key(|object: &Object| object.used);
+        for Object { key, path, bytes, .. } in found {
+            spool.adopt(key, path, bytes);
+        }
+        spool.set_budget(budget);
+        Ok(Self { spool, root, metrics })
     }
 
     pub(super) fn dir(&self, repo: &RepoId) -> PathBuf {
-        self.shared.root.join(repo.dir())
+        self.root.join(repo.dir())
     }
 
-    fn path(&self, repo: &RepoId, oid: LfsOid) -> PathBuf {
-        self.dir(repo).join(oid.path())
+    /// The object's length, if it is here; that counts as a use.
+    pub(super) fn holds(&self, repo: &RepoId, oid: LfsOid) -> Option<u64> {
+        self.spool.holds(&(repo.clone(), oid))
     }
 
-    fn incoming(&self, number: u64) -> PathBuf {
-        self.shared.incoming.join(number.to_string())
+    /// The object, if it is whole and here.
+    pub(super) async fn kept(&self, repo: &RepoId, oid: LfsOid) -> Option<LfsReader> {
+        let follower = self.spool.get(&(repo.clone(), oid)).await?;
+        follower.touch();
+        let bytes = follower.length()?;
+        Some(LfsReader { bytes, follower: Arc::new(follower) })
     }
 
-    /// Where an object is that is whole, or will soon be: it may be renamed between two looks.
-    fn places(&self, repo: &RepoId, object: Object, number: u64) -> Vec<PathBuf> {
-        let place = self.path(repo, object.oid);
-        vec![place.clone(), self.incoming(number), place]
-    }
-
-    /// Whether the object is here; that counts as a use.
-    pub(super) fn holds(&self, repo: &RepoId, object: Object) -> bool {
-        let mut state = self.lock();
-        let whole = state.whole.get_mut(&(repo.clone(), object.oid));
-        whole
-            .filter(|whole| whole.bytes == object.bytes)
-            .map(|whole| whole.used = SystemTime::now())
-            .is_some()
-    }
-
-    pub(super) fn kept(&self, repo: &RepoId, oid: LfsOid) -> Option<Reading> {
-        self.kept_in(&mut self.lock(), repo, oid)
-    }
-
-    fn kept_in(&self, state: &mut State, repo: &RepoId, oid: LfsOid) -> Option<Reading> {
-        let key = (repo.clone(), oid);
-        let whole = state.whole.get_mut(&key)?;
-        let path = self.path(repo, oid);
-        let opened = fs::File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
-        let file = match opened {
-            Ok((length, file)) if length == whole.bytes => file,
-            _ => {
-                tracing::warn!(%repo, %oid, "a kept LFS object is gone or damaged; it is fetched again");
-                state.bytes = state.bytes.saturating_sub(whole.bytes);
-                state.whole.remove(&key);
-                return None;
-            }
-        };
-        let now = SystemTime::now();
-        if now.duration_since(whole.used).unwrap_or_default() >= TOUCH {
-            // Where it fails, the object only looks older after a restart.
-            let _ = file.set_modified(now);
-        }
-        whole.used = now;
-        let lease = whole.readers.upgrade().unwrap_or_default();
-        whole.readers = Arc::downgrade(&lease);
-        let (bytes, tail) = (whole.bytes, Tail::whole(file, whole.bytes));
-        Some(Reading { bytes, tail, failure: Failure::default(), places: vec![path], lease })
-    }
-
-    /// The object: the kept or growing one, or a new one that `fill` writes. It runs in a task of its own, and is dropped
-    /// when the last reader has gone.
-    ///
-    /// # Errors
-    /// The file for a new object cannot be made: a full disk, above all.
-    pub(super) fn open_or_fill<F>(
+    /// The object: the kept or growing one, or a new one that `fill` writes, as in [`Spool::get_or_make`]. Returns once
+    /// its length is known and there is something to read.
+    pub(super) async fn open_or_fill<F>(
         &self,
         repo: &RepoId,
-        object: Object,
-        fill: impl FnOnce(Intake) -> F,
-    ) -> io::Result<Reading>
+        oid: LfsOid,
+        fill: impl FnOnce(Sink<FetchError>) -> F + Send + 'static,
+    ) -> Result<LfsReader, Arc<FetchError>>
     where
-        F: Future<Output = Result<(), FetchError>> + Send + 'static,
+        F: Future<Output = Result<u64, FetchError>> + Send + 'static,
     {
-        let mut state = self.lock();
-        let count = |lookup| self.shared.metrics.lfs_lookups.get_or_create(&lookup).inc();
-        if let Some(kept) = self.kept_in(&mut state, repo, object.oid) {
-            count(Lookup::HIT);
-            return Ok(kept);
+        let to = self.dir(repo).join(oid.path());
+        let keep = Keep::As(Box::new(move |from| place(from, &to).map(|()| Some(to))));
+        let follower = self.spool.get_or_make((repo.clone(), oid), keep, fill).await;
+        self.metrics.lfs_lookups.get_or_create(&follower.lookup()).inc();
+        if follower.lookup() == Lookup::HIT {
+            follower.touch();
         }
-        let key = (repo.clone(), object);
-        if let Some(growing) = state.growing.get(&key)
-            && let Some(lease) = growing.readers.upgrade()
-            && growing.failure.get().is_none()
-        {
-            count(Lookup::JOINED);
-            let (tail, failure) = (growing.tail.clone(), growing.failure.clone());
-            let places = self.places(repo, object, growing.number);
-            return Ok(Reading { bytes: object.bytes, tail, failure, places, lease });
-        }
-        count(Lookup::MISS);
-        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.incoming(number);
-        let file = fs::File::options().create_new(true).append(true).open(&path)?;
-        let (writer, tail) = tail(fs::File::open(&path)?);
-        let unwanted = CancellationToken::new();
-        let lease = Arc::new(Lease { _interest: Some(unwanted.clone().drop_guard()) });
-        let failure = Failure::default();
-        let growing =
-            Growing { number, tail: tail.clone(), failure: failure.clone(), readers: Arc::downgrade(&lease) };
-        state.growing.insert(key.clone(), growing);
-        drop(state);
-        let writer = Arc::new(writer);
-        let filling = fill(Intake::new(object, file, Arc::clone(&writer)));
-        let (own, why) = (self.clone(), failure.clone());
-        tokio::spawn(async move {
-            let filled = tokio::select! {
-                filled = filling => filled,
-                () = unwanted.cancelled() => Err(FetchError::GivenUp),
-            };
-            // Readers look for the reason when the file ends.
-            let filled = filled.map_err(|error| drop(why.set(Arc::new(error))));
-            match (Arc::into_inner(writer), &filled) {
-                (Some(writer), Ok(())) => writer.finish(object.bytes),
-                (Some(writer), Err(())) => writer.fail("the LFS object cannot be had", Blame::Request),
-                // Its readers fail when the last one who could write lets go.
-                (None, _) => {}
-            }
-            if let Some(error) = why.get().filter(|error| !matches!(***error, FetchError::GivenUp)) {
-                tracing::warn!(repo = %key.0, oid = %object.oid, %error, "an LFS object cannot be had");
-            }
-            own.filled(key, number, path, filled.is_ok()).await;
-        });
-        let places = self.places(repo, object, number);
-        Ok(Reading { bytes: object.bytes, tail, failure, places, lease })
-    }
-
-    /// Keeps an object that is whole, removes any other.
-    async fn filled(&self, key: (RepoId, Object), number: u64, path: PathBuf, whole: bool) {
-        let (from, to) = (path.clone(), self.path(&key.0, key.1.oid));
-        let placed = whole && {
-            let placed = tokio::task::spawn_blocking(move || place(&from, &to)).await;
-            let placed = placed.map_err(io::Error::other).and_then(|placed| placed);
-            placed.inspect_err(|error| tracing::warn!(%error, "an LFS object cannot be kept")).is_ok()
-        };
-        let mut state = self.lock();
-        let mut readers = Weak::new();
-        if let Some(growing) = state.growing.remove(&key) {
-            // Another one may be growing by now, for this one was given up.
-            if growing.number == number {
-                readers = growing.readers;
-            } else {
-                state.growing.insert(key.clone(), growing);
-            }
-        }
-        if !placed {
-            discard(&path);
-            return;
-        }
-        let (repo, Object { oid, bytes }) = key;
-        let whole = Whole { bytes, used: SystemTime::now(), readers };
-        if state.whole.insert((repo, oid), whole).is_none() {
-            state.bytes = state.bytes.saturating_add(bytes);
-        }
-        self.evict(&mut state);
+        let announced = follower.announced().await.map_err(why)?;
+        follower.begun().await.map_err(why)?;
+        let bytes = announced.ok_or_else(|| Arc::new(FetchError::GivenUp))?;
+        Ok(LfsReader { bytes, follower: Arc::new(follower) })
     }
 
     pub(super) fn forget(&self, repo: &RepoId) {
-        let mut state = self.lock();
-        state.whole.retain(|(of, _), _| of != repo);
-        state.bytes = state.whole.values().map(|whole| whole.bytes).sum();
-        self.tell(&state);
+        self.spool.discard_all(|(of, _)| of == repo);
     }
 
-    pub(super) fn bytes(&self) -> u64 {
-        self.lock().bytes
+    pub(super) fn usage(&self) -> Usage {
+        self.spool.usage()
+    }
+}
+
+/// An object to read.
+#[derive(Clone, Debug)]
+pub struct LfsReader {
+    /// Its length.
+    pub bytes: u64,
+    follower: Arc<Follower<FetchError>>,
+}
+
+impl LfsReader {
+    /// Waits until all of it is here, and known to be right.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub async fn whole(&self) -> Result<(), Arc<FetchError>> {
+        self.follower.whole().await.map(drop).map_err(why)
     }
 
-    pub(super) fn shrink(&self, need: u64) -> u64 {
-        let mut state = self.lock();
-        let before = state.bytes;
-        self.evict_to(&mut state, before.saturating_sub(need));
-        before - state.bytes
+    /// Reads this part as it comes.
+    pub fn read(
+        &self,
+        part: Range<u64>,
+    ) -> impl Stream<Item = Result<Bytes, SpoolError<FetchError>>> + Send + use<> {
+        self.follower.read_part(part)
     }
 
-    fn evict(&self, state: &mut State) {
-        let Shared { budget, .. } = *self.shared;
-        if state.bytes > budget {
-            self.evict_to(state, budget / 100 * LEFT);
-        } else {
-            self.tell(state);
-        }
+    /// Makes `to` another name of the object's file, which must be whole.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn link(&self, to: &Path) -> io::Result<()> {
+        self.follower.link(to)
     }
+}
 
-    fn evict_to(&self, state: &mut State, left: u64) {
-        if state.bytes > left {
-            let idle = state.whole.iter().filter(|(_, whole)| whole.readers.strong_count() == 0);
-            let mut idle: Vec<_> = idle.map(|(key, whole)| (whole.used, key.clone(), whole.bytes)).collect();
-            idle.sort_unstable_by_key(|(used, ..)| *used);
-            for (_, key, bytes) in idle {
-                if state.bytes <= left {
-                    break;
-                }
-                discard(&self.path(&key.0, key.1));
-                state.whole.remove(&key);
-                state.bytes = state.bytes.saturating_sub(bytes);
-            }
-        }
-        self.tell(state);
-    }
-
-    fn tell(&self, state: &State) {
-        self.shared.metrics.lfs_bytes.set(i64::try_from(state.bytes).unwrap_or(i64::MAX));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is made whole before anything that could panic.
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+fn why(error: SpoolError<FetchError>) -> Arc<FetchError> {
+    match error {
+        SpoolError::Maker(error) => error,
+        SpoolError::Disk(error) => Arc::new(io::Error::new(error.kind(), error).into()),
+        SpoolError::NoRoom(_) | SpoolError::TooSlow | SpoolError::GivenUp => Arc::new(FetchError::GivenUp),
     }
 }
 
@@ -301,44 +148,43 @@ fn place(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
-fn discard(path: &Path) {
-    if let Err(error) = fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, "an LFS object cannot be removed");
-    }
+/// An object that an earlier process kept.
+struct Object {
+    key: Key,
+    path: PathBuf,
+    bytes: u64,
+    used: SystemTime,
 }
 
 /// Looks for repositories: the first directory on the way down whose name ends in `.git` is one.
-fn find_repositories(root: &Path, dir: &Path, state: &mut State) -> io::Result<()> {
+fn find_repositories(root: &Path, dir: &Path, found: &mut Vec<Object>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if !path.is_dir() {
             continue;
         }
         if !path.as_os_str().as_encoded_bytes().ends_with(b".git") {
-            find_repositories(root, &path, state)?;
+            find_repositories(root, &path, found)?;
         } else if let Some(repo) = path.strip_prefix(root).ok().and_then(|dir| RepoId::from_dir(dir).ok()) {
-            find_objects(&repo, &path, &path, state)?;
+            find_objects(&repo, &path, &path, found)?;
         }
     }
     Ok(())
 }
 
-/// Takes up the objects of one repository: files whose place says that they are one.
-fn find_objects(repo: &RepoId, root: &Path, dir: &Path, state: &mut State) -> io::Result<()> {
+/// Finds the objects of one repository: files whose place says that they are one.
+fn find_objects(repo: &RepoId, root: &Path, dir: &Path, found: &mut Vec<Object>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let (path, meta) = (entry.path(), entry.metadata()?);
         if meta.is_dir() {
-            find_objects(repo, root, &path, state)?;
+            find_objects(repo, root, &path, found)?;
             continue;
         }
         let oid = entry.file_name().to_str().and_then(LfsOid::parse);
         let Some(oid) = oid.filter(|oid| root.join(oid.path()) == path) else { continue };
-        let whole = Whole { bytes: meta.len(), used: meta.modified()?, readers: Weak::new() };
-        state.bytes = state.bytes.saturating_add(whole.bytes);
-        state.whole.insert((repo.clone(), oid), whole);
+        let key = (repo.clone(), oid);
+        found.push(Object { key, path, bytes: meta.len(), used: meta.modified()? });
     }
     Ok(())
 }

@@ -1,53 +1,57 @@
 //! An object on its way to the disk: hashed as it is written.
 
-use std::{fs, io::Write, sync::Arc};
-
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::FetchError;
-use crate::{protocol::lfs::Object, tail::Writer};
+use crate::{protocol::lfs::LfsOid, spool::Sink};
 
 /// See the module.
 pub struct Intake {
-    object: Object,
-    file: fs::File,
-    writer: Arc<Writer>,
+    oid: LfsOid,
+    bytes: u64,
+    sink: Sink<FetchError>,
     hasher: Sha256,
     taken: u64,
 }
 
 impl Intake {
-    pub(super) fn new(object: Object, file: fs::File, writer: Arc<Writer>) -> Self {
-        Self { object, file, writer, hasher: Sha256::new(), taken: 0 }
+    /// The object `oid` will have `bytes`, and comes into `sink`.
+    pub(super) fn new(oid: LfsOid, bytes: u64, sink: Sink<FetchError>) -> Self {
+        sink.growth().announce(bytes);
+        Self { oid, bytes, sink, hasher: Sha256::new(), taken: 0 }
     }
 
     /// Takes the next bytes.
     ///
     /// # Errors
     /// They are too many, or the disk is full.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<(), FetchError> {
-        self.taken = self.taken.saturating_add(bytes.len() as u64);
-        if self.taken > self.object.bytes {
+    pub async fn take(mut self, chunks: Vec<Bytes>) -> Result<Self, FetchError> {
+        let more: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if self.taken.saturating_add(more) > self.bytes {
             return Err(FetchError::Mismatch("it is longer"));
         }
-        // Into the page cache; a full disk is the one thing that fails here.
-        self.file.write_all(bytes)?;
-        self.hasher.update(bytes);
+        let mut hasher = self.hasher;
+        let work = move || {
+            chunks.iter().for_each(|chunk| hasher.update(chunk));
+            (chunks, hasher)
+        };
+        (self.taken, self.hasher) = self.sink.append(work).await?;
         // Readers get the last byte when all of them are known to be right.
-        self.writer.grown(self.taken.min(self.object.bytes.saturating_sub(1)));
-        Ok(())
+        self.sink.growth().grown(self.taken.min(self.bytes.saturating_sub(1)));
+        Ok(self)
     }
 
-    /// Ends the object.
+    /// Ends the object; returns its length.
     ///
     /// # Errors
     /// It is not what its name says.
-    pub fn finish(self) -> Result<(), FetchError> {
-        if self.taken < self.object.bytes {
+    pub fn finish(self) -> Result<u64, FetchError> {
+        if self.taken < self.bytes {
             return Err(FetchError::Mismatch("it is shorter"));
         }
         let name: String = self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        let right = name == self.object.oid.to_string();
-        if right { Ok(()) } else { Err(FetchError::Mismatch("its SHA-256 is another")) }
+        let right = name == self.oid.to_string();
+        if right { Ok(self.bytes) } else { Err(FetchError::Mismatch("its SHA-256 is another")) }
     }
 }

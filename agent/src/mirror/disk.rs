@@ -69,15 +69,6 @@ pub struct Volume {
     pub free: u64,
 }
 
-/// Bytes of what is on its way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Growing {
-    /// Clones, restores, archives and LFS objects that are being made.
-    pub staged: u64,
-    /// Answers, those that are whole among them.
-    pub answers: u64,
-}
-
 /// An open data directory. Its lock is held until this is dropped.
 #[derive(Debug)]
 pub struct Disk {
@@ -246,10 +237,9 @@ impl Disk {
         Ok(Volume { total: found.f_blocks * block, free: found.f_bavail * block })
     }
 
-    /// The bytes of what is on its way: clones, restores, archives, LFS objects, and all answers, whole ones too.
-    pub fn growing(&self) -> Growing {
-        let staged = ["staging", "incoming", "parts"].iter().map(|name| size(&self.root.join(name))).sum();
-        Growing { staged, answers: size(&self.packs()) }
+    /// The bytes of clones, restores and archives that are on their way. Answers and LFS objects have books of their own.
+    pub fn staged(&self) -> u64 {
+        ["staging", "parts"].iter().map(|name| size(&self.root.join(name))).sum()
     }
 
     /// The data of mirrors that were set aside because the disk damaged them, each directory with its bytes.

@@ -1,9 +1,10 @@
 //! The `fetch` command of protocol v2 (gitprotocol-v2(5)): read, normalised, and named by a key. Pure.
 //!
 //! Two requests with one key want the same pack, whatever the order of their lines and whoever sends them.
-//! What a pack holds depends on the objects named, never on where refs point, with two exceptions:
-//! `deepen-not` names a ref (such a request has no key), and `include-tag` adds annotated tags (their
-//! digest becomes part of the key).
+//! What a pack holds depends on the objects named, never on where refs point, with three exceptions:
+//! `deepen-not` names a ref, and `filter sparse:oid=` may (such a request has no key); `include-tag` adds annotated tags
+//! (their digest becomes part of the key). Filters whose effect is the same, such as two limits above the largest blob,
+//! have keys of their own: which blob is the largest is known only after all have been looked at.
 
 use bstr::{BString, ByteSlice};
 use sha2::{Digest, Sha256};
@@ -67,7 +68,10 @@ impl Fetch {
                 (b"deepen-since", time) => request.deepen_since = Some(time.into()),
                 // A second filter is git's to refuse.
                 (b"filter", _) if request.filter.is_some() => request.unusual = true,
-                (b"filter", filter) => request.filter = Some(filter.into()),
+                (b"filter", filter) => {
+                    request.unusual |= names_objects(filter);
+                    request.filter = Some(filter.into());
+                }
                 (b"deepen-relative", b"") => request.deepen_relative = true,
                 (b"done", b"") => request.done = true,
                 (b"thin-pack", b"") => request.thin_pack = true,
@@ -100,6 +104,11 @@ impl Fetch {
             && !self.deepen_relative
             && self.haves.is_empty()
             && self.filter.is_none()
+    }
+
+    /// Whether the answer begins with the pack: nothing about acknowledgments or boundaries comes before it.
+    pub fn begins_with_pack(&self) -> bool {
+        self.done && !self.unusual && !self.wait_for_done && !self.is_shallow()
     }
 
     /// Marks the request as one whose answer must not be shared.
@@ -195,6 +204,12 @@ impl Fetch {
     }
 }
 
+/// Whether a filter names a blob with patterns, which the server looks up by its refs; alone or within `combine:`, where
+/// parts may be percent-encoded.
+fn names_objects(filter: &[u8]) -> bool {
+    percent_encoding::percent_decode(filter).collect::<Vec<u8>>().contains_str("sparse:")
+}
+
 /// A depth as git clients write it: plain decimal, at most an `int`. Git itself would also read `010` as 8.
 fn depth(number: &[u8]) -> Option<u32> {
     let depth: u32 = number.to_str().ok()?.parse().ok()?;
@@ -269,6 +284,8 @@ mod tests {
             "deepen-not refs/heads/x",
             "sideband-all",
             "packfile-uris https",
+            "filter sparse:oid=main:spec",
+            "filter combine:blob:none+sparse%3Aoid=main:spec",
             "new",
         ] {
             assert_eq!(key(&[&want, line], &refs(&[])), None, "{line}");
@@ -287,7 +304,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_normal_form_is_read_back_as_itself(bits: [bool; 5], depth in prop::option::of(1u32..9), filter in prop::option::of("[a-z:=0-9]{1,12}")) {
+        fn a_normal_form_is_read_back_as_itself(bits: [bool; 5], depth in prop::option::of(1u32..9), filter in prop::option::of("[a-r:=0-9]{1,12}")) {
             let request = Fetch {
                 wants: vec![oid('1'), oid('2')],
                 haves: if bits[0] { vec![oid('3')] } else { vec![] },

@@ -23,6 +23,10 @@ pub enum Request {
     Negotiation {
         /// The objects the client wants to have afterwards.
         wants: Vec<Oid>,
+        /// Whether the client says that it has objects.
+        haves: bool,
+        /// Whether the client has said all.
+        done: bool,
     },
     /// A lone flush: git's probe before it sends a long body (remote-curl.c: probe_rpc). Answered with
     /// nothing.
@@ -131,8 +135,8 @@ fn sections(body: &[u8]) -> Result<Sections<'_>, RequestError> {
 }
 
 fn parse_v0(body: &[u8]) -> Result<Request, RequestError> {
-    let mut lines = Vec::new();
-    for packet in Packets::new(body) {
+    let (mut lines, mut packets) = (Vec::new(), Packets::new(body));
+    for packet in packets.by_ref() {
         // Wants, shallow lines and deepen come first, up to a flush; then haves, which git judges.
         match packet?.line() {
             Some(line) => lines.push(line),
@@ -140,10 +144,14 @@ fn parse_v0(body: &[u8]) -> Result<Request, RequestError> {
         }
     }
     if lines.is_empty() {
-        Err(RequestError::Empty)
-    } else {
-        Ok(Request::Negotiation { wants: wants(lines)? })
+        return Err(RequestError::Empty);
     }
+    let (mut haves, mut done) = (false, false);
+    for line in packets.map_while(Result::ok).filter_map(|packet| packet.line()) {
+        haves |= line.starts_with(b"have ");
+        done |= line == b"done";
+    }
+    Ok(Request::Negotiation { wants: wants(lines)?, haves, done })
 }
 
 fn wants<'a>(lines: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Oid>, RequestError> {
@@ -212,7 +220,11 @@ mod tests {
             "deepen 1",
         ]);
         let request = parse(&text, ProtocolVersion::V0, ObjectFormat::Sha1).unwrap();
-        assert_eq!(request, Request::Negotiation { wants: vec![Oid::from_hex(one.as_bytes()).unwrap()] });
+        let wants = vec![Oid::from_hex(one.as_bytes()).unwrap()];
+        assert_eq!(request, Request::Negotiation { wants: wants.clone(), haves: false, done: false });
+        let text = [text, body(&[&format!("have {one}"), "done"])].concat();
+        let request = parse(&text, ProtocolVersion::V0, ObjectFormat::Sha1).unwrap();
+        assert_eq!(request, Request::Negotiation { wants, haves: true, done: true });
     }
 
     #[test]

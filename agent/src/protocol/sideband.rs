@@ -3,13 +3,16 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::pktline::MAX_DATA;
+use super::pktline::{FLUSH, MAX_DATA, write};
 
 /// The section's first packet.
 pub const PACKFILE: &[u8] = b"000dpackfile\n";
 
 /// Says that a packet holds a piece of the pack.
 const DATA: u8 = 1;
+
+/// Says that a packet holds the reason why there is no more.
+const ERROR: u8 = 3;
 
 /// A packet's length, and that byte.
 const HEAD: usize = 5;
@@ -24,6 +27,19 @@ pub fn data(piece: &[u8]) -> Bytes {
         out.put_slice(part);
     }
     out.freeze()
+}
+
+/// Pieces of nothing: signs of life, of about `bytes` in all.
+pub fn keepalive(bytes: usize) -> Bytes {
+    Bytes::from([b"0005".as_slice(), &[DATA]].concat().repeat(bytes.div_ceil(HEAD)))
+}
+
+/// The end of an answer in which something went wrong; git shows the text.
+pub fn error(text: &str) -> Bytes {
+    let mut out = Vec::new();
+    write(&mut out, &[&[ERROR], text.as_bytes(), b"\n"]);
+    out.extend_from_slice(FLUSH);
+    out.into()
 }
 
 #[cfg(test)]

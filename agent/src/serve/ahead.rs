@@ -147,22 +147,17 @@ async fn make(
     }
     attempt.outcome = Some(metrics::Ahead::ABANDONED);
     let begun = upload_pack::begin_ahead(serving, mirror, request);
-    let (key, shelf) = match begun {
-        Ok(Some((key, Some(shelf)))) => (key, shelf),
-        Ok(there) => {
+    let (key, pack) = match begun {
+        Some((key, Some(pack))) => (key, pack),
+        there => {
             attempt.outcome = None;
             let (key, _) = there?;
             lately.made(mirror.id(), shape, key, false);
             return Some(key);
         }
-        Err(error) => {
-            tracing::debug!(repo = %mirror.id(), %error, "no pack can be made ahead");
-            attempt.outcome = Some(metrics::Ahead::FAILED);
-            return None;
-        }
     };
     // As long as a fetch may take: a child that hangs must not hold up all mirrors' packs.
-    let made = timeout(mirror.settings().timeout, shelf.whole()).await;
+    let made = timeout(mirror.settings().timeout, pack.whole()).await;
     match made.map_err(|_| "it takes too long".to_owned()).and_then(|made| made.map_err(|e| e.to_string())) {
         Ok(bytes) => {
             attempt.outcome = Some(metrics::Ahead::MADE);

@@ -1,12 +1,13 @@
 //! `GET snapshot.bundle?base=SHA`: what the default branch has gained since a snapshot, as a git bundle.
 
-use std::{fs::File, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
 use bstr::BString;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderValue, StatusCode, header, request::Parts};
 use sha2::{Digest, Sha256};
@@ -15,12 +16,12 @@ use tokio::time::timeout;
 use super::{FRESHNESS, Serving, error::Failure, info_refs::fresh_refs};
 use crate::{
     git::{
-        Git, Head, Oid,
+        Head, ObjectFormat, Oid,
         bundle::{self, Base},
     },
     mirror::{BringError, Mirror},
-    packs::{Keep, Spool},
-    tail::Blame,
+    packs::{self, MakeError, PackError},
+    spool::Sink,
 };
 
 /// How long a request waits for a mirror that is being made: as long as a restore of some gigabytes takes.
@@ -30,7 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// The base is no commit that is known here, the mirror is not there yet, or the upstream fails.
-pub async fn handle(serving: &Serving, mirror: &Mirror, request: &Parts) -> Result<Response, Failure> {
+pub async fn handle(
+    serving: &Arc<Serving>,
+    mirror: &Mirror,
+    client: IpAddr,
+    request: &Parts,
+) -> Result<Response, Failure> {
     let base = base(request.uri.query().unwrap_or_default())?;
     if !mirror.wait_for_data(PATIENCE).await {
         return Err(Failure::warming(mirror.progress().as_deref()));
@@ -45,7 +51,7 @@ pub async fn handle(serving: &Serving, mirror: &Mirror, request: &Parts) -> Resu
         Head::Detached(_) | Head::Missing => None,
     };
     let branch = branch.ok_or_else(Failure::no_branch)?;
-    let mut response = match since(serving, mirror, base, branch.oid, &branch.name).await? {
+    let mut response = match since(serving, mirror, client, base, branch.oid, &branch.name).await? {
         Some(body) => body,
         None => StatusCode::NO_CONTENT.into_response(),
     };
@@ -65,8 +71,9 @@ pub(super) fn base(query: &str) -> Result<Oid, Failure> {
 
 /// The bundle that leads from `base` to `tip`; `None` where there is nothing to bring.
 async fn since(
-    serving: &Serving,
+    serving: &Arc<Serving>,
     mirror: &Mirror,
+    client: IpAddr,
     base: Oid,
     tip: Oid,
     branch: &BString,
@@ -74,57 +81,46 @@ async fn since(
     if base == tip {
         return Ok(None);
     }
-    let reading = mirror.read();
-    let brought = timeout(mirror.settings().timeout, mirror.bring(&[tip])).await;
-    brought.map_err(|_| Failure::busy())??;
-    let (git, dir) = (serving.git.clone(), mirror.dir().to_owned());
-    match bundle::relation(&git, &dir, base, tip).await.map_err(|error| Failure::child(&error))? {
-        Base::Unknown => return Err(BringError::Missing(base).into()),
-        Base::UpToDate => return Ok(None),
-        Base::Behind => {}
-    }
     let mut key = Sha256::new();
     key.update(format!("bundle {} {base} {tip} {branch}", mirror.id()));
-    let branch = branch.clone();
-    let make = move |spool: Spool| async move {
-        let _held = reading;
-        let Spool { file, writer, unwanted } = spool;
-        let made = tokio::select! {
-            made = make(&git, &dir, &branch, base, file) => made,
-            () = unwanted.cancelled() => Err("nobody wants it any more".into()),
-        };
-        match made {
-            Ok(length) => writer.finish(length),
-            Err(reason) => writer.fail(&reason, Blame::File),
+    let key = key.finalize().into();
+    let pack = match serving.packs.get(&key).await {
+        Some(pack) => pack,
+        None => {
+            let reading = mirror.read();
+            let brought = timeout(mirror.settings().timeout, mirror.bring(&[tip])).await;
+            brought.map_err(|_| Failure::busy())??;
+            let (git, dir) = (serving.git.clone(), mirror.dir().to_owned());
+            let relation = {
+                let _turn = serving.turn(Some(client), mirror.id()).await?;
+                bundle::relation(&git, &dir, base, tip).await.map_err(|error| Failure::child(&error))?
+            };
+            match relation {
+                Base::Unknown => return Err(BringError::Missing(base).into()),
+                Base::UpToDate => return Ok(None),
+                Base::Behind => {}
+            }
+            let format = mirror.view().stored.map_or(ObjectFormat::Sha1, |stored| stored.refs.format());
+            let (own, id, branch) = (serving.clone(), mirror.id().clone(), branch.clone());
+            let make = move |sink: Sink<MakeError>| async move {
+                let _held = reading;
+                let (file, growth) = sink.for_child()?;
+                growth.room().await?;
+                let _turn = own.turn(Some(client), &id).await.map_err(|_| MakeError::Busy)?;
+                let tips = (base, tip);
+                Ok(bundle::create(&git, &dir, branch.as_ref(), tips, format, file).await?)
+            };
+            serving.packs.get_or_make(key, packs::always(), make).await
         }
     };
-    let failed = |error: &dyn std::fmt::Display| {
+    let failed = |error: PackError| {
         tracing::warn!(%error, "a bundle cannot be made");
-        Failure::busy()
+        Failure::from(error)
     };
-    let shelf = serving
-        .packs
-        .get_or_make(key.finalize().into(), Keep::Whole, make)
-        .map_err(|error| failed(&error))?;
-    let mut chunks = Box::pin(shelf.read());
-    let first = match chunks.next().await {
-        Some(Ok(first)) => first,
-        Some(Err(error)) => return Err(failed(&error)),
-        None => bytes::Bytes::new(),
-    };
+    let mut chunks = Box::pin(pack.read());
+    drop(pack);
+    let first = chunks.next().await.unwrap_or_else(|| Ok(Bytes::new())).map_err(failed)?;
     let rest = futures_util::stream::once(async { Ok(first) }).chain(chunks);
     let kind = [(header::CONTENT_TYPE, "application/x-git-bundle")];
     Ok(Some((StatusCode::OK, kind, Body::from_stream(rest)).into_response()))
-}
-
-async fn make(
-    git: &Git,
-    dir: &std::path::Path,
-    branch: &BString,
-    base: Oid,
-    file: File,
-) -> Result<u64, String> {
-    let length = file.try_clone().map_err(|error| error.to_string())?;
-    bundle::create(git, dir, branch.as_ref(), base, file).await.map_err(|error| error.to_string())?;
-    length.metadata().map(|meta| meta.len()).map_err(|error| error.to_string())
 }

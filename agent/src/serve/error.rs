@@ -183,6 +183,17 @@ impl Failure {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.kind().reason().as_str(), error)
     }
 
+    /// This disk cannot take the answer.
+    pub fn disk(reason: impl Display) -> Self {
+        let failure = Self::new(StatusCode::INSUFFICIENT_STORAGE, "DiskFull", reason);
+        Self { retry_after: Some(5), ..failure }
+    }
+
+    /// What the caller reads.
+    pub(super) fn text(&self) -> String {
+        format!("{}: {}", self.code, self.external)
+    }
+
     /// LFS: what is wrong with a request, or with an object.
     pub fn lfs(status: StatusCode, reason: impl Display) -> Self {
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
@@ -205,7 +216,7 @@ impl Failure {
     /// an `ERR` packet, but not that of an HTTP error to a POST.
     pub fn into_packet(self) -> Response {
         tracing::debug!(code = self.code, message = self.external, "answered with an ERR packet");
-        let packet = pktline::error(&format!("{}: {}", self.code, self.external));
+        let packet = pktline::error(&self.text());
         let mut response = super::answer("application/x-git-upload-pack-result", None, packet.into());
         response.extensions_mut().insert(Told);
         response

@@ -22,10 +22,10 @@ use super::{
     snapshot::{AGE, COMMIT, KIND, age, wait},
 };
 use crate::{
-    lfs::{FetchError, reading::Reading},
+    lfs::{FetchError, cache::LfsReader},
     mirror::Mirror,
     protocol::lfs::{Batch, BatchError, LfsOid, MEDIA_TYPE, Object, Operation, answer},
-    tail::TailError,
+    spool::SpoolError,
 };
 
 /// What separates a repository from a request of the LFS API.
@@ -160,7 +160,7 @@ async fn object(serving: &Serving, mirror: &Mirror, oid: LfsOid, parts: &Parts) 
             reading.map_err(|error| failure(&error))?
         }
         // Whoever does not say how long it is gets what is here: upstreams are asked with the length.
-        None => mirror.lfs().kept(mirror.id(), oid).ok_or_else(|| {
+        None => mirror.lfs().kept(mirror.id(), oid).await.ok_or_else(|| {
             Failure::lfs(
                 StatusCode::NOT_FOUND,
                 "the object is not here; ask with a batch request, or with ?size=",
@@ -186,7 +186,7 @@ async fn object(serving: &Serving, mirror: &Mirror, oid: LfsOid, parts: &Parts) 
     Ok(content::respond(parts, content, |part| send(serving, &reading, part)))
 }
 
-fn send(serving: &Serving, reading: &Reading, part: Range<u64>) -> Chunks<TailError> {
+fn send(serving: &Serving, reading: &LfsReader, part: Range<u64>) -> Chunks<SpoolError<FetchError>> {
     let sent = serving.metrics.lfs_sent.clone();
     let count = move |chunk: &Result<Bytes, _>| match chunk {
         Ok(chunk) => drop(sent.inc_by(chunk.len() as u64)),

@@ -17,7 +17,7 @@ use http_body::{Frame, SizeHint};
 use tarn_crds::repo::RepoId;
 use tokio::time::{Sleep, sleep_until};
 
-use super::limits::UnderLimits;
+use super::{limits::UnderLimits, upload_pack::PackSeen};
 use crate::{access::caller::Caller, metrics::Lookup, popularity::day::Taken};
 
 /// What a request turned out to be, as far as it came.
@@ -39,6 +39,8 @@ struct Line {
     what: &'static str,
     cache: &'static str,
     status: u16,
+    /// Where only a pack is content.
+    pack: Option<PackSeen>,
 }
 
 impl Line {
@@ -49,14 +51,15 @@ impl Line {
         let what = match (account.label, extensions.get::<Taken>()) {
             ("fetch", Some(Taken::Clone)) => "clone",
             ("fetch", Some(_)) => "fetch",
-            // A round of negotiation, or the answer of another agent, which writes its own line.
+            // The answer of another agent, which writes its own line.
             ("fetch", None) => return None,
             (label @ ("snapshot" | "bundle" | "lfs-object" | "lfs-snapshot" | "push"), _) => label,
             _ => return None,
         };
         let cache = extensions.get::<Lookup>().map_or("", |lookup| lookup.result);
         let status = response.status().as_u16();
-        Some(Self { began, client, repo, caller, what, cache, status })
+        let pack = extensions.get::<PackSeen>().cloned();
+        Some(Self { began, client, repo, caller, what, cache, status, pack })
     }
 
     fn write(&self, bytes: u64, whole: bool) {
@@ -149,7 +152,9 @@ impl HttpBody for Sent {
 impl Drop for Sent {
     fn drop(&mut self) {
         let whole = self.ended || self.body.is_end_stream() || self.expected == Some(self.bytes);
-        if let Some(line) = &self.line {
+        // A round of negotiation holds none.
+        let line = self.line.as_ref().filter(|line| line.pack.as_ref().is_none_or(PackSeen::get));
+        if let Some(line) = line {
             line.write(self.bytes, whole);
         }
     }

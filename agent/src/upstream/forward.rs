@@ -1,7 +1,7 @@
 //! Requests handed on to the upstream: reads while the mirror is not there yet, with the mirror's
 //! credentials; pushes, with the caller's own.
 
-use std::{io::Write, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -11,10 +11,17 @@ use tarn_crds::repo::Scheme;
 use tokio::time::timeout;
 
 use super::look::{LookError, Looker, check_type};
-use crate::git::upload_pack::ProtocolVersion;
+use crate::{
+    git::{stderr::plain, upload_pack::ProtocolVersion},
+    protocol::response::AnswerCheck,
+    spool::Sink,
+};
 
 /// An upstream that sends nothing for this long is given up; git servers send keepalives every 5 s.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
+
+/// Chunks that are written in one go, where so many have come.
+const WRITTEN_AT_ONCE: usize = 32;
 
 /// What a push carries besides its body; everything else is between the client and this agent.
 const FORWARDED: [HeaderName; 6] = [
@@ -37,20 +44,23 @@ impl Looker {
         matches!(self.url.scheme(), Scheme::Http | Scheme::Https)
     }
 
-    /// Hands a request for objects on, and appends the answer to `file`, telling `grown` its length as it
-    /// grows. Returns the whole length. Dropping the future ends the transfer.
+    /// Hands a request for objects on, and puts the answer into `sink`, checked by `check`. Returns the whole length.
+    /// Dropping the future ends the transfer.
     ///
     /// # Errors
     /// The upstream refuses or breaks off; the file then holds part of an answer, or nothing.
-    pub async fn fetch(
+    pub async fn fetch<E: Send + Sync + 'static>(
         &self,
         version: ProtocolVersion,
         request: Bytes,
-        mut file: std::fs::File,
-        grown: impl Fn(u64),
+        mut sink: Sink<E>,
+        mut check: AnswerCheck,
     ) -> Result<u64, LookError> {
+        let stored = |error| LookError::Refused(format!("cannot store the answer: {error}"));
         if self.url.scheme() == Scheme::File {
-            return Ok(self.file_job(self.path(), version, request).spool(&self.git, file, grown).await?);
+            let (file, growth) = sink.for_child().map_err(stored)?;
+            let job = self.file_job(self.path(), version, request);
+            return Ok(job.spool(&self.git, file, |length| growth.grown(length)).await?);
         }
         let post = self
             .client
@@ -62,17 +72,17 @@ impl Looker {
             .await
             .map_err(|_| LookError::TimedOut(SILENCE))??;
         check_type(&response, "application/x-git-upload-pack-result")?;
-        let (mut chunks, mut length) = (response.bytes_stream(), 0_u64);
-        while let Some(chunk) =
+        let mut chunks = response.bytes_stream().ready_chunks(WRITTEN_AT_ONCE);
+        let mut length = 0;
+        while let Some(chunks) =
             timeout(SILENCE, chunks.next()).await.map_err(|_| LookError::TimedOut(SILENCE))?
         {
-            let chunk = chunk?;
-            // Into the page cache; a full disk is the one thing that fails here.
-            file.write_all(&chunk)
-                .map_err(|error| LookError::Refused(format!("cannot store the answer: {error}")))?;
-            length += u64::try_from(chunk.len()).unwrap_or(0);
-            grown(length);
+            let chunks = chunks.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let work = move || (chunks.into_iter().map(|chunk| check.pass(chunk)).collect(), check);
+            (length, check) = sink.append(work).await.map_err(stored)?;
+            sink.growth().grown(length);
         }
+        check.end().map_err(|broken| LookError::Refused(plain(&broken.to_string())))?;
         Ok(length)
     }
 

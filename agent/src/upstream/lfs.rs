@@ -130,7 +130,7 @@ impl Looker {
         parse_answer(&body).map_err(LfsError::NotLfs)
     }
 
-    /// Begins the download that `action` names. The mirror's credentials go along only to the upstream's own
+    /// Begins the download that `action` names; says how long it is, where the server does. The mirror's credentials go along only to the upstream's own
     /// host, and only where the action brings none; across hosts, no header does.
     ///
     /// # Errors
@@ -138,7 +138,7 @@ impl Looker {
     pub async fn lfs_download(
         &self,
         action: &Action,
-    ) -> Result<impl Stream<Item = Result<Bytes, LfsError>> + Send + use<>, LfsError> {
+    ) -> Result<(Option<u64>, impl Stream<Item = Result<Bytes, LfsError>> + Send + use<>), LfsError> {
         let bad = |_| LfsError::NotLfs("it names a download by no URL");
         let mut url = Url::parse(&action.href).map_err(|error| bad(error.to_string()))?;
         let mut headers = given(action);
@@ -156,7 +156,7 @@ impl Looker {
             let response = patient(self.client.get(url).headers(headers.clone()).send()).await??;
             let status = response.status();
             if status == StatusCode::OK {
-                return Ok(chunks(response));
+                return Ok((response.content_length(), chunks(response)));
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             let Some(location) = location.filter(|_| status.is_redirection()) else {

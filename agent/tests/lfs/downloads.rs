@@ -125,6 +125,23 @@ async fn a_client_that_leaves_takes_no_object_from_the_others() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_length_costs_the_upstream_no_second_download() -> Result<()> {
+    let content = noise(1000);
+    let scene = scene(&content).await?;
+    scene.agent.get(&object(&scene, &content)).await?;
+    let fresh = noise(300_000);
+    scene.upstream.lfs().put("a.git", &fresh);
+    scene.upstream.clear_log();
+    for size in [1, 299_999, 300_001, 9_000_000, 300_000] {
+        let target = format!("{}/info/lfs/objects/{}?size={size}", scene.path(), lfs::oid(&fresh));
+        let answer = scene.agent.get(&target).await?;
+        ensure!(answer.status == 200 && answer.body == fresh, "{size}: {}", answer.status);
+    }
+    ensure!(transfers(&scene) == 1, "{} downloads", transfers(&scene));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_without_lfs_is_named() -> Result<()> {
     let scene = Scene::ready().await?;
     let answer = post(&scene, &scene.path(), &[], &wanted(&[(&lfs::oid(b"x"), 1)])).await?;

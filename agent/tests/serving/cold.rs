@@ -74,3 +74,25 @@ async fn what_a_mirror_cannot_fetch_comes_straight_from_the_upstream() -> Result
     ensure!(clone.rev_parse("HEAD").await? == pushed, "an old commit");
     Ok(())
 }
+
+#[tokio::test]
+async fn an_answer_that_the_upstream_ends_politely_in_the_middle_is_an_error_and_spoils_no_other()
+-> Result<()> {
+    for fault in [Fault::EndAfter(300_000), Fault::GiveUp] {
+        let scene = Scene::prepared(&[], async |upstream, origin| {
+            origin.grow("main", 10, 50_000, 1).await?;
+            upstream.fault_on(Operation::Fetch, fault.clone());
+            Ok(())
+        })
+        .await?;
+        let place = scene.place("broken");
+        let broken = scene.git.attempt(["clone", &scene.url()?, place.to_str().unwrap_or_default()]).await?;
+        ensure!(!broken.status.success(), "a part was taken for the whole");
+        scene.upstream.mend();
+        // While it is passed through as well as from the mirror.
+        scene.clone("passed", &[]).await?.fsck().await?;
+        scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+        scene.clone("mirrored", &[]).await?.fsck().await?;
+    }
+    Ok(())
+}

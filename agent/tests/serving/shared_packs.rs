@@ -95,6 +95,32 @@ async fn a_client_that_reads_slowly_holds_up_nobody() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_client_that_waits_for_objects_hears_signs_of_life_before_the_pack() -> Result<()> {
+    let scene = scene(1000).await?;
+    scene.upstream.fault_on(tarn_testkit::upstream::Operation::Fetch, tarn_testkit::upstream::Fault::Hold);
+    let pushed = scene.origin.commit("main", &[("new.txt", "new")]).await?;
+    // The clone shows the agent the new tip.
+    let clone = scene.clone("clone", &[]);
+    let wire = async {
+        eventually(Duration::from_secs(20), "the new tip", async || {
+            ensure!(scene.refs().await?.values().any(|oid| *oid == pushed), "an old one");
+            Ok(())
+        })
+        .await?;
+        let mut client = send(&scene, &[&pushed], &["ofs-delta", "done"]).await?;
+        client.until(b"000dpackfile\n").await?;
+        client.until(b"0005\x010005\x01").await?;
+        scene.upstream.mend();
+        client.until(b"PACK").await?;
+        client.until(b"\r\n0\r\n\r\n").await?;
+        anyhow::Ok(())
+    };
+    let (clone, ()) = tokio::try_join!(clone, wire)?;
+    ensure!(clone.rev_parse("HEAD").await? == pushed, "an old commit");
+    clone.fsck().await
+}
+
+#[tokio::test]
 async fn requests_that_differ_get_different_answers() -> Result<()> {
     let scene = scene(200_000).await?;
     let head = scene.origin.rev_parse("main").await?;

@@ -91,6 +91,27 @@ async fn a_base_that_is_no_commit_here_is_refused() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_holds_the_tip_that_it_was_asked_for_wherever_the_branch_is_by_then() -> Result<()> {
+    let stage = stage(Kind::Directory).await?;
+    let base = stage.origin.rev_parse("HEAD").await?;
+    let tip = stage.origin.commit("main", &[("next.txt", "next")]).await?;
+    let agent = stage.ready().await?;
+    current(&stage, &agent).await?;
+    // What a fetch would write that finds the branch reset, a moment after it was looked up.
+    let id = tarn_crds::repo::RepoId::from_route(&stage.repo())?;
+    let refs = agent.data().join("mirrors").join(id.dir()).join("packed-refs");
+    std::fs::write(&refs, std::fs::read_to_string(&refs)?.replace(&tip, &base))?;
+    let answer = agent.get(&bundle(&stage, &base)).await?;
+    ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
+    let file = stage.dir.path().join("x.bundle");
+    std::fs::write(&file, &answer.body)?;
+    let heads = stage.origin.git(&["bundle", "list-heads", file.to_str().context("a path")?]).await?;
+    ensure!(heads.trim() == format!("{tip} refs/heads/main"), "{heads}");
+    stage.origin.git(&["bundle", "verify", "--quiet", file.to_str().context("a path")?]).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn equal_bundles_are_made_once() -> Result<()> {
     let stage = stage(Kind::Directory).await?;
     let agent = stage.ready().await?;

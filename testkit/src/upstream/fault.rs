@@ -34,6 +34,10 @@ pub enum Fault {
     Throttle(u64),
     /// The connection is cut after this many bytes of the answer's body.
     CutAfter(u64),
+    /// The answer ends, as HTTP goes properly, after this many bytes of its body.
+    EndAfter(u64),
+    /// In place of its last packet the answer says, in band 3, that the server gave up; then it ends properly.
+    GiveUp,
     /// About this share of the requests is answered with 500; which ones depends on the seed alone.
     FailRatio {
         /// From 0 to 1.
@@ -66,6 +70,8 @@ pub(super) enum Wrap {
     Whole,
     Held,
     Cut(u64),
+    End(u64),
+    GiveUp,
     Slow(u64),
 }
 
@@ -125,6 +131,8 @@ pub(super) async fn meet(mut faults: watch::Receiver<Faults>, repo: &str, operat
             Action::Pass { wrap: Wrap::Whole }
         }
         Fault::Throttle(rate) => Action::Pass { wrap: Wrap::Slow(rate) },
+        Fault::EndAfter(bytes) => Action::Pass { wrap: Wrap::End(bytes) },
+        Fault::GiveUp => Action::Pass { wrap: Wrap::GiveUp },
         Fault::CutAfter(bytes) => Action::Pass { wrap: Wrap::Cut(bytes) },
     }
 }
@@ -135,15 +143,25 @@ impl Wrap {
         let (head, body) = answer.into_parts();
         let body = match self {
             Self::Whole => body,
-            Self::Held => {
-                let bytes = body.collect().await?.to_bytes();
-                Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-            }
+            Self::Held => full(body.collect().await?.to_bytes()),
             Self::Cut(bytes) => cut(body, bytes),
+            Self::End(bytes) => {
+                let whole = body.collect().await?.to_bytes();
+                full(whole.slice(..whole.len().min(usize::try_from(bytes)?)))
+            }
+            Self::GiveUp => {
+                let whole = body.collect().await?.to_bytes();
+                let most = whole.strip_suffix(b"0000").unwrap_or(&whole);
+                full([most, b"0013\x03out of memory\n"].concat().into())
+            }
             Self::Slow(rate) => slow(body, rate),
         };
         Ok(Response::from_parts(head, body))
     }
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// Waits until answers to such requests are no longer held.

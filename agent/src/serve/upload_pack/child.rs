@@ -1,0 +1,50 @@
+//! An answer that a child makes: `git upload-pack`, writing straight into the spool.
+
+use super::ObjectsWanted;
+use crate::{
+    git::{
+        pack,
+        upload_pack::{Job, Tuning},
+    },
+    mirror::View,
+    packs::MakeError,
+    spool::Sink,
+};
+
+impl ObjectsWanted {
+    /// Fills `sink` by a child.
+    pub(super) async fn fill(self, view: View, sink: Sink<MakeError>) -> Result<u64, MakeError> {
+        let (file, growth) = sink.for_child()?;
+        let _turn = loop {
+            growth.room().await?;
+            let turn = self.serving.turn(self.client, self.mirror.id()).await;
+            let turn = turn.map_err(|_| MakeError::Busy)?;
+            // Others may have filled the room while this one stood in line.
+            if growth.has_room() {
+                break turn;
+            }
+        };
+        let job = self.job(&view).await;
+        let spooled = job.spool(&self.serving.git, file, |length| growth.grown(length)).await;
+        spooled.map_err(|error| {
+            tracing::warn!(repo = %self.mirror.id(), kind = ?error.kind(), %error, "upload-pack failed");
+            error.into()
+        })
+    }
+
+    async fn job(&self, view: &View) -> Job {
+        let mirror = self.mirror.dir().to_owned();
+        let (repository, tuning) = match (&self.fetch, &view.seed) {
+            (None, _) => (mirror, Tuning::Plain),
+            (Some(fetch), Some((seed, _))) if fetch.deepen.is_some() => (seed.clone(), Tuning::Seeded),
+            (Some(fetch), None) if fetch.deepen.is_some() => (mirror, Tuning::Unseeded),
+            (Some(fetch), _) if fetch.haves.is_empty() => (mirror, Tuning::Plain),
+            (Some(fetch), _) => {
+                let near = pack::is_near(&self.serving.git, &mirror, &fetch.wants, &fetch.haves).await;
+                (mirror, if near { Tuning::NearHaves } else { Tuning::Plain })
+            }
+        };
+        let idle = self.client.is_none();
+        Job { repository, version: self.version, request: self.body.clone(), tuning, idle }
+    }
+}
