@@ -21,6 +21,7 @@ use crate::{
         tokens::{Tokens, TokensError},
     },
     admin::{self, Admin, gauges::Gauges, status::Probed},
+    backoff::retry_delay,
     checkpoint::Archive,
     config::{self, Pod},
     descriptors::{self, Raised, Shares},
@@ -37,9 +38,8 @@ use crate::{
     listen::{self, ConnectionLimits},
     metrics::Metrics,
     mirror::{
-        Limits, Shared,
+        Services,
         disk::{Disk, DiskError},
-        state::retry_delay,
     },
     packs::Packs,
     peers::{
@@ -281,7 +281,7 @@ impl Mirrors {
     fn open(config: &config::Serve, base: &Base, tasks: &mut Tasks) -> Result<Self, StartError> {
         let (disk, metrics, prewarm) = (&base.disk, &base.metrics, &config.prewarm);
         let (popularity, at_once) = (Popularity::default(), prewarm.prewarm_concurrency);
-        let archive = archive(&config.store, disk, at_once.get(), &popularity)?;
+        let archive = archive(&config.store, disk, &popularity)?;
         let every = Duration::from_secs(config.heartbeat.into());
         let peers = archive
             .as_ref()
@@ -293,17 +293,20 @@ impl Mirrors {
         let weigh = popularity.clone();
         let weigh = move |id: &_| weigh.of(id).weight();
         let queue = Queue::new(capacities, weigh, popularity.sums(), metrics.clone());
-        let shared = Shared {
+        let services = Services {
             git: base.git.clone(),
             disk: disk.clone(),
             metrics: metrics.clone(),
-            limits: Arc::new(Limits::new(popularity, queue)),
+            queue,
+            cold: Arc::default(),
+            room: Arc::default(),
+            spread: Arc::default(),
             archive: archive.clone(),
             peers: peers.clone(),
             lfs: Lfs::open(disk.lfs(), &disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?,
             placement: base.placement.clone(),
         };
-        let fleet = Arc::new(Fleet::new(shared, tasks.alarm()));
+        let fleet = Arc::new(Fleet::new(services, tasks.alarm()));
         let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
         let terms = prewarm::Rules { most_cloned: prewarm.prewarm_most_cloned.into(), at_once };
         let warmer = Warmer::new(fleet.clone(), popularity, terms, metrics.clone());
@@ -532,7 +535,6 @@ fn in_cluster(scope: &Scope, pod: &Pod, base: &Base, mirrors: &Mirrors, tasks: &
 fn archive(
     flags: &config::StoreFlags,
     disk: &Disk,
-    restores: usize,
     popularity: &Popularity,
 ) -> Result<Option<Arc<Archive>>, StartError> {
     let Some(location) = &flags.store else { return Ok(None) };
@@ -542,7 +544,7 @@ fn archive(
     let place = blake3::hash(disk.mark().as_encoded_bytes()).to_hex();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let name = format!("{host}-{}", place.get(..8).unwrap_or_default());
-    Ok(Some(Arc::new(Archive::new(store, name, restores, popularity.clone()))))
+    Ok(Some(Arc::new(Archive::new(store, name, popularity.clone()))))
 }
 
 /// Finds out what the store can do, as soon as it answers.

@@ -23,7 +23,6 @@ pub mod parts;
 pub mod publish;
 pub mod restore;
 pub mod retain;
-pub mod turns;
 pub mod wipe;
 
 use std::sync::Arc;
@@ -39,18 +38,11 @@ use lease::Lease;
 use lineage::Lineage;
 use manifest::{Checkpoint, Keys};
 use publish::Publish;
-use turns::Turns;
 
 pub use error::CheckpointError;
 
 /// Blocks of all restores in flight: enough to fill a link to a distant bucket.
 const FLIGHTS: usize = 16;
-
-/// Restores at once beyond those that are brought before anyone asks: for mirrors that somebody waits for.
-const AWAITED: usize = 2;
-
-/// Publishings at once: a large one must not keep small ones waiting for long.
-const PUBLISHES: usize = 2;
 
 /// The store, as mirrors use it.
 #[derive(Debug)]
@@ -61,25 +53,19 @@ pub struct Archive {
     pub agent: String,
     /// Blocks in flight.
     pub flights: Arc<Semaphore>,
-    /// Whose restore is next.
-    pub restores: Turns,
     /// How often mirrors are asked for.
     pub popularity: Popularity,
-    /// Publishings at once.
-    pub publishes: Semaphore,
     capable: OnceCell<Capabilities>,
 }
 
 impl Archive {
-    /// The store of the agent called `agent`, from which so many mirrors are restored at once that nobody waits for.
-    pub fn new(store: SharedStore, agent: String, restores: usize, popularity: Popularity) -> Self {
+    /// The store of the agent called `agent`.
+    pub fn new(store: SharedStore, agent: String, popularity: Popularity) -> Self {
         Self {
             store,
             agent,
             flights: Arc::new(Semaphore::new(FLIGHTS)),
-            restores: Turns::new(restores, AWAITED, popularity.clone()),
             popularity,
-            publishes: Semaphore::new(PUBLISHES),
             capable: OnceCell::new(),
         }
     }

@@ -22,8 +22,9 @@ use tokio::{
 use crate::{
     files::blocking,
     lfs::Lfs,
-    mirror::{Limits, Mirror, Shared},
+    mirror::{Mirror, Services, room::Room},
     peers::placement::Placement,
+    queue::Queue,
     supervisor::{Alarm, Owned},
 };
 use declarations::{Delta, Refused, Standing};
@@ -38,7 +39,7 @@ const FIRST: Duration = Duration::from_secs(3);
 
 /// The mirrors, for everyone who serves or reports.
 pub struct Fleet {
-    shared: Shared,
+    services: Services,
     /// Who is told when a mirror's task ends of itself.
     alarm: Alarm,
     declared: RwLock<Declared>,
@@ -102,9 +103,9 @@ struct Running {
 
 impl Fleet {
     /// An empty fleet.
-    pub fn new(shared: Shared, alarm: Alarm) -> Self {
+    pub fn new(services: Services, alarm: Alarm) -> Self {
         Self {
-            shared,
+            services,
             alarm,
             declared: RwLock::default(),
             changed: Notify::new(),
@@ -167,17 +168,22 @@ impl Fleet {
 
     /// Who keeps which mirror, where not all agents keep all.
     pub fn placement(&self) -> Option<&Placement> {
-        self.shared.placement.as_ref()
+        self.services.placement.as_ref()
     }
 
-    /// How much all mirrors may do at once.
-    pub fn limits(&self) -> Arc<Limits> {
-        self.shared.limits.clone()
+    /// Whose turn it is.
+    pub fn queue(&self) -> &Queue {
+        &self.services.queue
+    }
+
+    /// Whether the disk has room.
+    pub fn room(&self) -> &Room {
+        &self.services.room
     }
 
     /// The LFS objects of all mirrors.
     pub fn lfs(&self) -> &Lfs {
-        &self.shared.lfs
+        &self.services.lfs
     }
 
     /// The repositories that are declared; `None` while it is not known of some whether they are.
@@ -240,7 +246,7 @@ impl Fleet {
             })
             .collect();
         let spread = u64::try_from(starts.len()).unwrap_or(0).saturating_sub(FEW).saturating_mul(EACH);
-        self.shared.limits.spread.store(spread, Ordering::Relaxed);
+        self.services.spread.store(spread, Ordering::Relaxed);
         for (id, settings) in starts {
             let name = settings.name.clone();
             match self.get(&id) {
@@ -254,7 +260,7 @@ impl Fleet {
                 }
                 None => {
                     tracing::info!(repo = %id, url = %settings.url, "mirror declared");
-                    let (mirror, task) = Mirror::start(&self.shared, settings);
+                    let (mirror, task) = Mirror::start(&self.services, settings);
                     let task = self.alarm.watch("mirror", task);
                     self.write(|declared| {
                         declared.names.insert(name, id.clone());
@@ -276,9 +282,9 @@ impl Fleet {
         if data == Data::Keep {
             return;
         }
-        let disk = self.shared.disk.clone();
-        self.shared.lfs.forget(&id);
-        let all = [dir, disk.snapshots(&id), disk.parts(&id), self.shared.lfs.dir(&id)];
+        let disk = self.services.disk.clone();
+        self.services.lfs.forget(&id);
+        let all = [dir, disk.snapshots(&id), disk.parts(&id), self.services.lfs.dir(&id)];
         let discard = move || all.iter().try_for_each(|dir| disk.discard(dir));
         match blocking(discard).await {
             Ok(()) => tracing::info!(repo = %id, "mirror removed"),

@@ -181,7 +181,7 @@ impl Serving {
     /// Too many wait, or it takes too long.
     async fn turn(&self, client: Option<IpAddr>, mirror: &RepoId) -> Result<Ticket, Failure> {
         let priority = client.map_or(Priority::Background, |_| Priority::Awaited);
-        let queue = &self.fleet.limits().queue;
+        let queue = self.fleet.queue();
         let mut ticket = queue.admit(Activity::Pack(client), mirror, priority).ok_or_else(Failure::busy)?;
         timeout(QUEUE_WAIT, ticket.called()).await.map_err(|_| Failure::busy())?;
         Ok(ticket)

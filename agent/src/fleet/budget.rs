@@ -84,13 +84,13 @@ impl Keeper {
     pub async fn run(self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut memory, mut round, limits) = (Memory::default(), 0_u32, self.fleet.limits());
+        let (mut memory, mut round, room) = (Memory::default(), 0_u32, self.fleet.room());
         // Leftovers are seldom counted: they lie still.
         let (mut leftovers, mut counted) = (0, false);
         loop {
             let plea = tokio::select! {
                 _ = ticks.tick() => false,
-                () = limits.room.wanted() => true,
+                () = room.wanted() => true,
             };
             if !counted || round.is_multiple_of(NOTE) {
                 let found = self.leftovers().await.iter().map(|item| item.bytes).sum();
@@ -108,7 +108,7 @@ impl Keeper {
             let sizes = mirrors.iter().map(|mirror| (mirror.id().clone(), mirror.bytes()));
             memory.growth.seen(sizes, demand::now());
             let need = need(own, usage.budget, usage.volume, plea);
-            limits.room.set_tight(!need.is_none() || usage.used > low(usage.budget));
+            room.set_tight(!need.is_none() || usage.used > low(usage.budget));
             if !need.is_none() {
                 let freed = self.free(need, usage, &mut memory).await;
                 counted = false;
@@ -201,7 +201,7 @@ impl Keeper {
             "the mirror leaves the disk and comes back again and again: the disk budget is too small for what clients \
              ask for; for now its requests are handed on to other agents and the upstream"
         );
-        self.fleet.limits().room.hold_off(id, Instant::now() + Duration::from_secs(seconds));
+        self.fleet.room().hold_off(id, Instant::now() + Duration::from_secs(seconds));
     }
 
     /// Returns how many bytes went.

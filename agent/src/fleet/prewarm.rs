@@ -147,7 +147,7 @@ impl Warmer {
                 queue = chosen.iter().filter(|id| !brought.contains(id)).cloned().collect();
                 self.tell(|told| told.chosen = chosen);
             }
-            while running.len() < self.rules.at_once.get() && !self.fleet.limits().room.is_tight() {
+            while running.len() < self.rules.at_once.get() && !self.fleet.room().is_tight() {
                 let Some(id) = queue.pop_front() else { break };
                 if let Some(mirror) = self.fleet.get(&id) {
                     brought.insert(id);
@@ -183,7 +183,7 @@ impl Warmer {
                 }
                 _ = applied.changed() => anew = true,
                 // There may be room again.
-                () = sleep(TIGHT), if self.fleet.limits().room.is_tight() => {}
+                () = sleep(TIGHT), if self.fleet.room().is_tight() => {}
                 () = summed => anew = true,
             }
         }

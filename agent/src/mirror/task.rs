@@ -1,261 +1,137 @@
-//! The task that owns one mirror: it carries out what [`super::state`] decides.
+//! The task that owns one mirror. It routes messages and results between machines that each own a part of it, carries
+//! out what [`super::life`] decides, and publishes what has changed.
 //!
-//! At most one look runs and one waits; at most one clone or fetch runs. Requests that arrive while a look
-//! runs share the next one: an answer never rests on a look that began before its request (P1).
+//! | machine | owns |
+//! | --- | --- |
+//! | [`Looks`] | what the upstream shows, and who waits to see it |
+//! | [`Fetches`] | the clone or fetch under way, and who waits for its objects |
+//! | [`Publishing`] | restores from the store, and checkpoints |
+//! | [`Upkeep`] | the order of the packs, and the seed for shallow clones |
+//!
+//! At most one clone, fetch or restore runs at a time.
 
-mod checkpoints;
-mod evict;
+mod site;
+mod upstream;
 mod fetches;
-mod gather;
-mod load;
 mod looks;
+mod publishing;
 mod upkeep;
+mod load;
+mod removal;
 
 use std::{
-    collections::{HashSet, VecDeque},
     mem,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
 
-use bstr::BString;
-use jiff::Timestamp;
-use tarn_crds::{repo::RepoId, v1alpha1::Phase};
+use tarn_crds::v1alpha1::Phase;
 use tokio::{
-    sync::{Mutex, mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, watch},
     time,
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use checkpoints::Checkpoints;
-use gather::Gather;
-
 use super::{
-    BringError, Limits, LookAnswer, Message, MissingCredentials, Settings, Shared, Stored, Trouble, View,
+    BringError, LookAnswer, Message, Services, Settings, Stored, View, WholePack,
     demand::Demand,
-    disk::Disk,
+    disk::size,
     fetch::FetchError,
-    state::{Action, Event, State, interval_delay, retry_delay},
-    upkeep::{Facts, Upkeep},
+    life::{Action, Event, Life},
+    room::Room,
 };
 use crate::{
+    backoff::{interval_delay, retry_delay},
     checkpoint::{
-        Archive, CheckpointError,
-        manifest::Checkpoint,
-        restore::Outcome,
-        turns::{self, Urgency},
+        CheckpointError,
+        restore::{Outcome, Restored},
     },
-    git::{Git, GitError, Oid, RefSet, remote::Remote},
-    metrics::Metrics,
-    peers::{Peers, placement::Placement},
-    queue::Lift,
-    upstream::{LookError, Looker, credentials::Installed},
+    git::{RefSet, remote::Patience},
+    peers::placement::Placement,
+    queue::{Priority, Queue},
+    upstream::LookError,
 };
+use fetches::{Fetches, Order, Wanted};
+use looks::{Looks, Waiter};
+use publishing::{Finished, Publishing};
+use site::Site;
+use upkeep::Upkeep;
+use upstream::Upstream;
 
 /// Often enough to see that something moves, seldom enough not to fill the log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
-/// Requests for objects by name that wait for their turn.
-const MAX_EXTRAS: usize = 64;
-
-/// What handles on the mirror read.
+/// What handles on the mirror read, and what other tasks of the mirror share.
 pub(super) struct Ports {
     pub(super) view: watch::Receiver<View>,
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) progress: watch::Receiver<Option<String>>,
+    /// Held by whoever must not see packs disappear.
+    pub(super) packs: Arc<Mutex<()>>,
 }
 
 /// See the module.
 pub(super) struct Task {
-    id: RepoId,
-    dir: PathBuf,
-    git: Git,
-    disk: Arc<Disk>,
-    metrics: Metrics,
-    limits: Arc<Limits>,
+    site: Arc<Site>,
     settings: Arc<Settings>,
     upstream: Result<Upstream, Arc<LookError>>,
-    state: State,
+    placement: Option<Placement>,
+    demand: Demand,
+    queue: Queue,
+    room: Arc<Room>,
+    spread: Arc<AtomicU64>,
+    life: Life,
     /// It is to be on the disk; otherwise nothing is done before somebody asks.
     wanted: bool,
+    /// Whether anyone has asked for it since this process started.
+    urgency: Priority,
     stored: Option<Arc<Stored>>,
-    seen: Option<(Arc<RefSet>, Instant)>,
-    last_look: Option<Timestamp>,
-    last_fetch: Option<Timestamp>,
     bytes: u64,
-    look_trouble: Option<Trouble>,
-    fetch_trouble: Option<Trouble>,
     timer: Option<time::Instant>,
-    look: Option<RunningLook>,
-    /// Wait for the next look: the running one began too early for them.
-    next_look: Vec<Waiter>,
-    look_due: bool,
-    /// Holds the next look back for those who come at once.
-    gather: Gather,
-    job: Option<Job>,
-    fetch_due: bool,
-    /// Wait for the running fetch.
-    after_fetch: Vec<Wanted>,
-    extras: VecDeque<Wanted>,
-    archive: Option<Arc<Archive>>,
-    peers: Option<Peers>,
-    placement: Option<Placement>,
-    checkpoints: Checkpoints,
-    /// Held by whoever must not see packs disappear.
-    packs: Arc<Mutex<()>>,
-    demand: Demand,
-    facts: Facts,
-    upkeep: Option<RunningUpkeep>,
-    seed: Option<(PathBuf, Oid)>,
-    /// Stays until the next one is replaced: children may read it still.
-    old_seed: Option<PathBuf>,
+    looks: Looks,
+    fetches: Fetches,
+    publishing: Publishing,
+    upkeep: Upkeep,
     view_out: watch::Sender<View>,
     settings_out: watch::Sender<Arc<Settings>>,
-    progress_out: Arc<watch::Sender<Option<String>>>,
-}
-
-struct Upstream {
-    looker: Arc<Looker>,
-    remote: Remote,
-    /// Keeps the files with credentials in place.
-    _installed: Option<Arc<Installed>>,
-}
-
-impl Upstream {
-    /// The upstream for git commands, where redirects have led.
-    fn remote(&self) -> Remote {
-        Remote { url: self.looker.url(), ..self.remote.clone() }
-    }
-}
-
-struct RunningLook {
-    /// What is looked at; everything where there are none.
-    prefixes: Vec<BString>,
-    began: Instant,
-    began_at: Timestamp,
-    waiters: Vec<Waiter>,
-    result: AbortOnDropHandle<Result<Arc<RefSet>, LookError>>,
-}
-
-/// Upkeep and the seed it makes, if any.
-type RunningUpkeep = (Upkeep, AbortOnDropHandle<Result<Option<PathBuf>, GitError>>);
-
-enum Waiter {
-    Look(Vec<BString>, oneshot::Sender<LookAnswer>),
-    Settle(Wanted),
-}
-
-struct Wanted {
-    wants: Vec<Oid>,
-    reply: oneshot::Sender<Result<(), BringError>>,
-}
-
-enum Job {
-    Refs {
-        target: Arc<RefSet>,
-        tips: HashSet<Oid>,
-        began: Instant,
-        /// While it waits for its turn.
-        lift: Lift,
-        result: AbortOnDropHandle<Result<u64, FetchError>>,
-    },
-    Extra {
-        wanted: Wanted,
-        result: AbortOnDropHandle<Result<u64, FetchError>>,
-    },
-    Restore {
-        began: Instant,
-        lift: turns::Lift,
-        result: AbortOnDropHandle<Result<Outcome, CheckpointError>>,
-    },
-}
-
-enum Finished {
-    Look(Result<Arc<RefSet>, LookError>),
-    Job(Result<u64, FetchError>),
-    Restore(Result<Outcome, CheckpointError>),
-    Publish(Result<Option<Checkpoint>, CheckpointError>),
-    Upkeep(Result<Option<PathBuf>, GitError>),
 }
 
 impl Task {
-    pub(super) fn new(
-        shared: Shared,
-        settings: Arc<Settings>,
-        packs: Arc<Mutex<()>>,
-        demand: Demand,
-    ) -> (Self, Ports) {
-        let Shared { git, disk, metrics, limits, archive, peers, lfs: _, placement } = shared;
-        let id = settings.url.id().clone();
-        let dir = disk.mirror(&id);
-        let view = View {
-            phase: Phase::OnDemand,
-            stored: None,
-            seen: None,
-            look_trouble: None,
-            fetch_trouble: None,
-            last_look: None,
-            last_fetch: None,
-            bytes: 0,
-            checkpoint: None,
-            store_trouble: None,
-            restore_trouble: None,
-            seed: None,
-            upstream: None,
-        };
-        let (view_out, view) = watch::channel(view);
+    pub(super) fn new(services: &Services, settings: Arc<Settings>, demand: Demand) -> (Self, Ports) {
+        let site = Arc::new(Site::new(services, settings.url.id().clone()));
+        let (view_out, view) = watch::channel(View::empty());
         let (settings_out, settings_in) = watch::channel(settings.clone());
-        let (progress_out, progress) = watch::channel(None);
+        let (progress, packs) = (site.progress.subscribe(), site.packs.clone());
         let task = Self {
-            upstream: connect(&git, &disk, &settings),
-            id,
-            dir,
-            git,
-            disk,
-            metrics,
-            limits,
+            upstream: Upstream::connect(&site, &settings),
             settings,
-            state: State::default(),
-            wanted: false,
-            stored: None,
-            seen: None,
-            last_look: None,
-            last_fetch: None,
-            bytes: 0,
-            look_trouble: None,
-            fetch_trouble: None,
-            timer: None,
-            look: None,
-            next_look: Vec::new(),
-            look_due: false,
-            gather: Gather::default(),
-            job: None,
-            fetch_due: false,
-            after_fetch: Vec::new(),
-            extras: VecDeque::new(),
-            archive,
-            peers,
-            placement,
-            checkpoints: Checkpoints::default(),
-            packs,
+            placement: services.placement.clone(),
             demand,
-            facts: Facts::default(),
-            upkeep: None,
-            seed: None,
-            old_seed: None,
+            queue: services.queue.clone(),
+            room: services.room.clone(),
+            spread: services.spread.clone(),
+            life: Life::default(),
+            wanted: false,
+            urgency: Priority::Background,
+            stored: None,
+            bytes: 0,
+            timer: None,
+            looks: Looks::new(services.metrics.clone(), services.queue.clone()),
+            fetches: Fetches::new(site.clone(), services),
+            publishing: Publishing::new(site.clone(), services),
+            upkeep: Upkeep::new(site.clone(), services.queue.clone()),
+            site,
             view_out,
             settings_out,
-            progress_out: Arc::new(progress_out),
         };
-        (task, Ports { view, settings: settings_in, progress })
+        (task, Ports { view, settings: settings_in, progress, packs })
     }
 
     /// Runs until all handles are gone; then whatever is under way is ended.
     pub(super) async fn run(self, inbox: mpsc::Receiver<Message>) {
-        let span = tracing::info_span!("mirror", repo = %self.id);
-        let logged = log_progress(self.progress_out.subscribe()).instrument(span.clone());
+        let span = tracing::info_span!("mirror", repo = %self.site.id);
+        let logged = log_progress(self.site.progress.subscribe()).instrument(span.clone());
         let _logged = AbortOnDropHandle::new(tokio::spawn(logged));
         self.serve(inbox).instrument(span).await;
     }
@@ -269,38 +145,32 @@ impl Task {
         loop {
             self.start_what_is_due();
             self.publish();
-            let upkeep_at = self.start_upkeep();
             // Before the look at the others: what changes after it must be noticed.
-            let others_changed = self.others_changed();
-            let publish_at = self.start_publish();
-            let gathered = self.gather.until(Instant::now()).filter(|_| self.look.is_none());
-            let finished =
-                next_finished(&mut self.look, &mut self.job, &mut self.upkeep, &mut self.checkpoints);
+            let others_changed = self.publishing.others_changed();
+            let again = self.start_background_work();
             let timer = self.timer;
             tokio::select! {
                 message = inbox.recv() => match message {
                     Some(message) => self.receive(message),
                     None => return,
                 },
-                finished = finished => match finished {
-                    Finished::Look(result) => self.look_finished(result),
-                    Finished::Job(result) => self.job_finished(result),
-                    Finished::Restore(result) => {
-                        if let Some(Job::Restore { began, .. }) = self.job.take() {
-                            self.restore_finished(began, result);
-                        }
+                result = self.looks.result() => self.looked(result),
+                result = self.fetches.result() => self.fetch_ended(result),
+                finished = self.publishing.result() => match finished {
+                    Finished::Restore(result) => self.restored(result),
+                    Finished::Publish(result) => {
+                        self.publishing.published(result, self.settings.checkpoint.interval);
                     }
-                    Finished::Publish(result) => self.publish_finished(result),
-                    Finished::Upkeep(result) => self.upkeep_finished(result),
                 },
-                () = sleep_until(gathered.map(Into::into)) => {}
-                () = sleep_until(upkeep_at) => {}
-                () = sleep_until(publish_at) => {}
+                result = self.upkeep.result() => if self.upkeep.ended(result) {
+                    self.measure();
+                },
+                () = sleep_until(again) => {}
                 () = others_changed => {}
                 () = sleep_until(timer) => {
                     self.timer = None;
                     // The store may be back before the upstream is.
-                    self.checkpoints.restore_due = true;
+                    self.publishing.restores.set_due();
                     self.happened(Event::TimerFired);
                 }
             }
@@ -316,29 +186,33 @@ impl Task {
             }
         }
         match message {
-            Message::Want(Urgency::Idle) => self.want(),
-            Message::Want(Urgency::Awaited) if self.keeps() => {
+            Message::Want(Priority::Background) => self.want(),
+            Message::Want(Priority::Awaited) if self.keeps() => {
                 self.awaited();
                 self.want();
             }
-            Message::Want(Urgency::Awaited) => {}
-            Message::Look(prefixes, reply) => {
-                self.next_look.push(Waiter::Look(prefixes, reply));
-                self.gather.joined(Instant::now());
-            }
-            Message::Settle(wants, reply) => self.settle(Wanted { wants, reply }),
-            Message::Extra(wants, reply) => self.queue_extra(Wanted { wants, reply }),
+            Message::Want(Priority::Awaited) => {}
+            Message::Look(prefixes, reply) => self.looks.ask(prefixes, reply),
+            Message::Settle(oids, reply) => self.settle(Wanted { oids, reply }),
+            Message::Extra(oids, reply) => self.fetch_by_id(Wanted { oids, reply }),
             Message::Evict(reply) => self.evict(reply),
-            Message::Shallow => self.facts.shallow_asked = true,
-            Message::Checkpoint => self.checkpoints.ordered = true,
+            Message::Shallow => self.upkeep.shallow_asked(),
+            Message::Checkpoint => self.publishing.order(),
             Message::Configure(settings) => self.configure(&settings),
         }
     }
 
     /// Whether it belongs here, and would stay; otherwise requests go to those that keep it.
     fn keeps(&self) -> bool {
-        let owned = self.placement.as_ref().is_none_or(|placement| placement.keeps(&self.id));
-        owned && !(self.stored.is_none() && self.limits.room.holds_off(&self.id))
+        let owned = self.placement.as_ref().is_none_or(|placement| placement.keeps(&self.site.id));
+        owned && !(self.stored.is_none() && self.room.holds_off(&self.site.id))
+    }
+
+    /// Somebody asks for the mirror: if it is to be restored or cloned, then before those that nobody has asked for.
+    fn awaited(&mut self) {
+        self.urgency = Priority::Awaited;
+        self.publishing.restores.lift();
+        self.fetches.lift();
     }
 
     /// From now on the mirror is to be here, and up to date.
@@ -346,38 +220,39 @@ impl Task {
         if mem::replace(&mut self.wanted, true) {
             return;
         }
-        self.checkpoints.restore_due = true;
+        self.publishing.restores.set_due();
         self.happened(if self.settings.suspend { Event::Suspended } else { Event::Started });
     }
 
     /// Where it is in its life.
     fn phase(&self) -> Phase {
-        match self.state.phase() {
+        match self.life.phase() {
             Phase::Absent if !self.wanted => Phase::OnDemand,
             phase => phase,
         }
     }
 
+    /// Whether it is up to date, as far as it could be looked at, and nothing is wrong with it.
+    fn is_sound(&self) -> bool {
+        self.life.caught_up && self.looks.trouble().is_none() && self.fetches.trouble().is_none()
+    }
+
     fn settle(&mut self, wanted: Wanted) {
-        match &self.job {
-            // The usual case: the look that showed these objects to the client has started their fetch.
-            Some(Job::Refs { tips, .. }) if wanted.wants.iter().all(|want| tips.contains(want)) => {
-                self.after_fetch.push(wanted);
-            }
-            _ if self.settings.suspend => drop(wanted.reply.send(Ok(()))),
-            _ => self.next_look.push(Waiter::Settle(wanted)),
+        if self.fetches.brings(&wanted) {
+            self.fetches.wait(wanted);
+        } else if self.settings.suspend {
+            wanted.answer(Ok(()));
+        } else {
+            self.looks.settle([wanted]);
         }
     }
 
-    fn queue_extra(&mut self, wanted: Wanted) {
+    fn fetch_by_id(&mut self, wanted: Wanted) {
         if self.stored.is_none() || self.settings.suspend {
-            let missing = wanted.wants.first().copied();
-            let answer = missing.map_or(Ok(()), |oid| Err(BringError::Missing(oid)));
-            drop(wanted.reply.send(answer));
-        } else if self.extras.len() >= MAX_EXTRAS {
-            drop(wanted.reply.send(Err(BringError::Busy)));
+            let missing = wanted.oids.first().copied();
+            wanted.answer(missing.map_or(Ok(()), |oid| Err(BringError::Missing(oid))));
         } else {
-            self.extras.push_back(wanted);
+            self.fetches.ask(wanted);
         }
     }
 
@@ -386,9 +261,9 @@ impl Task {
             return;
         }
         let was_suspended = mem::replace(&mut self.settings, settings.clone()).suspend;
-        self.upstream = connect(&self.git, &self.disk, settings);
+        self.upstream = Upstream::connect(&self.site, settings);
         // What the old declaration let the agent see says nothing about the new one.
-        self.seen = None;
+        self.looks.forget();
         self.settings_out.send_replace(settings.clone());
         tracing::info!(url = %settings.url, suspend = settings.suspend, "mirror reconfigured");
         if !self.wanted {
@@ -405,17 +280,17 @@ impl Task {
 
     fn happened(&mut self, event: Event) {
         let before = self.phase();
-        let (state, action) = self.state.on(event);
-        self.state = state;
+        let (life, action) = self.life.on(event);
+        self.life = life;
         let phase = self.phase();
         if phase != before {
             tracing::info!(from = ?before, to = ?phase, "phase");
         }
         match action {
-            Some(Action::Look) => self.look_due = true,
-            Some(Action::Fetch) => self.fetch_due = true,
+            Some(Action::Look) => self.looks.set_due(),
+            Some(Action::Fetch) => self.fetches.set_due(),
             Some(Action::WaitInterval) => self.wait(interval_delay(self.settings.interval, rand::random())),
-            Some(Action::WaitRetry) => self.wait(retry_delay(state.failures, rand::random())),
+            Some(Action::WaitRetry) => self.wait(retry_delay(life.failures, rand::random())),
             None => {}
         }
     }
@@ -425,99 +300,147 @@ impl Task {
     }
 
     fn start_what_is_due(&mut self) {
-        if self.look.is_none() && (self.look_due || !self.next_look.is_empty()) {
-            let gathering = self.gather.until(Instant::now()).is_some();
-            if self.look_due || !gathering {
-                self.start_look();
-            }
+        let stored = self.stored.as_ref().map(|stored| &*stored.refs);
+        self.looks.start(&self.upstream, &self.settings, stored);
+        if self.fetches.is_running() || self.publishing.restores.is_running() {
+            return;
         }
-        if self.job.is_none() {
-            let restore = mem::take(&mut self.checkpoints.restore_due) && self.stored.is_none();
-            if let Some(archive) = self.archive.clone().filter(|_| restore) {
-                self.start_restore(&archive);
-            } else if mem::take(&mut self.fetch_due) {
-                self.start_fetch();
-            } else if let Some(wanted) = self.extras.pop_front() {
-                self.start_extra(wanted);
+        let restore = self.publishing.restores.take_due() && self.stored.is_none();
+        if restore && self.publishing.start_restore(self.urgency) {
+            self.happened(Event::RestoreStarted);
+        } else if self.fetches.take_due() {
+            self.start_fetch();
+        } else {
+            self.fetches.start_by_id(self.upstream.as_ref().ok(), self.settings.timeout);
+        }
+    }
+
+    fn start_fetch(&mut self) {
+        let (Ok(upstream), Some((target, _))) = (&self.upstream, self.looks.seen()) else {
+            // Reconfigured since the look: look again, as the new declaration says.
+            self.life.fetching = false;
+            return self.looks.set_due();
+        };
+        self.fetches.start(Order {
+            upstream,
+            target: target.clone(),
+            stored: self.stored.as_ref().map(|stored| stored.refs.clone()),
+            by_name: self.life.races > 0,
+            patience: if self.life.caught_up { Patience::StallsFail } else { Patience::StallsAllowed },
+            timeout: self.settings.timeout,
+            urgency: self.urgency,
+            awaited: self.looks.is_awaited(),
+        });
+    }
+
+    /// Starts upkeep and publishing where they are due; says when to ask again.
+    fn start_background_work(&mut self) -> Option<time::Instant> {
+        let held = self.looks.held_until();
+        let Some(stored) = self.stored.clone() else { return held.map(Into::into) };
+        let upkeep = self.upkeep.start();
+        let sound = self.is_sound() && !self.settings.suspend;
+        let (coming, settings) = (self.fetches.is_running(), self.settings.checkpoint);
+        let publish = self.publishing.start(&stored, sound, coming, settings);
+        [held, upkeep, publish].into_iter().flatten().min().map(Into::into)
+    }
+
+    fn looked(&mut self, result: Result<Arc<RefSet>, LookError>) {
+        let Some(ended) = self.looks.ended(result, self.stored.as_deref(), self.wanted) else { return };
+        if let Some(event) = ended.event {
+            self.happened(event);
+        }
+        // A fetch this look asks for starts now, so that those who wait for its objects can be told of it.
+        self.start_what_is_due();
+        self.publish();
+        for waiter in ended.waiters {
+            match waiter {
+                Waiter::Look(_, reply) => drop(reply.send(ended.answer.clone())),
+                Waiter::Settle(wanted) => self.settled(wanted, &ended.answer),
             }
         }
     }
 
+    /// A look that began after `wanted` was asked for has given `answer`.
+    fn settled(&mut self, wanted: Wanted, answer: &LookAnswer) {
+        if self.fetches.is_coming() {
+            self.fetches.wait(wanted);
+        } else {
+            wanted.answer(answer.as_ref().map(drop).map_err(|error| BringError::Look(error.clone())));
+        }
+    }
+
+    fn fetch_ended(&mut self, result: Result<u64, FetchError>) {
+        match self.fetches.ended(result) {
+            Some(fetches::Ended::Refs { target, result: Ok(bytes) }) => self.fetched(target, bytes),
+            Some(fetches::Ended::Refs { result: Err(error), .. }) => self.fetch_failed(error),
+            Some(fetches::Ended::ById(bytes)) => self.bytes = bytes.unwrap_or(self.bytes),
+            None => {}
+        }
+    }
+
+    fn fetched(&mut self, target: Arc<RefSet>, bytes: u64) {
+        self.bytes = bytes;
+        self.upkeep.fetched(&target);
+        if self.stored.is_none() {
+            self.demand.touch();
+        }
+        let behind = self.looks.seen().is_none_or(|(seen, _)| *seen != target);
+        let stored = Arc::new(Stored::new(target).after(self.stored.as_deref()));
+        tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
+        self.stored = Some(stored.clone());
+        self.happened(if behind { Event::FetchDoneBehind } else { Event::FetchDone });
+        self.publish();
+        self.fetches.answer(&stored, behind);
+    }
+
+    fn fetch_failed(&mut self, error: FetchError) {
+        let raced = matches!(error, FetchError::Raced);
+        self.happened(if raced { Event::FetchRaced } else { Event::FetchFailed });
+        if raced && self.looks.is_due() {
+            tracing::debug!("the upstream moved during the fetch; looking again");
+            self.looks.settle(self.fetches.take_waiting());
+        } else {
+            self.fetches.failed(error, self.life.failures);
+        }
+    }
+
+    fn restored(&mut self, result: Result<Outcome, CheckpointError>) {
+        let Some((restored, began)) = self.publishing.restored(result, self.life.failures) else {
+            return self.happened(Event::RestoreFailed);
+        };
+        let Restored { refs, checkpoint: _, pack } = restored;
+        self.upkeep.restored(&refs, began);
+        let path = pack.map(|name| self.site.dir.join("objects/pack").join(name));
+        let pack = path.map(|path| Arc::new(WholePack { path, exact: tokio::sync::OnceCell::new() }));
+        self.stored = Some(Arc::new(Stored { pack, ..Stored::new(refs) }));
+        self.demand.touch();
+        self.measure();
+        self.happened(Event::Restored);
+    }
+
+    /// Measures the mirror: repacking changes its size.
+    fn measure(&mut self) {
+        self.bytes = size(&self.site.dir);
+    }
+
+    /// Tells those who follow the mirror what is so now.
     fn publish(&self) {
         let view = View {
             phase: self.phase(),
             stored: self.stored.clone(),
-            seen: self.seen.clone(),
-            look_trouble: self.look_trouble.clone(),
-            fetch_trouble: self.fetch_trouble.clone(),
-            last_look: self.last_look,
-            last_fetch: self.last_fetch,
+            seen: self.looks.seen().cloned(),
+            look_trouble: self.looks.trouble().cloned(),
+            fetch_trouble: self.fetches.trouble().cloned(),
+            last_look: self.looks.last(),
+            last_fetch: self.fetches.last(),
             bytes: self.bytes,
-            checkpoint: self.checkpoints.newest.clone(),
-            store_trouble: self.checkpoints.store_trouble.clone(),
-            restore_trouble: self.checkpoints.restore_trouble.clone(),
-            seed: self.seed.clone(),
+            checkpoint: self.publishing.newest().cloned(),
+            store_trouble: self.publishing.trouble().cloned(),
+            restore_trouble: self.publishing.restores.trouble().cloned(),
+            seed: self.upkeep.seed().cloned(),
             upstream: self.upstream.as_ref().ok().map(|upstream| upstream.looker.clone()),
         };
         self.view_out.send_replace(view);
-    }
-}
-
-fn connect(git: &Git, disk: &Disk, settings: &Settings) -> Result<Upstream, Arc<LookError>> {
-    let failed =
-        |error: std::io::Error| LookError::Refused(format!("cannot write the credentials for git: {error}"));
-    let missing = |missing: &MissingCredentials| LookError::NoCredentials(missing.message.clone());
-    let given = settings.credentials.as_ref().map_err(missing)?;
-    let installed = given.install(&disk.private(), &settings.url).map_err(failed)?;
-    let credentials = installed.as_ref().map(|installed| installed.config().to_owned());
-    let kept = installed.clone();
-    let remote = Remote { url: settings.url.as_str().to_owned(), credentials };
-    let (url, refs) = (settings.url.clone(), settings.refs.clone());
-    let looker = Looker::new(git.clone(), url, remote.clone(), given, installed, refs)?;
-    Ok(Upstream { looker: Arc::new(looker), remote, _installed: kept })
-}
-
-/// Waits for the look or the job, whichever ends first; for ever where there is neither.
-async fn next_finished(
-    look: &mut Option<RunningLook>,
-    job: &mut Option<Job>,
-    upkeep: &mut Option<RunningUpkeep>,
-    checkpoints: &mut Checkpoints,
-) -> Finished {
-    let upkeep = async {
-        match upkeep {
-            Some((_, result)) => result.await.unwrap_or_else(|error| {
-                Err(GitError::Io { verb: "repack".into(), source: std::io::Error::other(error) })
-            }),
-            None => std::future::pending().await,
-        }
-    };
-    let look = async {
-        match look {
-            Some(look) => {
-                (&mut look.result).await.unwrap_or_else(|error| Err(LookError::Refused(error.to_string())))
-            }
-            None => std::future::pending().await,
-        }
-    };
-    let job = async {
-        match job {
-            Some(Job::Refs { result, .. } | Job::Extra { result, .. }) => {
-                let done = result.await;
-                Finished::Job(done.unwrap_or_else(|e| Err(FetchError::Disk(std::io::Error::other(e)))))
-            }
-            Some(Job::Restore { result, .. }) => {
-                let done = result.await;
-                Finished::Restore(done.unwrap_or_else(|e| Err(std::io::Error::other(e).into())))
-            }
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        result = look => Finished::Look(result),
-        finished = job => finished,
-        result = checkpoints.published() => Finished::Publish(result),
-        result = upkeep => Finished::Upkeep(result),
     }
 }
 

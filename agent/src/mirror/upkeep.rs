@@ -9,15 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tarn_crds::repo::RepoId;
 use tokio::{
     sync::Mutex,
     time::{sleep, timeout},
 };
 
-use super::{Limits, disk::Disk};
+use super::disk::Disk;
 use crate::{
     git::{Git, GitError, Oid, pack},
-    queue::Queue,
+    queue::{Activity, Priority, Queue},
 };
 
 /// Packs are put in order once no fetch has come for this long, …
@@ -34,7 +35,7 @@ const MAX_WAIT: Duration = Duration::from_secs(120);
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Upkeep {
+pub enum Chore {
     /// Make a seed for this commit.
     Seed(Oid),
     /// Repack, and index what is there.
@@ -59,55 +60,56 @@ pub struct Facts {
 }
 
 /// What is due at `now`, or when to ask again; `None` until something happens.
-pub fn plan(facts: &Facts, now: Instant) -> Option<Result<Upkeep, Instant>> {
+pub fn plan(facts: &Facts, now: Instant) -> Option<Result<Chore, Instant>> {
     if let Some(again) = facts.failed.map(|failed| failed + RETRY).filter(|again| *again > now) {
         return Some(Err(again));
     }
     if let Some(head) = facts.head.filter(|head| facts.shallow_asked && facts.seeded != Some(*head)) {
-        return Some(Ok(Upkeep::Seed(head)));
+        return Some(Ok(Chore::Seed(head)));
     }
     let fetched =
         facts.fetched.filter(|fetched| facts.repacked.is_none_or(|repacked| repacked < *fetched))?;
     // A new mirror is put in order at once: without bitmaps every clone costs five times as much.
     let due =
         facts.repacked.map_or(fetched, |repacked| (fetched + QUIET).min((repacked + AT_MOST).max(fetched)));
-    Some(if due <= now { Ok(Upkeep::Repack) } else { Err(due) })
+    Some(if due <= now { Ok(Chore::Repack) } else { Err(due) })
 }
 
-/// Where upkeep works.
-#[derive(Clone)]
-pub struct Place {
+/// What upkeep works with.
+pub struct Workshop {
     /// The installed git.
     pub git: Git,
     /// The data directory.
     pub disk: Arc<Disk>,
     /// The mirror.
     pub dir: PathBuf,
-    /// One at a time in the whole agent.
-    pub limits: Arc<Limits>,
+    /// Which.
+    pub id: RepoId,
+    /// Whose turn it is.
+    pub queue: Queue,
     /// Held while packs may disappear.
     pub packs: Arc<Mutex<()>>,
 }
 
-impl Place {
-    /// Carries `upkeep` out; `seed` is the present one. Returns the new seed, if one was made.
+impl Workshop {
+    /// Carries `chore` out; `seed` is the present one. Returns the new seed, if one was made.
     ///
     /// # Errors
     /// Git fails; the mirror is as good as before.
-    pub async fn run(self, upkeep: Upkeep, seed: Option<PathBuf>) -> Result<Option<PathBuf>, GitError> {
-        let _turn = self.limits.upkeep.acquire().await;
-        calm(&self.limits.queue).await;
+    pub async fn run(self, chore: Chore, seed: Option<PathBuf>) -> Result<Option<PathBuf>, GitError> {
+        let _turn = self.queue.acquire(Activity::Upkeep, &self.id, Priority::Background).await;
+        calm(&self.queue).await;
         let started = Instant::now();
-        let made = match upkeep {
-            Upkeep::Seed(tip) => Some(self.make_seed(tip, seed.as_deref()).await?),
-            Upkeep::Repack => {
+        let made = match chore {
+            Chore::Seed(tip) => Some(self.make_seed(tip, seed.as_deref()).await?),
+            Chore::Repack => {
                 let _packs = self.packs.lock().await;
                 pack::put_in_order(&self.git, &self.dir).await?;
                 None
             }
         };
         tracing::debug!(
-            ?upkeep,
+            ?chore,
             millis = started.elapsed().as_millis(),
             packs = pack::count(&self.dir),
             "upkeep"
@@ -148,12 +150,12 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let fresh = Facts { fetched: Some(at(0)), ..Facts::default() };
-        assert_eq!(plan(&fresh, at(0)), Some(Ok(Upkeep::Repack)));
+        assert_eq!(plan(&fresh, at(0)), Some(Ok(Chore::Repack)));
         let done = Facts { repacked: Some(at(1)), ..fresh };
         assert_eq!(plan(&done, at(9)), None);
         let again = Facts { fetched: Some(at(10)), ..done };
         assert_eq!(plan(&again, at(11)), Some(Err(at(15))));
-        assert_eq!(plan(&again, at(15)), Some(Ok(Upkeep::Repack)));
+        assert_eq!(plan(&again, at(15)), Some(Ok(Chore::Repack)));
     }
 
     #[test]
@@ -161,7 +163,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let facts = Facts { repacked: Some(at(0)), fetched: Some(at(400)), ..Facts::default() };
-        assert_eq!(plan(&facts, at(400)), Some(Ok(Upkeep::Repack)));
+        assert_eq!(plan(&facts, at(400)), Some(Ok(Chore::Repack)));
     }
 
     #[test]
@@ -170,10 +172,10 @@ mod tests {
         let facts = Facts { head: Some(oid(b'1')), ..Facts::default() };
         assert_eq!(plan(&facts, now), None);
         let asked = Facts { shallow_asked: true, ..facts };
-        assert_eq!(plan(&asked, now), Some(Ok(Upkeep::Seed(oid(b'1')))));
+        assert_eq!(plan(&asked, now), Some(Ok(Chore::Seed(oid(b'1')))));
         let seeded = Facts { seeded: Some(oid(b'1')), ..asked };
         assert_eq!(plan(&seeded, now), None);
-        assert_eq!(plan(&Facts { head: Some(oid(b'2')), ..seeded }, now), Some(Ok(Upkeep::Seed(oid(b'2')))));
+        assert_eq!(plan(&Facts { head: Some(oid(b'2')), ..seeded }, now), Some(Ok(Chore::Seed(oid(b'2')))));
         let failed = Facts { failed: Some(now), ..asked };
         assert_eq!(plan(&failed, now), Some(Err(now + RETRY)));
     }

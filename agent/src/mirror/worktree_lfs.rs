@@ -20,19 +20,20 @@ use tokio::{
 };
 
 use super::{
-    Limits, Settings, Shared, View,
+    Services, Settings, View,
     disk::Disk,
     snapshots::{Doing, SnapshotView, Unready},
-    state::retry_delay,
     upkeep::calm,
 };
 use crate::{
+    backoff::retry_delay,
     blockfile::{BlockFile, BlockFileError, Digest, Reader, digest_file},
     files::blocking,
     git::{Git, GitError},
     lfs::{FetchError, Lfs, tree},
     metrics::{Metrics, Outcome},
     protocol::lfs::{MAX_OBJECTS, Object},
+    queue::{Activity, Priority, Queue},
     snapshot::{archive, manifest::digest_of},
 };
 
@@ -118,7 +119,7 @@ impl Error {
 pub(super) struct Keeper {
     git: Git,
     disk: Arc<Disk>,
-    limits: Arc<Limits>,
+    queue: Queue,
     metrics: Metrics,
     lfs: Lfs,
     repo: RepoId,
@@ -130,7 +131,7 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(
-        shared: &Shared,
+        services: &Services,
         repo: &RepoId,
         snapshots: watch::Receiver<SnapshotView>,
         view: watch::Receiver<View>,
@@ -139,11 +140,11 @@ impl Keeper {
         let coming = State::Coming("the LFS objects are gathered after the snapshot".into());
         let (out, state) = watch::channel(coming);
         let keeper = Self {
-            git: shared.git.clone(),
-            disk: shared.disk.clone(),
-            limits: shared.limits.clone(),
-            metrics: shared.metrics.clone(),
-            lfs: shared.lfs.clone(),
+            git: services.git.clone(),
+            disk: services.disk.clone(),
+            queue: services.queue.clone(),
+            metrics: services.metrics.clone(),
+            lfs: services.lfs.clone(),
             repo: repo.clone(),
             snapshots,
             view,
@@ -243,8 +244,8 @@ impl Keeper {
         if count == 0 {
             return Ok(State::Never("the upstream has none of the LFS objects that HEAD needs"));
         }
-        let _turn = self.limits.snapshots.acquire().await;
-        calm(&self.limits.queue).await;
+        let _turn = self.queue.acquire(Activity::Snapshot, &self.repo, Priority::Background).await;
+        calm(&self.queue).await;
         let (dir, name, work) = (self.dir(), commit.to_owned(), work.to_owned());
         let (path, content) = blocking(move || write(&work, &dir, &name)).await?;
         tracing::info!(commit, objects = count, bytes = content.0, "LFS objects gathered");

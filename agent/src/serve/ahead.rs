@@ -104,7 +104,7 @@ async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId,
             tracing::debug!(repo = %id, ?wait, "packs ahead have used their time up");
         }
         sleep(wait).await;
-        if serving.fleet.limits().room.is_tight() {
+        if serving.fleet.room().is_tight() {
             tracing::debug!(repo = %id, "no packs ahead: the disk is nearly full");
             return plan.shapes.iter().skip(at).filter_map(|(_, old)| old.as_ref()).for_each(discard);
         }

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::{Serving, proxy::Ask};
 use crate::{
     access::{Voucher, caller::Caller},
-    mirror::state::interval_delay,
+    backoff::interval_delay,
     peers::placement::Placement,
 };
 

@@ -31,7 +31,7 @@ impl Publisher {
         let git = AgentGit::detect(&home, dir.as_os_str(), true).await?;
         let origin = Repo::seeded(dir.join(format!("{name}.git"))).await?;
         Ok(Self {
-            archive: Archive::new(store, name.to_owned(), 2, Popularity::default()),
+            archive: Archive::new(store, name.to_owned(), Popularity::default()),
             git,
             origin,
             work: dir.join(format!("{name}-work")),

@@ -13,16 +13,18 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::{
-    super::{Settings, Shared, Trouble, View, state::retry_delay},
+    super::{Services, Settings, Trouble, View},
     Doing, Message, Offer, SnapshotView, Snapshots, Unready,
     plan::{self, Facts, Step, plan},
 };
 use crate::{
+    backoff::retry_delay,
     blockfile::{Blame, BlockFile, BlockFileError, Download, Options, Reader},
     checkpoint::manifest::Generation,
     files::blocking,
     metrics::Outcome,
     peers::Peers,
+    queue::Activity,
     snapshot::{SnapshotError, build::Build, manifest::Snapshot, shelf::Published},
 };
 use work::{Done, Work};
@@ -78,12 +80,12 @@ enum Happened {
 impl Keeper {
     /// A keeper for the mirror that `settings` declare, and a handle on it.
     pub(in crate::mirror) fn new(
-        shared: &Shared,
+        services: &Services,
         packs: Arc<Mutex<()>>,
         view: watch::Receiver<View>,
         settings: watch::Receiver<Arc<Settings>>,
     ) -> (Self, Snapshots) {
-        let work = Work::new(shared, packs, settings.borrow().url.id());
+        let work = Work::new(services, packs, settings.borrow().url.id());
         let (handle, inbox, out) = Snapshots::new();
         let keeper = Self {
             work,
@@ -128,8 +130,7 @@ impl Keeper {
     /// Takes up what an earlier process left whole. Every block is hashed again; what the disk has spoilt is
     /// fetched again, where there is a store.
     async fn load(&mut self) {
-        let limits = self.work.limits.clone();
-        let _turn = limits.finds.acquire().await;
+        let _turn = self.work.turn(Activity::Find).await;
         let local = self.work.local.clone();
         let found = tokio::task::spawn_blocking(move || {
             let found = local.find();
@@ -309,7 +310,7 @@ impl Keeper {
         let (reader, cold) = match &held.content {
             Content::Here(reader) => (reader.clone(), None),
             Content::Arriving(download) => {
-                let stream = self.work.limits.cold.begin();
+                let stream = self.work.cold.begin();
                 (download.reader(), Some((download.clone(), stream)))
             }
             Content::Remote => return Err(missing()),

@@ -1,178 +1,301 @@
 //! Clones and fetches: at most one at a time, and who waits for it.
 
-use std::{mem, sync::Arc, time::Instant};
+mod moves;
+
+use std::{
+    collections::{HashSet, VecDeque},
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::{Job, Task, Waiter, Wanted};
+use super::{site::Site, upstream::Upstream};
 use crate::{
-    checkpoint::turns::Urgency,
-    git::{Ref, RefSet, remote::Patience, stderr::FailureKind},
+    git::{Oid, RefSet, remote::Patience, stderr::FailureKind},
     metrics::Outcome,
     mirror::{
         BringError, Stored, Trouble,
         disk::size,
         fetch::{Fetch, FetchError},
-        state::Event,
+        room::Room,
+        services::Services,
     },
-    queue::{Activity, Priority},
+    queue::{Activity, Lift, Priority, Queue},
 };
 
-impl Task {
-    pub(super) fn start_fetch(&mut self) {
-        let (Ok(upstream), Some((target, _))) = (&self.upstream, &self.seen) else {
-            // Reconfigured since the look: look again, as the new declaration says.
-            self.state.fetching = false;
-            self.look_due = true;
-            return;
-        };
-        let target = target.clone();
-        let stored = self.stored.as_ref().map(|stored| stored.refs.clone());
-        log_moves(stored.as_deref(), &target);
-        let clone = self.stored.as_ref().is_none_or(|stored| stored.refs.format() != target.format());
+/// Requests for objects by id that wait for their turn.
+const MAX_BY_ID: usize = 64;
+
+/// See the module.
+pub(super) struct Fetches {
+    site: Arc<Site>,
+    queue: Queue,
+    room: Arc<Room>,
+    /// What was seen last is to be fetched.
+    due: bool,
+    running: Option<Running>,
+    /// Wait for the fetch that is due or runs.
+    waiting: Vec<Wanted>,
+    /// Wait for a fetch of their objects by id.
+    by_id: VecDeque<Wanted>,
+    last: Option<Timestamp>,
+    trouble: Option<Trouble>,
+}
+
+/// A request that waits for objects.
+pub(super) struct Wanted {
+    pub(super) oids: Vec<Oid>,
+    pub(super) reply: oneshot::Sender<Result<(), BringError>>,
+}
+
+impl Wanted {
+    pub(super) fn answer(self, answer: Result<(), BringError>) {
+        // Whoever has gone needs none.
+        let _ = self.reply.send(answer);
+    }
+}
+
+enum Running {
+    Refs {
+        target: Arc<RefSet>,
+        tips: HashSet<Oid>,
+        began: Instant,
+        /// While it waits for its turn.
+        lift: Lift,
+        result: AbortOnDropHandle<Result<u64, FetchError>>,
+    },
+    ById {
+        wanted: Wanted,
+        result: AbortOnDropHandle<Result<u64, FetchError>>,
+    },
+}
+
+/// A fetch of all that the refs name, as the task orders it.
+pub(super) struct Order<'a> {
+    pub(super) upstream: &'a Upstream,
+    /// The refs to have afterwards.
+    pub(super) target: Arc<RefSet>,
+    /// The refs on the disk.
+    pub(super) stored: Option<Arc<RefSet>>,
+    pub(super) by_name: bool,
+    pub(super) patience: Patience,
+    pub(super) timeout: Duration,
+    /// How much it matters that the mirror comes soon.
+    pub(super) urgency: Priority,
+    /// Somebody waits for a look that led to it.
+    pub(super) awaited: bool,
+}
+
+/// What a fetch has come to.
+pub(super) enum Ended {
+    /// A clone, or a fetch of all that the refs name; its waiters are still here.
+    Refs { target: Arc<RefSet>, result: Result<u64, FetchError> },
+    /// A fetch by id, with the mirror's size where it succeeded; who asked has been answered.
+    ById(Option<u64>),
+}
+
+impl Fetches {
+    pub(super) fn new(site: Arc<Site>, services: &Services) -> Self {
+        Self {
+            site,
+            queue: services.queue.clone(),
+            room: services.room.clone(),
+            due: false,
+            running: None,
+            waiting: Vec::new(),
+            by_id: VecDeque::new(),
+            last: None,
+            trouble: None,
+        }
+    }
+
+    /// When the newest fetch that succeeded ended.
+    pub(super) fn last(&self) -> Option<Timestamp> {
+        self.last
+    }
+
+    /// Why the last fetch failed, if it did.
+    pub(super) fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
+    }
+
+    /// Whether a fetch of either kind runs.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Whether nothing runs or is due, and nobody waits.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_none() && !self.due && self.waiting.is_empty() && self.by_id.is_empty()
+    }
+
+    /// Whether what was seen last is being fetched, or will be.
+    pub(super) fn is_coming(&self) -> bool {
+        self.due || matches!(self.running, Some(Running::Refs { .. }))
+    }
+
+    /// What was seen last is to be fetched.
+    pub(super) fn set_due(&mut self) {
+        self.due = true;
+    }
+
+    /// Takes the fetch that is due, if one is.
+    pub(super) fn take_due(&mut self) -> bool {
+        mem::take(&mut self.due)
+    }
+
+    /// Somebody waits for the fetch, if one waits for its turn.
+    pub(super) fn lift(&self) {
+        if let Some(Running::Refs { lift, .. }) = &self.running {
+            lift.lift();
+        }
+    }
+
+    /// Whether the fetch that runs brings all that `wanted` names: the usual case, in which the look that showed these
+    /// objects to the client has started their fetch.
+    pub(super) fn brings(&self, wanted: &Wanted) -> bool {
+        match &self.running {
+            Some(Running::Refs { tips, .. }) => wanted.oids.iter().all(|oid| tips.contains(oid)),
+            _ => false,
+        }
+    }
+
+    /// Answers `wanted` when the fetch that is due or runs has ended.
+    pub(super) fn wait(&mut self, wanted: Wanted) {
+        self.waiting.push(wanted);
+    }
+
+    /// Those who wait for a fetch.
+    pub(super) fn take_waiting(&mut self) -> Vec<Wanted> {
+        mem::take(&mut self.waiting)
+    }
+
+    /// Queues a fetch of objects by id.
+    pub(super) fn ask(&mut self, wanted: Wanted) {
+        if self.by_id.len() >= MAX_BY_ID {
+            wanted.answer(Err(BringError::Busy));
+        } else {
+            self.by_id.push_back(wanted);
+        }
+    }
+
+    /// Starts the clone or fetch that `order` describes.
+    pub(super) fn start(&mut self, order: Order<'_>) {
+        let Order { upstream, target, stored, by_name, patience, timeout, urgency, awaited } = order;
+        moves::log(stored.as_deref(), &target);
+        let clone = stored.as_ref().is_none_or(|stored| stored.format() != target.format());
+        let awaited =
+            awaited || !self.waiting.is_empty() || (stored.is_none() && urgency == Priority::Awaited);
         let activity = if clone { Activity::Clone } else { Activity::Fetch };
-        let ticket = self.limits.queue.enter(activity, &self.id, self.fetch_priority());
+        let priority = if awaited { Priority::Awaited } else { Priority::Background };
+        let ticket = self.queue.enter(activity, &self.site.id, priority);
         let lift = ticket.lift();
         let fetch = Fetch {
-            git: self.git.clone(),
-            disk: self.disk.clone(),
-            dir: self.dir.clone(),
+            git: self.site.git.clone(),
+            disk: self.site.disk.clone(),
+            dir: self.site.dir.clone(),
             remote: upstream.remote(),
             stored,
             target: target.clone(),
-            by_name: self.state.races > 0,
-            patience: if self.state.caught_up { Patience::StallsFail } else { Patience::StallsAllowed },
-            timeout: self.settings.timeout,
-            progress: self.progress_out.clone(),
+            by_name,
+            patience,
+            timeout,
+            progress: self.site.progress.clone(),
             ticket,
         };
         let tips = target.tips().collect();
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.run().in_current_span()));
-        self.job = Some(Job::Refs { target, tips, began: Instant::now(), lift, result });
+        self.running = Some(Running::Refs { target, tips, began: Instant::now(), lift, result });
     }
 
-    /// Whether somebody waits for the fetch that starts now.
-    fn fetch_priority(&self) -> Priority {
-        let clone = self.stored.is_none() && self.checkpoints.urgency() == Urgency::Awaited;
-        let look = self.look.as_ref().is_some_and(|look| !look.waiters.is_empty());
-        if clone || look || !self.after_fetch.is_empty() { Priority::Awaited } else { Priority::Background }
-    }
-
-    pub(super) fn start_extra(&mut self, wanted: Wanted) {
-        let Ok(upstream) = &self.upstream else { return };
-        let (git, dir, remote) = (self.git.clone(), self.dir.clone(), upstream.remote());
-        let oids = wanted.wants.iter().copied().collect();
-        let (timeout, progress) = (self.settings.timeout, self.progress_out.clone());
-        let mut ticket = self.limits.queue.enter(Activity::Fetch, &self.id, Priority::Awaited);
+    /// Starts the next fetch by id, if any waits.
+    pub(super) fn start_by_id(&mut self, upstream: Option<&Upstream>, timeout: Duration) {
+        let Some(wanted) = self.by_id.pop_front() else { return };
+        let Some(upstream) = upstream else { return };
+        let (site, remote) = (self.site.clone(), upstream.remote());
+        let oids = wanted.oids.iter().copied().collect();
+        let mut ticket = self.queue.enter(Activity::Fetch, &site.id, Priority::Awaited);
         let fetch = async move {
             ticket.called().await;
-            remote.fetch(&git, &dir, &oids, Patience::StallsFail, timeout, progress).await?;
-            Ok(tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or(0))
+            let progress = site.progress.clone();
+            remote.fetch(&site.git, &site.dir, &oids, Patience::StallsFail, timeout, progress).await?;
+            Ok(tokio::task::spawn_blocking(move || size(&site.dir)).await.unwrap_or(0))
         };
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span()));
-        self.job = Some(Job::Extra { wanted, result });
+        self.running = Some(Running::ById { wanted, result });
     }
 
-    pub(super) fn job_finished(&mut self, result: Result<u64, FetchError>) {
-        match self.job.take() {
-            Some(Job::Refs { target, began, .. }) => {
+    /// Waits for the running fetch; for ever where there is none. A dropped future loses nothing.
+    pub(super) async fn result(&mut self) -> Result<u64, FetchError> {
+        match &mut self.running {
+            Some(Running::Refs { result, .. } | Running::ById { result, .. }) => {
+                result.await.unwrap_or_else(|error| Err(FetchError::Disk(std::io::Error::other(error))))
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in what [`Self::result`] gave.
+    pub(super) fn ended(&mut self, result: Result<u64, FetchError>) -> Option<Ended> {
+        Some(match self.running.take()? {
+            Running::Refs { target, began, .. } => {
+                let metrics = &self.site.metrics;
                 let outcome = Outcome::of(&result, |error| error.kind().reason());
-                self.metrics.fetches.get_or_create(&outcome).inc();
-                self.metrics.fetch_seconds.observe(began.elapsed().as_secs_f64());
-                self.fetch_finished(target, result);
+                metrics.fetches.get_or_create(&outcome).inc();
+                metrics.fetch_seconds.observe(began.elapsed().as_secs_f64());
+                if result.is_ok() {
+                    (self.last, self.trouble) = (Some(Timestamp::now()), None);
+                }
+                Ended::Refs { target, result }
             }
-            Some(Job::Extra { wanted, .. }) => {
-                let answer = match result {
-                    Ok(bytes) => {
-                        self.bytes = bytes;
-                        Ok(())
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "objects asked for by name cannot be fetched");
-                        let missing = wanted.wants.first().copied();
-                        Err(missing.map_or(BringError::Fetch(Arc::new(error)), BringError::Missing))
-                    }
-                };
-                drop(wanted.reply.send(answer));
+            Running::ById { wanted, .. } => {
+                let bytes = result.as_ref().ok().copied();
+                let answer = result.map(drop).map_err(|error| {
+                    tracing::debug!(%error, "objects asked for by name cannot be fetched");
+                    let missing = wanted.oids.first().copied();
+                    missing.map_or(BringError::Fetch(Arc::new(error)), BringError::Missing)
+                });
+                wanted.answer(answer);
+                Ended::ById(bytes)
             }
-            Some(Job::Restore { .. }) | None => {}
+        })
+    }
+
+    /// Answers those whose objects the fetch that made `stored` has brought: all, unless it is `behind` what was seen
+    /// meanwhile.
+    pub(super) fn answer(&mut self, stored: &Stored, behind: bool) {
+        for wanted in self.take_waiting() {
+            if behind && !wanted.oids.iter().all(|oid| stored.tips.contains(oid)) {
+                self.waiting.push(wanted);
+            } else {
+                wanted.answer(Ok(()));
+            }
         }
     }
 
-    pub(super) fn fetch_finished(&mut self, target: Arc<RefSet>, result: Result<u64, FetchError>) {
-        match result {
-            Ok(bytes) => {
-                self.bytes = bytes;
-                self.last_fetch = Some(Timestamp::now());
-                self.facts.fetched = Some(Instant::now());
-                self.facts.head = target.head_oid();
-                self.fetch_trouble = None;
-                if self.stored.is_none() {
-                    self.demand.touch();
-                }
-                let behind = self.seen.as_ref().is_none_or(|(seen, _)| *seen != target);
-                let stored = Arc::new(Stored::new(target).after(self.stored.as_deref()));
-                tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
-                self.stored = Some(stored.clone());
-                self.happened(if behind { Event::FetchDoneBehind } else { Event::FetchDone });
-                self.publish();
-                for wanted in mem::take(&mut self.after_fetch) {
-                    if behind && !wanted.wants.iter().all(|want| stored.tips.contains(want)) {
-                        self.after_fetch.push(wanted);
-                    } else {
-                        drop(wanted.reply.send(Ok(())));
-                    }
-                }
-            }
-            Err(error) => {
-                let raced = matches!(error, FetchError::Raced);
-                let event = if raced { Event::FetchRaced } else { Event::FetchFailed };
-                self.happened(event);
-                if raced && self.look_due {
-                    tracing::debug!("the upstream moved during the fetch; looking again");
-                    let waiting = mem::take(&mut self.after_fetch).into_iter().map(Waiter::Settle);
-                    self.next_look.extend(waiting);
-                    return;
-                }
-                tracing::warn!(%error, failures = self.state.failures, "fetch failed; it will be retried");
-                if error.kind() == FailureKind::Disk {
-                    self.limits.room.lacks(self.state.failures);
-                }
-                self.fetch_trouble = Some(Trouble::new(error.kind().reason(), &error));
-                let error = Arc::new(error);
-                for wanted in mem::take(&mut self.after_fetch) {
-                    drop(wanted.reply.send(Err(BringError::Fetch(error.clone()))));
-                }
-            }
+    /// The fetch that ended has failed, and is retried later: all who wait are told.
+    pub(super) fn failed(&mut self, error: FetchError, failures: u32) {
+        tracing::warn!(%error, failures, "fetch failed; it will be retried");
+        if error.kind() == FailureKind::Disk {
+            self.room.lacks(failures);
+        }
+        self.trouble = Some(Trouble::new(error.kind().reason(), &error));
+        let error = Arc::new(error);
+        for wanted in self.take_waiting() {
+            wanted.answer(Err(BringError::Fetch(error.clone())));
         }
     }
-}
 
-/// At debug every ref that moves, at info their number.
-fn log_moves(old: Option<&RefSet>, new: &RefSet) {
-    let empty = RefSet::empty(new.format());
-    let old = old.unwrap_or(&empty);
-    let (mut added, mut moved, mut removed) = (0_usize, 0_usize, 0_usize);
-    for Ref { name, oid, .. } in new.refs() {
-        match old.get(name.as_ref()).map(|old| old.oid) {
-            Some(before) if before == *oid => {}
-            Some(before) => {
-                moved += 1;
-                tracing::debug!(%name, old = %before, new = %oid, "ref moves");
-            }
-            None => {
-                added += 1;
-                tracing::debug!(%name, new = %oid, "ref appears");
-            }
+    /// The data have left the disk: what worked on them ends. Whoever waits goes on waiting.
+    pub(super) fn left(&mut self) {
+        self.due = false;
+        if let Some(Running::ById { wanted, .. }) = self.running.take() {
+            self.by_id.push_front(wanted);
         }
     }
-    for Ref { name, oid, .. } in old.refs() {
-        if new.get(name.as_ref()).is_none() {
-            removed += 1;
-            tracing::debug!(%name, old = %oid, "ref goes");
-        }
-    }
-    tracing::info!(added, moved, removed, "fetching");
 }

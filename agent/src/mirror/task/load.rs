@@ -4,17 +4,17 @@ use std::{
     fs,
     path::Path,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
 
 use super::Task;
 use crate::{
-    checkpoint::turns::Urgency,
     files::blocking,
-    git::{GitError, ObjectFormat, Oid, RefSet, pack, refs::RefsError, remote},
+    git::{GitError, ObjectFormat, Oid, RefSet, refs::RefsError, remote},
     mirror::{Message, Stored},
+    queue::{Activity, Priority},
 };
 
 impl Task {
@@ -22,10 +22,11 @@ impl Task {
     /// meanwhile, which hasten it; `None` once nobody is left to send any.
     pub(super) async fn wait_to_load(&mut self, inbox: &mut mpsc::Receiver<Message>) -> Option<Vec<Message>> {
         let mut early = Vec::new();
-        if !self.dir.exists() {
+        if !self.site.dir.exists() {
             return Some(early);
         }
-        let (mut turn, lift) = self.limits.loads.enter(&self.id, Urgency::Idle);
+        let mut turn = self.queue.enter(Activity::Load, &self.site.id, Priority::Background);
+        let lift = turn.lift();
         loop {
             tokio::select! {
                 () = turn.called() => break,
@@ -41,7 +42,7 @@ impl Task {
 
     /// Brings what was found on the disk up to date: at once, or among many within a while.
     pub(super) fn begin(&mut self) {
-        let spread = Duration::from_millis(self.limits.spread.load(Ordering::Relaxed));
+        let spread = Duration::from_millis(self.spread.load(Ordering::Relaxed));
         if spread.is_zero() || self.settings.suspend {
             return self.want();
         }
@@ -52,21 +53,17 @@ impl Task {
     /// Finds what an earlier process left on the disk. What is damaged is moved out of the way, to be made
     /// anew.
     async fn load(&mut self) {
-        let dir = self.dir.clone();
+        let dir = self.site.dir.clone();
         let found = tokio::task::spawn_blocking(move || read_mirror(&dir)).await;
         let problem = match found.map_err(|error| error.to_string()) {
             Ok(Ok(None)) => return,
             Ok(Ok(Some(refs))) => match self.check(&refs).await {
                 Ok(()) => {
-                    self.facts.head = refs.head_oid();
-                    if !pack::has_bitmaps(&self.dir) {
-                        // An agent was killed between the clone and the first repack.
-                        self.facts.fetched = Some(Instant::now());
-                    }
+                    self.upkeep.found(&refs);
                     self.stored = Some(Arc::new(Stored::new(Arc::new(refs))));
-                    self.demand.load(&self.dir);
-                    self.bytes_now();
-                    self.state.on_disk = true;
+                    self.demand.load(&self.site.dir);
+                    self.measure();
+                    self.life.on_disk = true;
                     return;
                 }
                 Err(problem) => problem,
@@ -75,7 +72,7 @@ impl Task {
             Err(error) => error,
         };
         tracing::warn!(problem, "the mirror on the disk is damaged; it will be made anew");
-        let (disk, dir) = (self.disk.clone(), self.dir.clone());
+        let (disk, dir) = (self.site.disk.clone(), self.site.dir.clone());
         if let Err(error) = blocking(move || disk.discard(&dir)).await {
             tracing::warn!(%error, "the damaged mirror cannot be removed");
         }
@@ -84,7 +81,7 @@ impl Task {
     /// Whether git can use the mirror, and has every object its refs name.
     async fn check(&self, refs: &RefSet) -> Result<(), String> {
         let tips: Vec<Oid> = refs.tips().collect();
-        let missing = match remote::missing(&self.git, &self.dir, &tips).await {
+        let missing = match remote::missing(&self.site.git, &self.site.dir, &tips).await {
             Ok(missing) => missing,
             Err(error @ GitError::Failed { .. }) => return Err(error.to_string()),
             // Git could not be asked: no reason to give a mirror up.

@@ -12,8 +12,9 @@ use crate::{
     files::blocking,
     git::Git,
     metrics::{Metrics, Outcome},
-    mirror::{Limits, Shared, disk::Disk, upkeep::calm},
+    mirror::{Services, cold::Cold, disk::Disk, upkeep::calm},
     peers::Peers,
+    queue::{Activity, Priority, Queue, Ticket},
     snapshot::{
         SnapshotError,
         build::Build,
@@ -28,7 +29,9 @@ pub(super) struct Work {
     pub(super) git: Git,
     pub(super) disk: Arc<Disk>,
     pub(super) metrics: Metrics,
-    pub(super) limits: Arc<Limits>,
+    pub(super) id: RepoId,
+    pub(super) queue: Queue,
+    pub(super) cold: Arc<Cold>,
     pub(super) packs: Arc<Mutex<()>>,
     pub(super) dir: PathBuf,
     pub(super) local: Local,
@@ -44,34 +47,40 @@ pub(super) enum Done {
 }
 
 impl Work {
-    pub(super) fn new(shared: &Shared, packs: Arc<Mutex<()>>, id: &RepoId) -> Self {
-        let shelf = shared.archive.as_ref().map(|archive| Shelf {
+    pub(super) fn new(services: &Services, packs: Arc<Mutex<()>>, id: &RepoId) -> Self {
+        let shelf = services.archive.as_ref().map(|archive| Shelf {
             store: archive.store.clone(),
             keys: SnapshotKeys::of(id),
             agent: archive.agent.clone(),
         });
         Self {
-            git: shared.git.clone(),
-            disk: shared.disk.clone(),
-            metrics: shared.metrics.clone(),
-            limits: shared.limits.clone(),
+            git: services.git.clone(),
+            disk: services.disk.clone(),
+            metrics: services.metrics.clone(),
+            id: id.clone(),
+            queue: services.queue.clone(),
+            cold: services.cold.clone(),
             packs,
-            dir: shared.disk.mirror(id),
-            local: Local::new(shared.disk.snapshots(id)),
+            dir: services.disk.mirror(id),
+            local: Local::new(services.disk.snapshots(id)),
             shelf,
-            peers: shared.peers.clone(),
+            peers: services.peers.clone(),
         }
+    }
+
+    pub(super) async fn turn(&self, activity: Activity) -> Ticket {
+        self.queue.acquire(activity, &self.id, Priority::Background).await
     }
 
     pub(super) async fn find(&self) -> Result<Done, SnapshotError> {
         let Some(shelf) = &self.shelf else { return Ok(Done::Found(None)) };
-        let _turn = self.limits.finds.acquire().await;
+        let _turn = self.turn(Activity::Find).await;
         Ok(Done::Found(shelf.newest().await?))
     }
 
     pub(super) async fn build(&self, build: Build) -> Result<Done, SnapshotError> {
-        let _turn = self.limits.snapshots.acquire().await;
-        calm(&self.limits.queue).await;
+        let _turn = self.turn(Activity::Snapshot).await;
+        calm(&self.queue).await;
         let (began, work) = (time::Instant::now(), build.work.clone());
         let built = build.run().await;
         let placed = match &built {

@@ -1,11 +1,14 @@
 //! Leaving the disk, so that others have room: only what can be had again, and only while nobody reads it.
 
+use std::path::PathBuf;
+
 use tokio::sync::oneshot;
 
 use super::Task;
 use crate::{
     files::blocking,
-    mirror::{EvictError, state::State, upkeep::Facts},
+    mirror::{EvictError, life::Life},
+    queue::Priority,
 };
 
 impl Task {
@@ -19,63 +22,65 @@ impl Task {
     }
 
     fn leave(&mut self) -> Result<u64, EvictError> {
-        if self.stored.is_none() && self.job.is_none() {
+        let working = self.fetches.is_running() || self.publishing.restores.is_running();
+        if self.stored.is_none() && !working {
             return Ok(0);
         }
-        let looking = self.look.is_some() || self.look_due || !self.next_look.is_empty();
-        let working = self.job.is_some() || self.fetch_due || self.upkeep.is_some() || self.publishing();
-        let awaited = !self.extras.is_empty() || !self.after_fetch.is_empty();
-        if looking || working || awaited {
+        let kept = self.upkeep.is_running() || self.publishing.is_running();
+        if working || kept || !self.looks.is_idle() || !self.fetches.is_idle() {
             return Err(EvictError::Busy);
         }
         if !self.is_elsewhere() {
             return Err(EvictError::OnlyHere);
         }
-        let packs = self.packs.clone();
-        let Ok(_packs) = packs.try_lock() else { return Err(EvictError::Busy) };
+        let site = self.site.clone();
+        let Ok(_packs) = site.packs.try_lock() else { return Err(EvictError::Busy) };
         // Taken out of the view before the readers are counted: see `demand`.
         let stored = self.stored.take();
         self.publish();
+        let bytes = self.bytes;
         let aside = if self.demand.is_read() {
             Err(EvictError::Busy)
         } else {
-            self.disk.aside(&self.dir).map_err(|error| {
+            self.site.disk.aside(&self.site.dir).map_err(|error| {
                 tracing::warn!(%error, "a mirror cannot be moved away to be removed");
                 EvictError::Disk
             })
         };
-        let aside = match aside {
-            Ok(aside) => aside,
+        match aside {
+            Ok(aside) => self.vacated(aside),
             Err(error) => {
                 self.stored = stored;
                 return Err(error);
             }
-        };
-        let leftovers = [aside, self.seed.take().map(|(seed, _)| seed), self.old_seed.take()];
-        let disk = self.disk.clone();
+        }
+        Ok(bytes)
+    }
+
+    /// Forgets all that was known of the data, which are gone or lie `aside`, and removes those. Nothing is wanted then,
+    /// and what worked on them has ended.
+    fn vacated(&mut self, aside: Option<PathBuf>) {
+        self.wanted = false;
+        self.life = Life { suspended: self.settings.suspend, ..Life::default() };
+        (self.timer, self.bytes, self.urgency) = (None, 0, Priority::Background);
+        self.looks.forget();
+        self.fetches.left();
+        self.publishing.left();
+        let leftovers: Vec<PathBuf> = aside.into_iter().chain(self.upkeep.left()).collect();
+        let disk = self.site.disk.clone();
         tokio::spawn(async move {
-            let remove = move || leftovers.iter().flatten().try_for_each(|dir| disk.discard(dir));
+            let remove = move || leftovers.iter().try_for_each(|dir| disk.discard(dir));
             if let Err(error) = blocking(remove).await {
-                tracing::warn!(%error, "what was evicted is removed at the next start");
+                tracing::warn!(%error, "what was moved away is removed at the next start");
             }
         });
-        self.wanted = false;
-        self.state = State { suspended: self.settings.suspend, ..State::default() };
-        (self.timer, self.seen, self.facts) = (None, None, Facts::default());
-        self.checkpoints.left();
-        Ok(std::mem::take(&mut self.bytes))
     }
 
     /// Whether what is here can be had again: its newest state is in the store, or the upstream had it when it was last
     /// looked at, and answered.
     fn is_elsewhere(&self) -> bool {
         let Some(stored) = &self.stored else { return true };
-        let newest = self.checkpoints.newest.as_ref().filter(|_| self.archive.is_some());
-        if newest.is_some_and(|newest| newest.digest == stored.digest) {
-            return true;
-        }
-        let well = self.look_trouble.is_none() && self.fetch_trouble.is_none() && !self.settings.suspend;
-        let seen = self.seen.as_ref().is_some_and(|(seen, _)| *seen == stored.refs);
-        well && self.state.caught_up && seen
+        let seen = self.looks.seen().is_some_and(|(seen, _)| *seen == stored.refs);
+        self.publishing.has(stored) || (self.is_sound() && !self.settings.suspend && seen)
     }
 }

@@ -3,23 +3,14 @@
 //! No state is terminal: whatever fails schedules a retry (P4), and what is on the disk is kept and
 //! served until something newer is complete.
 
-use std::time::Duration;
-
 use tarn_crds::v1alpha1::Phase;
-
-use crate::backoff::backoff;
-
-/// The first retry comes about this long after the first failure, …
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// … each further one twice as late, up to this.
-const LAST_RETRY: Duration = Duration::from_secs(300);
 
 /// After so many fetches in a row whose objects were gone upstream when asked for, it counts as a failure.
 const MAX_RACES: u32 = 3;
 
 /// Where a mirror is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct State {
+pub struct Life {
     /// A whole mirror is on the disk.
     pub on_disk: bool,
     /// It has been brought up to date since this process started.
@@ -80,11 +71,11 @@ pub enum Action {
     Fetch,
     /// Wait for the mirror's interval.
     WaitInterval,
-    /// Wait as [`retry_delay`] says.
+    /// Wait as [`crate::backoff::retry_delay`] says.
     WaitRetry,
 }
 
-impl State {
+impl Life {
     /// What follows from `event`.
     pub fn on(mut self, event: Event) -> (Self, Option<Action>) {
         let action = match event {
@@ -177,24 +168,13 @@ impl State {
     }
 }
 
-/// How long to wait before the retry after the `failures`-th failure in a row; `jitter` between 0 and 1
-/// spreads it over the upper half of the doubled time.
-pub fn retry_delay(failures: u32, jitter: f64) -> Duration {
-    backoff(FIRST_RETRY, LAST_RETRY, failures, jitter)
-}
-
-/// How long to wait before the next background look: the interval, spread by 10 % either way.
-pub fn interval_delay(interval: Duration, jitter: f64) -> Duration {
-    interval.mul_f64(0.9 + 0.2 * jitter.clamp(0.0, 1.0))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn run(state: State, events: &[Event]) -> (State, Vec<Action>) {
+    fn run(state: Life, events: &[Event]) -> (Life, Vec<Action>) {
         let mut actions = Vec::new();
         let state = events.iter().fold(state, |state, event| {
             let (state, action) = state.on(*event);
@@ -206,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_new_mirror_is_cloned_and_becomes_ready() {
-        let (state, actions) = run(State::default(), &[Event::Started, Event::LookFoundMoves]);
+        let (state, actions) = run(Life::default(), &[Event::Started, Event::LookFoundMoves]);
         assert_eq!((state.phase(), actions), (Phase::Cloning, vec![Action::Look, Action::Fetch]));
         let (state, actions) = run(state, &[Event::FetchDone]);
         assert_eq!((state.phase(), actions), (Phase::Ready, vec![Action::WaitInterval]));
@@ -214,7 +194,7 @@ mod tests {
 
     #[test]
     fn data_on_disk_is_caught_up_before_it_is_ready() {
-        let found = State { on_disk: true, ..State::default() };
+        let found = Life { on_disk: true, ..Life::default() };
         assert_eq!(found.phase(), Phase::CatchingUp);
         assert_eq!(run(found, &[Event::Started, Event::LookFailed]).0.phase(), Phase::CatchingUp);
         assert_eq!(run(found, &[Event::Started, Event::LookFoundNothing]).0.phase(), Phase::Ready);
@@ -222,7 +202,7 @@ mod tests {
 
     #[test]
     fn after_an_outage_the_first_look_that_finds_moves_has_them_fetched() {
-        let ready = State { on_disk: true, caught_up: true, ..State::default() };
+        let ready = Life { on_disk: true, caught_up: true, ..Life::default() };
         let outage = [Event::TimerFired, Event::LookFailed, Event::LookFailed];
         let (state, _) = run(ready, &outage);
         let (state, actions) = run(state, &[Event::LookFoundMoves]);
@@ -236,17 +216,17 @@ mod tests {
     #[test]
     fn what_is_restored_is_caught_up_before_it_is_ready() {
         let begun = [Event::Started, Event::RestoreStarted];
-        assert_eq!(run(State::default(), &begun).0.phase(), Phase::Restoring);
-        let (state, actions) = run(State::default(), &[begun.as_slice(), &[Event::Restored]].concat());
+        assert_eq!(run(Life::default(), &begun).0.phase(), Phase::Restoring);
+        let (state, actions) = run(Life::default(), &[begun.as_slice(), &[Event::Restored]].concat());
         assert_eq!((state.phase(), actions), (Phase::CatchingUp, vec![Action::Look, Action::Look]));
         assert_eq!(run(state, &[Event::LookFoundNothing]).0.phase(), Phase::Ready);
         let failed = [begun.as_slice(), &[Event::LookFoundMoves, Event::RestoreFailed]].concat();
-        assert_eq!(run(State::default(), &failed).0.phase(), Phase::Cloning);
+        assert_eq!(run(Life::default(), &failed).0.phase(), Phase::Cloning);
     }
 
     #[test]
     fn a_failed_clone_backs_off_and_is_retried() {
-        let (state, actions) = run(State::default(), &[Event::LookFoundMoves, Event::FetchFailed]);
+        let (state, actions) = run(Life::default(), &[Event::LookFoundMoves, Event::FetchFailed]);
         assert_eq!((state.phase(), actions), (Phase::Backoff, vec![Action::Fetch, Action::WaitRetry]));
         let (state, actions) = run(state, &[Event::LookFoundMoves, Event::TimerFired, Event::LookFoundMoves]);
         assert_eq!((state.phase(), actions), (Phase::Cloning, vec![Action::Look, Action::Fetch]));
@@ -254,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_failed_fetch_keeps_the_mirror() {
-        let ready = State { on_disk: true, caught_up: true, ..State::default() };
+        let ready = Life { on_disk: true, caught_up: true, ..Life::default() };
         let (state, actions) = run(ready, &[Event::LookFoundMoves, Event::FetchFailed]);
         assert_eq!((state.phase(), actions), (Phase::Ready, vec![Action::Fetch, Action::WaitRetry]));
     }
@@ -262,7 +242,7 @@ mod tests {
     #[test]
     fn an_upstream_that_moves_on_is_looked_at_again_at_once() {
         let raced = [Event::LookFoundMoves, Event::FetchRaced];
-        let (state, actions) = run(State::default(), &raced);
+        let (state, actions) = run(Life::default(), &raced);
         assert_eq!(actions, [Action::Fetch, Action::Look]);
         let (_, actions) = run(state, &[raced, raced, raced].concat());
         assert_eq!(actions.last(), Some(&Action::WaitRetry));
@@ -270,16 +250,9 @@ mod tests {
 
     #[test]
     fn requests_during_an_outage_do_not_lengthen_the_backoff() {
-        let ready = State { on_disk: true, caught_up: true, ..State::default() };
+        let ready = Life { on_disk: true, caught_up: true, ..Life::default() };
         let (state, _) = run(ready, &[Event::LookFailed; 50]);
         assert_eq!(state.failures, 1);
-    }
-
-    #[test]
-    fn retries_come_later_and_later_up_to_a_bound() {
-        let at = |failures| retry_delay(failures, 1.0).as_secs();
-        assert_eq!([at(1), at(2), at(3), at(9), at(10), at(u32::MAX)], [1, 2, 4, 256, 300, 300]);
-        assert_eq!(retry_delay(1, 0.0), Duration::from_millis(500));
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
@@ -305,7 +278,7 @@ mod tests {
         /// Whatever happens, a mirror that is not suspended has something under way or scheduled.
         #[test]
         fn nothing_is_terminal(events in prop::collection::vec(any_event(), 0..60)) {
-            let (mut state, mut scheduled, mut looking) = (State::default(), false, false);
+            let (mut state, mut scheduled, mut looking) = (Life::default(), false, false);
             for event in [Event::Started].into_iter().chain(events) {
                 // Events that cannot happen now do not.
                 let possible = match event {

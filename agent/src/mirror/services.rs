@@ -1,0 +1,40 @@
+//! What the mirrors of an agent share: tools, stores, and how much they may do at once.
+
+use std::sync::{Arc, atomic::AtomicU64};
+
+use super::{cold::Cold, disk::Disk, room::Room};
+use crate::{
+    checkpoint::Archive,
+    git::Git,
+    lfs::Lfs,
+    metrics::Metrics,
+    peers::{Peers, placement::Placement},
+    queue::Queue,
+};
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Services {
+    /// The installed git.
+    pub git: Git,
+    /// The data directory.
+    pub disk: Arc<Disk>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Where checkpoints go and come from, if anywhere.
+    pub archive: Option<Arc<Archive>>,
+    /// The other agents that share the store, if there is one.
+    pub peers: Option<Peers>,
+    /// The LFS objects of all mirrors.
+    pub lfs: Lfs,
+    /// Who keeps which mirror, where not all agents keep all.
+    pub placement: Option<Placement>,
+    /// Whose turn it is: how much all mirrors may do at once.
+    pub queue: Queue,
+    /// Answers streamed from the store.
+    pub cold: Arc<Cold>,
+    /// Whether the disk has room.
+    pub room: Arc<Room>,
+    /// Over how many milliseconds the first looks of mirrors found on the disk are spread.
+    pub spread: Arc<AtomicU64>,
+}

@@ -1,0 +1,149 @@
+//! What a mirror's task publishes of it.
+
+use std::{collections::HashSet, fmt, path::PathBuf, sync::Arc, time::Instant};
+
+use jiff::Timestamp;
+use tarn_crds::v1alpha1::{Phase, conditions::Reason};
+use tokio::sync::{OnceCell, watch};
+
+use super::{settings::Settings, snapshots::SnapshotView};
+use crate::{
+    checkpoint::manifest::Checkpoint,
+    git::{Oid, RefSet},
+    upstream::Looker,
+};
+
+/// What a mirror's task last published.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The refs on the disk, all of whose objects are there.
+    pub stored: Option<Arc<Stored>>,
+    /// The refs the upstream showed in the newest look, and when that look began.
+    pub seen: Option<(Arc<RefSet>, Instant)>,
+    /// Why the last look failed, if it did.
+    pub look_trouble: Option<Trouble>,
+    /// Why the last fetch failed, if it did.
+    pub fetch_trouble: Option<Trouble>,
+    /// When the newest look that succeeded began.
+    pub last_look: Option<Timestamp>,
+    /// When the newest fetch that succeeded ended.
+    pub last_fetch: Option<Timestamp>,
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// The newest checkpoint known.
+    pub checkpoint: Option<Arc<Checkpoint>>,
+    /// Why the last checkpoint could not be published, if so.
+    pub store_trouble: Option<Trouble>,
+    /// Why the last restore failed, or passed a checkpoint over, if so.
+    pub restore_trouble: Option<Trouble>,
+    /// A repository that serves shallow clones cheaply, and the commit it was made for.
+    pub seed: Option<(PathBuf, Oid)>,
+    /// The upstream, for requests that are handed on to it.
+    pub upstream: Option<Arc<Looker>>,
+}
+
+impl View {
+    /// Of a mirror of which nothing is known yet.
+    pub(super) fn empty() -> Self {
+        Self {
+            phase: Phase::OnDemand,
+            stored: None,
+            seen: None,
+            look_trouble: None,
+            fetch_trouble: None,
+            last_look: None,
+            last_fetch: None,
+            bytes: 0,
+            checkpoint: None,
+            store_trouble: None,
+            restore_trouble: None,
+            seed: None,
+            upstream: None,
+        }
+    }
+
+    /// What is wrong, the worst first; `None` while nothing is.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.look_trouble.as_ref().or(self.fetch_trouble.as_ref())
+    }
+}
+
+/// What is wrong with a mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// In a word.
+    pub reason: Reason,
+    /// For people; holds no secret.
+    pub message: String,
+}
+
+impl Trouble {
+    pub(super) fn new(reason: Reason, error: &impl fmt::Display) -> Self {
+        Self { reason, message: error.to_string() }
+    }
+}
+
+/// A state of the refs that is complete on the disk.
+#[derive(Debug)]
+pub struct Stored {
+    /// The refs.
+    pub refs: Arc<RefSet>,
+    /// Their digest.
+    pub digest: String,
+    /// The objects they name.
+    pub tips: HashSet<Oid>,
+    /// A pack that holds all that they reach, as it was restored.
+    pub pack: Option<Arc<WholePack>>,
+}
+
+impl Stored {
+    pub(super) fn new(refs: Arc<RefSet>) -> Self {
+        Self { digest: refs.digest(), tips: refs.tips().collect(), refs, pack: None }
+    }
+
+    /// Keeps what `former` knew of the same refs.
+    pub(super) fn after(mut self, former: Option<&Self>) -> Self {
+        let same = former.filter(|former| former.digest == self.digest);
+        self.pack = same.and_then(|former| former.pack.clone());
+        self
+    }
+}
+
+/// A pack that holds all that the refs of a mirror reach. It goes when packs are put in order.
+#[derive(Debug)]
+pub struct WholePack {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether it holds nothing else, once somebody has asked.
+    pub exact: OnceCell<bool>,
+}
+
+/// Follows what is told of a mirror, and does not keep it.
+pub struct Changes {
+    view: watch::Receiver<View>,
+    settings: watch::Receiver<Arc<Settings>>,
+    snapshots: watch::Receiver<SnapshotView>,
+}
+
+impl Changes {
+    pub(super) fn new(
+        view: watch::Receiver<View>,
+        settings: watch::Receiver<Arc<Settings>>,
+        snapshots: watch::Receiver<SnapshotView>,
+    ) -> Self {
+        Self { view, settings, snapshots }
+    }
+
+    /// Waits until the mirror's view, settings or snapshots have changed since the last call; false once the mirror has
+    /// been removed. A dropped future loses nothing.
+    pub async fn next(&mut self) -> bool {
+        let changed = tokio::select! {
+            changed = self.view.changed() => changed,
+            changed = self.settings.changed() => changed,
+            changed = self.snapshots.changed() => changed,
+        };
+        changed.is_ok()
+    }
+}
