@@ -423,7 +423,7 @@ impl Task {
         self.bytes = size(&self.site.dir);
     }
 
-    /// Tells those who follow the mirror what is so now.
+    /// Tells those who follow the mirror what has changed, if anything has.
     fn publish(&self) {
         let view = View {
             phase: self.phase(),
@@ -440,7 +440,13 @@ impl Task {
             seed: self.upkeep.seed().cloned(),
             upstream: self.upstream.as_ref().ok().map(|upstream| upstream.looker.clone()),
         };
-        self.view_out.send_replace(view);
+        self.view_out.send_if_modified(|shown| {
+            let changed = !view.says(shown);
+            if changed {
+                *shown = view;
+            }
+            changed
+        });
     }
 }
 

@@ -64,6 +64,44 @@ impl View {
         }
     }
 
+    /// Whether `other` says the same. What is shared is compared by address, so that this costs next to nothing; a
+    /// wrong no only wakes those who follow the mirror.
+    pub(super) fn says(&self, other: &Self) -> bool {
+        fn one<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+            match (a, b) {
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                (None, None) => true,
+                _ => false,
+            }
+        }
+        let Self {
+            phase,
+            stored,
+            seen,
+            look_trouble,
+            fetch_trouble,
+            last_look,
+            last_fetch,
+            bytes,
+            checkpoint,
+            store_trouble,
+            restore_trouble,
+            seed,
+            upstream,
+        } = self;
+        let (refs, began) = (seen.as_ref().map(|seen| &seen.0), seen.as_ref().map(|seen| seen.1));
+        (*phase, *bytes, *last_look, *last_fetch)
+            == (other.phase, other.bytes, other.last_look, other.last_fetch)
+            && (look_trouble, fetch_trouble) == (&other.look_trouble, &other.fetch_trouble)
+            && (store_trouble, restore_trouble) == (&other.store_trouble, &other.restore_trouble)
+            && one(stored.as_ref(), other.stored.as_ref())
+            && one(refs, other.seen.as_ref().map(|seen| &seen.0))
+            && began == other.seen.as_ref().map(|seen| seen.1)
+            && one(checkpoint.as_ref(), other.checkpoint.as_ref())
+            && *seed == other.seed
+            && one(upstream.as_ref(), other.upstream.as_ref())
+    }
+
     /// What is wrong, the worst first; `None` while nothing is.
     pub fn trouble(&self) -> Option<&Trouble> {
         self.look_trouble.as_ref().or(self.fetch_trouble.as_ref())
