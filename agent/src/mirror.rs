@@ -70,6 +70,8 @@ enum Message {
     Checkpoint,
     /// Bring the mirror here, if it is not here yet.
     Want(Priority),
+    /// The data on the disk are damaged, for this reason.
+    Damaged(String),
     /// Leave the disk.
     Evict(oneshot::Sender<Result<u64, EvictError>>),
     /// The user changed the declaration.
@@ -216,6 +218,11 @@ impl Mirror {
     /// Who uses it.
     pub fn demand(&self) -> &Demand {
         &self.demand
+    }
+
+    /// Says that its data are damaged, as `reason` tells people: they are set aside whole, and the mirror is made anew.
+    pub async fn damaged(&self, reason: String) {
+        let _ = self.messages.send(Message::Damaged(reason)).await;
     }
 
     /// Takes its data off the disk; they come back when it is asked for. Returns their bytes.

@@ -196,6 +196,7 @@ impl Task {
             Message::Settle(oids, reply) => self.settle(Wanted { oids, reply }),
             Message::Extra(oids, reply) => self.fetch_by_id(Wanted { oids, reply }),
             Message::Evict(reply) => self.evict(reply),
+            Message::Damaged(reason) => self.damaged(&reason),
             Message::Shallow => self.upkeep.shallow_asked(),
             Message::Checkpoint => self.publishing.order(),
             Message::Configure(settings) => self.configure(&settings),

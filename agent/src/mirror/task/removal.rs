@@ -1,4 +1,4 @@
-//! Leaving the disk, so that others have room: only what can be had again, and only while nobody reads it.
+//! Leaving the disk: because others need the room, or because the data are damaged.
 
 use std::path::PathBuf;
 
@@ -19,6 +19,25 @@ impl Task {
             tracing::info!(bytes, "evicted: others need the room; it comes back when it is asked for");
         }
         let _ = reply.send(result);
+    }
+
+    /// Takes the data out of service, whole, and brings the mirror anew: restored if the store has it, else cloned.
+    /// Requests go to a peer or to the upstream meanwhile. Whoever waits goes on waiting.
+    pub(super) fn damaged(&mut self, reason: &str) {
+        if self.stored.take().is_none() {
+            return;
+        }
+        tracing::warn!(reason, "the mirror on the disk is damaged; it will be made anew");
+        let aside = self.site.disk.aside(&self.site.dir).unwrap_or_else(|error| {
+            // What replaces it moves it away once more.
+            tracing::warn!(%error, "the damaged mirror cannot be moved away");
+            None
+        });
+        let urgency = self.urgency;
+        self.vacated(aside);
+        self.urgency = urgency;
+        self.publish();
+        self.want();
     }
 
     fn leave(&mut self) -> Result<u64, EvictError> {
