@@ -104,6 +104,11 @@ pub struct GitCacheSpec {
     /// What clients may cost each pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// How long answers under way may take to finish when a pod is told to stop, 0s to 1h. Without it, 25s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('0s') && duration(self) <= duration('1h')")
+        .message("must be from 0s to 1h"))]
+    pub drain: Option<Duration>,
     /// Where the pods may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduling: Option<Scheduling>,
@@ -239,6 +244,7 @@ impl Default for GitCacheSpec {
             auth: Auth::default(),
             webhooks: None,
             limits: None,
+            drain: None,
             scheduling: None,
             pod_template: None,
         }

@@ -284,6 +284,10 @@ fn caches() -> Vec<Case> {
         let refusals: Vec<_> = said.into_iter().collect();
         cases.push(cache(&json!({"limits": {field: value}}), &refusals));
     }
+    for (value, fits) in [("0s", true), ("25s", true), ("1h", true), ("1h1s", false)] {
+        let refusals = [("spec.drain", "must be from 0s to 1h")];
+        cases.push(cache(&json!({"drain": value}), if fits { &[] } else { &refusals }));
+    }
     for (length, said) in [(52, None), (53, Some(("", name)))] {
         let mut case = cache(&json!({}), &said.into_iter().collect::<Vec<_>>());
         case.new["metadata"]["name"] = "x".repeat(length).into();

@@ -9,8 +9,8 @@ use kube::{Resource, ResourceExt};
 use tarn_crds::{
     summarize::Note,
     v1alpha1::{
-        Auth, Budget, CachePrewarm, GitCache, Limits, S3, Scheduling, Service, Storage, Tls, Webhooks,
-        conditions::Reason,
+        Auth, Budget, CachePrewarm, Duration, GitCache, Limits, S3, Scheduling, Service, Storage, Tls,
+        Webhooks, conditions::Reason,
     },
 };
 
@@ -51,6 +51,8 @@ pub struct Validated {
     pub webhooks: Option<Webhooks>,
     /// What clients may cost each pod.
     pub limits: Limits,
+    /// How long answers under way may take when a pod stops, if not as long as the agent's default.
+    pub drain: Option<Duration>,
     /// Where pods may run.
     pub scheduling: Scheduling,
     /// What is merged over the pod template.
@@ -93,6 +95,7 @@ pub fn validate(
         tls: spec.tls.clone(),
         webhooks: spec.webhooks.clone(),
         limits: spec.limits.clone().unwrap_or_default(),
+        drain: spec.drain.clone(),
         scheduling: spec.scheduling.clone().unwrap_or_default(),
         overrides,
         secrets,

@@ -48,8 +48,10 @@ const PEER_TOKEN: i64 = 3600;
 const USER: i64 = 65532;
 /// Seconds between a pod's leaving the Services and its being told to stop: clients' connections move over meanwhile.
 const LEAVE: i64 = 5;
-/// Seconds from then to a kill: the agent lets streams finish for 25 of them.
-const GRACE: i64 = LEAVE + 30;
+/// Seconds for which the agent lets answers under way finish, if nothing else is declared: its own default.
+const DRAIN: i64 = 25;
+/// Seconds for its last words after that, and for its end.
+const MARGIN: i64 = 10;
 
 pub(super) fn build(cache: &Validated) -> StatefulSet {
     let claim = cache.storage.volume_claim.as_ref();
@@ -131,7 +133,7 @@ fn template(cache: &Validated) -> PodTemplateSpec {
             }),
             // Variables of the namespace's Services would be taken for the agent's own.
             enable_service_links: Some(false),
-            termination_grace_period_seconds: Some(GRACE),
+            termination_grace_period_seconds: Some(grace(cache)),
             affinity: Some(scheduling.affinity.clone().unwrap_or_else(|| apart(cache))),
             tolerations: Some(scheduling.tolerations.clone()).filter(|list| !list.is_empty()),
             topology_spread_constraints: Some(scheduling.topology_spread_constraints.clone())
@@ -142,9 +144,20 @@ fn template(cache: &Validated) -> PodTemplateSpec {
     if let Some(overrides) = cache.overrides.clone() {
         template.merge_from(overrides);
     }
+    // A shorter one would cut the answers that are to finish.
+    if let Some(spec) = &mut template.spec {
+        let own = spec.termination_grace_period_seconds;
+        spec.termination_grace_period_seconds = own.max(Some(grace(cache)));
+    }
     let metadata = template.metadata.get_or_insert_with(ObjectMeta::default);
     metadata.labels.get_or_insert_default().extend(selector_labels(&cache.name));
     template
+}
+
+/// Seconds from a pod's end being decided to its kill.
+fn grace(cache: &Validated) -> i64 {
+    let drain = cache.drain.as_ref().map(|drain| drain.get().as_secs());
+    LEAVE + drain.and_then(|seconds| i64::try_from(seconds).ok()).unwrap_or(DRAIN) + MARGIN
 }
 
 fn agent(cache: &Validated) -> Container {
@@ -233,6 +246,9 @@ fn arguments(cache: &Validated) -> Vec<String> {
         arguments.extend(["--webhook-secret-file".into(), format!("{WEBHOOKS}/{WEBHOOKS_KEY}")]);
     }
     arguments.extend(limits(&cache.limits));
+    if let Some(drain) = &cache.drain {
+        arguments.extend(["--drain".into(), drain.get().as_secs().to_string()]);
+    }
     if let Some(copies) = cache.replication {
         arguments.extend(["--replication".into(), copies.to_string()]);
     }
