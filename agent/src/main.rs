@@ -1,6 +1,6 @@
 //! `tarn-agent`: flags, logs, runtime; then [`tarn_agent::app`].
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 use tarn_agent::{
@@ -9,6 +9,9 @@ use tarn_agent::{
     inspect, supervisor,
     telemetry::{self, LogFormat},
 };
+
+/// How long threads that block may go on once the agent is done.
+const LEFT: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
@@ -36,6 +39,8 @@ fn main() -> ExitCode {
         Command::Serve(serve) => runtime.block_on(app::run(*serve)).map_err(|error| error.to_string()),
         Command::Store(command) => runtime.block_on(inspect::run(command)).map_err(|error| error.to_string()),
     };
+    // What still blocks a thread then is as if the process had been killed: nothing on the disk minds.
+    runtime.shutdown_timeout(LEFT);
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error),

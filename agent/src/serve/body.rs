@@ -86,9 +86,11 @@ fn announced(parts: &Parts) -> Option<usize> {
 async fn collect_into(parts: &Parts, mut body: Body, limit: usize) -> Result<Whole, Failure> {
     let budget =
         parts.extensions.get::<BodyBudget>().expect("a request gets its budget before it is dispatched");
-    let (mut room, mut bytes, mut length) = (budget.open(), Vec::new(), 0_usize);
-    let mut reserved = announced(parts).filter(|length| *length <= limit).unwrap_or(UNCOUNTED);
+    let (mut room, mut length) = (budget.open(), 0_usize);
+    let announced = announced(parts).filter(|length| *length <= limit);
+    let mut reserved = announced.unwrap_or(UNCOUNTED);
     room.reserve(reserved).await.map_err(Failure::no_room)?;
+    let mut bytes = Vec::with_capacity(announced.unwrap_or_default());
     while let Some(frame) = body.frame().await {
         let frame = frame
             .map_err(|_| Failure::bad_request("BodyCutShort", "the body ended early, or came too slowly"))?;

@@ -34,7 +34,7 @@ const ROOM: usize = 256 << 20;
 /// What the semaphore counts.
 const UNIT: usize = 1 << 10;
 
-/// How long a request waits for room.
+/// How long a request waits for room, and for whoever writes the same list.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Refs and prefixes above which a list is written off the runtime's threads: a millisecond's work.
@@ -114,7 +114,7 @@ impl Rendered {
         write: impl FnOnce(&RefSet) -> Vec<u8> + Send + 'static,
     ) -> Result<Bytes, Failure> {
         let list = self.find(&shape, refs);
-        let mut written = list.lock().await;
+        let mut written = timeout(PATIENCE, list.lock()).await.map_err(|_| Failure::busy())?;
         if let Some(list) = written.upgrade() {
             return Ok(Bytes::from_owner(Held(list)));
         }
