@@ -34,7 +34,7 @@ const FEW: u64 = 20;
 /// … each further one spreads the first looks over so many milliseconds more: fifty a second.
 const EACH: u64 = 20;
 
-/// How long a request waits for the first declarations of a new process.
+/// How long a request waits for the first declarations of a new process, or for a new mirror's Secret.
 const FIRST: Duration = Duration::from_secs(3);
 
 /// The mirrors, for everyone who serves or reports.
@@ -62,6 +62,15 @@ struct Declared {
     complete: bool,
     /// Repositories that have changed since [`Fleet::take_changed`].
     changed: BTreeSet<RepoId>,
+}
+
+impl Declared {
+    /// Forgets that the GitMirror of this name declares `id`; it may declare another repository by now.
+    fn forget_name(&mut self, name: &str, id: &RepoId) {
+        if self.names.get(name) == Some(id) {
+            self.names.remove(name);
+        }
+    }
 }
 
 /// How much is known of what is declared.
@@ -118,15 +127,23 @@ impl Fleet {
         self.read(|declared| declared.mirrors.get(id).map(|running| running.mirror.clone()))
     }
 
-    /// What is known of `id`. In the first moments of a process, which knows nothing yet, this waits a little.
+    /// What is known of `id`. This waits a little for what is still being asked for, as in the first moments of a process.
     pub async fn find(&self, id: &RepoId) -> Found {
-        let found = self.found(id);
-        if matches!(found, Found::Unknown) && *self.applied.borrow() == 0 {
-            let mut applied = self.applied.subscribe();
-            let _ = timeout(FIRST, applied.wait_for(|applied| *applied > 0)).await;
-            return self.found(id);
-        }
-        found
+        let mut applied = self.applied.subscribe();
+        let decided = async {
+            loop {
+                let nothing = *applied.borrow_and_update() == 0;
+                match self.found(id) {
+                    Found::Unknown if nothing => {}
+                    Found::Refused(Reason::Pending) => {}
+                    found => return found,
+                }
+                if applied.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        timeout(FIRST, decided).await.unwrap_or_else(|_| self.found(id))
     }
 
     fn found(&self, id: &RepoId) -> Found {
@@ -230,7 +247,7 @@ impl Fleet {
                     }
                 };
                 let running = declared.mirrors.remove(id)?;
-                declared.names.remove(&running.mirror.settings().name);
+                declared.forget_name(&running.mirror.settings().name, id);
                 Some((running, data))
             });
             stops.collect()
@@ -254,7 +271,7 @@ impl Fleet {
                     let former = mirror.settings().name.clone();
                     mirror.configure(settings).await;
                     self.write(|declared| {
-                        declared.names.remove(&former);
+                        declared.forget_name(&former, &id);
                         declared.names.insert(name, id);
                     });
                 }

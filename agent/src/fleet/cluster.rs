@@ -204,7 +204,11 @@ impl Cluster {
 
     /// Takes in that the API server does not answer; says whether that changes what is declared.
     fn be_alone(&mut self) -> bool {
-        !self.objects.listed() && !std::mem::replace(&mut self.alone, true)
+        let alone = !self.objects.listed() && !std::mem::replace(&mut self.alone, true);
+        if alone {
+            self.declarations.be_alone();
+        }
+        alone
     }
 
     /// Takes news of a Secret in; says whether they may change anything.

@@ -16,7 +16,7 @@ use std::{
 
 use tarn_crds::{
     repo::{RepoId, UpstreamUrl},
-    v1alpha1::{GitMirror, conditions::Reason},
+    v1alpha1::conditions::Reason,
 };
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     upstream::Credentials,
 };
 use secrets::{NoCredentials, credentials};
-pub use source::{Age, Content, Position, Source};
+pub use source::{Age, Content, Declared, Position, Source};
 use source::{Claim, Known, Parsed};
 
 /// A mirror that is declared well, but cannot be set up as declared.
@@ -119,14 +119,14 @@ pub struct Followed {
     /// Where it stood.
     pub position: Position,
     /// The declaration.
-    pub mirror: Arc<GitMirror>,
+    pub declared: Arc<Declared>,
 }
 
 /// A repository that is mirrored, or was by an earlier process.
 #[derive(Clone, Debug)]
 struct Run {
     position: Position,
-    mirror: Arc<GitMirror>,
+    declared: Arc<Declared>,
     settings: Settings,
     /// In this process.
     live: bool,
@@ -155,6 +155,8 @@ pub struct Declarations {
     bad: BTreeSet<Age>,
     /// Repositories that wait for a Secret that is still being asked for.
     pending: BTreeSet<RepoId>,
+    /// Whoever is asked for Secrets does not answer.
+    alone: bool,
     dirty: BTreeSet<RepoId>,
     dirty_secrets: BTreeSet<String>,
     news: Refused,
@@ -176,6 +178,7 @@ impl Declarations {
             refusals: BTreeMap::new(),
             bad: BTreeSet::new(),
             pending: BTreeSet::new(),
+            alone: false,
             dirty: BTreeSet::new(),
             dirty_secrets: BTreeSet::new(),
             news: Refused::default(),
@@ -190,8 +193,8 @@ impl Declarations {
     /// Takes up what an earlier process followed. It counts as if it ran, until its source says something else.
     pub fn resume(&mut self, followed: Vec<Followed>) {
         let mut sources: BTreeMap<Age, Parsed> = BTreeMap::new();
-        for Followed { position, mirror } in followed {
-            let Some(claim) = Claim::checked(mirror, self.rules) else { continue };
+        for Followed { position, declared } in followed {
+            let Some(claim) = Claim::checked(declared, self.rules) else { continue };
             let credentials = match claim.secret() {
                 None => Ok(Credentials::default()),
                 Some(name) => Err(MissingCredentials {
@@ -200,8 +203,8 @@ impl Declarations {
                     since: None,
                 }),
             };
-            let (settings, mirror) = (claim.settings(credentials), claim.mirror.clone());
-            let run = Run { position: position.clone(), mirror, settings, live: false };
+            let (settings, declared) = (claim.settings(credentials), claim.declared.clone());
+            let run = Run { position: position.clone(), declared, settings, live: false };
             self.remember(claim.repo().clone(), Some(run));
             let (age, document) = position;
             sources.entry(age).or_default().claims.push((document, claim));
@@ -210,6 +213,12 @@ impl Declarations {
             self.put(age, Some(parsed));
         }
         self.followed_anew = false;
+    }
+
+    /// Nobody answers: what an earlier process followed is not kept waiting for its Secrets.
+    pub fn be_alone(&mut self) {
+        self.alone = true;
+        self.dirty.extend(self.pending.iter().cloned());
     }
 
     /// All sources but the flags.
@@ -238,7 +247,8 @@ impl Declarations {
     pub fn take_followed(&mut self) -> Option<Vec<Followed>> {
         let all = || {
             let runs = self.runs.values().filter(|run| run.position.0 != Age::default());
-            runs.map(|run| Followed { position: run.position.clone(), mirror: run.mirror.clone() }).collect()
+            runs.map(|run| Followed { position: run.position.clone(), declared: run.declared.clone() })
+                .collect()
         };
         mem::take(&mut self.followed_anew).then(all)
     }
@@ -340,11 +350,13 @@ impl Declarations {
     /// Decides about a repository, and says what that changes.
     fn settle(&mut self, repo: RepoId, now: Instant) -> Option<(RepoId, Standing)> {
         let (run, refusal) = self.decide(&repo, now);
-        if refusal.as_ref().is_some_and(|refusal| refusal.reason == Reason::Pending) && run.is_none() {
-            self.pending.insert(repo.clone());
+        let waits =
+            refusal.as_ref().is_some_and(|refusal| refusal.reason == Reason::Pending) && run.is_none();
+        if waits {
+            self.pending.insert(repo.clone())
         } else {
-            self.pending.remove(&repo);
-        }
+            self.pending.remove(&repo)
+        };
         let standing = match (&run, &refusal) {
             (Some(run), _) => Standing::Runs(Box::new(run.settings.clone())),
             (None, Some(refusal)) => Standing::Refused(refusal.reason),
@@ -363,7 +375,10 @@ impl Declarations {
             self.refused_anew = true;
         }
         self.refusals.extend(refusal.map(|refusal| (repo.clone(), refusal)));
-        self.remember(repo.clone(), run);
+        // What an earlier process followed is known until it is clear what becomes of it.
+        if !(waits && self.runs.get(&repo).is_some_and(|run| !run.live)) {
+            self.remember(repo.clone(), run);
+        }
         (!same).then_some((repo, standing))
     }
 
@@ -386,7 +401,7 @@ impl Declarations {
             }
             let runs = |credentials| Run {
                 position: position.clone(),
-                mirror: claim.mirror.clone(),
+                declared: claim.declared.clone(),
                 settings: claim.settings(credentials),
                 live: true,
             };
@@ -398,7 +413,7 @@ impl Declarations {
                     continue;
                 }
                 (None, Err(NoCredentials::Awaited)) => {
-                    match ran {
+                    match ran.filter(|ran| ran.live || self.alone) {
                         Some(ran) => run = Some(runs(ran.settings.credentials.clone())),
                         None => drop(refused.get_or_insert(Reason::Pending)),
                     }
@@ -414,7 +429,7 @@ impl Declarations {
             }
             stalled.push(stall(claim, reason, message.clone()));
             // What is here was fetched by this very declaration: those who might read it then may read it still.
-            let same_access = ran.filter(|ran| ran.settings.access == claim.mirror.spec.effective_access());
+            let same_access = ran.filter(|ran| ran.settings.access == claim.declared.spec.effective_access());
             if let Some(ran) = same_access.filter(|_| reason != Reason::AccessUnsupported) {
                 let known = ran.settings.credentials.as_ref().err().and_then(|missing| missing.since);
                 let since = Some(known.unwrap_or(now));
@@ -435,7 +450,7 @@ impl Declarations {
     }
 
     fn remember(&mut self, repo: RepoId, run: Option<Run>) {
-        let place = |run: &Run| (run.position.clone(), run.mirror.clone());
+        let place = |run: &Run| (run.position.clone(), run.declared.clone());
         let before = self.runs.remove(&repo);
         self.followed_anew |= before.as_ref().map(place) != run.as_ref().map(place);
         if let Some(before) = before {

@@ -12,10 +12,10 @@ use std::{
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tarn_crds::v1alpha1::{GitMirror, GitMirrorSpec};
+use tarn_crds::v1alpha1::GitMirrorSpec;
 use tokio::{sync::watch, time::sleep};
 
-use super::declarations::Followed;
+use super::declarations::{Declared, Followed};
 use crate::files::{self, blocking, read_bounded};
 
 /// The version that this agent writes; it reads no other.
@@ -139,9 +139,8 @@ fn read(path: &Path, origin: &Origin) -> Result<Vec<Followed>, Unusable> {
         return Err(Unusable::Origin(content.origin));
     }
     let followed = content.mirrors.into_iter().map(|entry| {
-        let mut mirror = GitMirror::new(&entry.name, entry.spec);
-        mirror.status = None;
-        Followed { position: ((entry.created, entry.source), entry.document), mirror: Arc::new(mirror) }
+        let declared = Arc::new(Declared { name: entry.name, spec: entry.spec });
+        Followed { position: ((entry.created, entry.source), entry.document), declared }
     });
     Ok(followed.collect())
 }
@@ -149,10 +148,9 @@ fn read(path: &Path, origin: &Origin) -> Result<Vec<Followed>, Unusable> {
 fn write(path: &Path, origin: Origin, followed: &[Followed]) -> io::Result<()> {
     let entry = |followed: &Followed| {
         let ((created, source), document) = followed.position.clone();
-        let mut spec = followed.mirror.spec.clone();
+        let Declared { name, mut spec } = Declared::clone(&followed.declared);
         // A later agent may have another default: who might read it then may read it still, and nobody else.
         spec.access = Some(spec.effective_access());
-        let name = followed.mirror.metadata.name.clone().unwrap_or_default();
         Entry { created, source, document, name, spec }
     };
     let mirrors = followed.iter().map(entry).collect();
@@ -172,7 +170,7 @@ mod tests {
         let mut spec = GitMirrorSpec::for_url("https://h/o/r");
         spec.secret_ref = Some(SecretRef { name: "creds".into() });
         let position = ((Some("2026-01-01T00:00:00Z".parse().unwrap()), "GitMirror/a".into()), 1);
-        vec![Followed { position, mirror: Arc::new(GitMirror::new("a", spec)) }]
+        vec![Followed { position, declared: Arc::new(Declared { name: "a".into(), spec }) }]
     }
 
     #[test]
@@ -184,9 +182,9 @@ mod tests {
         let back = read(&path, &Origin::Manifests).unwrap();
         let (old, new) = (&followed()[0], &back[0]);
         assert_eq!(old.position, new.position);
-        assert_eq!(new.mirror.spec.access, Some(Access::Rbac));
-        let spec = GitMirrorSpec { access: None, ..new.mirror.spec.clone() };
-        assert_eq!((spec, &new.mirror.metadata.name), (old.mirror.spec.clone(), &old.mirror.metadata.name));
+        assert_eq!(new.declared.spec.access, Some(Access::Rbac));
+        let spec = GitMirrorSpec { access: None, ..new.declared.spec.clone() };
+        assert_eq!((&spec, &new.declared.name), (&old.declared.spec, &old.declared.name));
     }
 
     #[test]

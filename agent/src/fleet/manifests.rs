@@ -90,6 +90,7 @@ impl Manifests {
             Err(error) => {
                 tracing::warn!(%error, "the manifests directory cannot be read; nothing changes");
                 if mem::take(&mut self.unread) {
+                    self.declarations.be_alone();
                     for (name, _) in self.declarations.take_named() {
                         let file = format!("Secret/{name}");
                         let awaited = Source { file: file.clone(), content: Content::Awaited };

@@ -24,7 +24,6 @@ use super::Fleet;
 use crate::{
     metrics::{Metrics, Outcome},
     mirror::Mirror,
-    peers::placement::Placement,
     popularity::{Popularity, day::Uses},
 };
 

@@ -53,10 +53,19 @@ pub(super) enum Known {
     Awaited,
 }
 
+/// What a GitMirror says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Declared {
+    /// Its name.
+    pub name: String,
+    /// Its spec.
+    pub spec: GitMirrorSpec,
+}
+
 /// A GitMirror whose URL names a repository.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Claim {
-    pub(super) mirror: Arc<GitMirror>,
+    pub(super) declared: Arc<Declared>,
     pub(super) url: UpstreamUrl,
     /// Why it cannot be followed here, if so.
     pub(super) refused: Option<Reason>,
@@ -103,7 +112,9 @@ impl Parsed {
     fn add(&mut self, file: &str, document: usize, manifest: Manifest, rules: Rules) {
         match manifest {
             Manifest::GitMirror(mirror) => {
-                let (claim, wrong) = Claim::of(Arc::new(*mirror), rules);
+                let GitMirror { metadata, spec, status: _ } = *mirror;
+                let declared = Declared { name: metadata.name.unwrap_or_default(), spec };
+                let (claim, wrong) = Claim::of(Arc::new(declared), rules);
                 self.claims.extend(claim.map(|claim| (document, claim)));
                 self.rejected.extend(wrong.map(|(field, reason)| Rejected {
                     file: file.to_owned(),
@@ -124,17 +135,17 @@ impl Parsed {
 
 impl Claim {
     /// The claim, if the URL names a repository, and what is wrong: the field, and why.
-    fn of(mirror: Arc<GitMirror>, rules: Rules) -> (Option<Self>, Option<(&'static str, String)>) {
-        let url = match UpstreamUrl::parse(&mirror.spec.url) {
+    fn of(declared: Arc<Declared>, rules: Rules) -> (Option<Self>, Option<(&'static str, String)>) {
+        let url = match UpstreamUrl::parse(&declared.spec.url) {
             Ok(url) => url,
             Err(error) => return (None, Some(("spec.url", error.to_string()))),
         };
-        let wrong = check(&mirror.spec, &url, rules).err();
+        let wrong = check(&declared.spec, &url, rules).err();
         let refused = wrong.as_ref().map(|(field, _)| match *field {
             "spec.access" => Reason::AccessUnsupported,
             _ => Reason::InvalidUrl,
         });
-        (Some(Self { mirror, url, refused }), wrong)
+        (Some(Self { declared, url, refused }), wrong)
     }
 
     /// The mirror that a flag declares by nothing but its URL.
@@ -143,22 +154,21 @@ impl Claim {
     /// What is wrong with the URL.
     pub(super) fn of_url(url: &str, rules: Rules) -> Result<Self, String> {
         let parsed = UpstreamUrl::parse(url).map_err(|error: RepoIdError| error.to_string())?;
-        let mut mirror = GitMirror::new("", GitMirrorSpec::for_url(url));
-        mirror.metadata.name = Some(parsed.id().to_string());
-        match Self::of(Arc::new(mirror), rules) {
+        let declared = Declared { name: parsed.id().to_string(), spec: GitMirrorSpec::for_url(url) };
+        match Self::of(Arc::new(declared), rules) {
             (Some(claim), None) => Ok(claim),
             (_, wrong) => Err(wrong.map(|(_, reason)| reason).unwrap_or_default()),
         }
     }
 
     /// The claim, if nothing is wrong with it here.
-    pub(super) fn checked(mirror: Arc<GitMirror>, rules: Rules) -> Option<Self> {
-        let (claim, wrong) = Self::of(mirror, rules);
+    pub(super) fn checked(declared: Arc<Declared>, rules: Rules) -> Option<Self> {
+        let (claim, wrong) = Self::of(declared, rules);
         claim.filter(|_| wrong.is_none())
     }
 
     pub(super) fn name(&self) -> &str {
-        self.mirror.metadata.name.as_deref().unwrap_or_default()
+        &self.declared.name
     }
 
     pub(super) fn repo(&self) -> &RepoId {
@@ -167,12 +177,12 @@ impl Claim {
 
     /// The Secret that it names.
     pub(super) fn secret(&self) -> Option<&str> {
-        self.mirror.spec.secret_ref.as_ref().map(|secret| secret.name.as_str())
+        self.declared.spec.secret_ref.as_ref().map(|secret| secret.name.as_str())
     }
 
     /// What it lacks for the access that it asks for.
     pub(super) fn unsupported(&self, rules: Rules) -> Option<&'static str> {
-        (self.mirror.spec.effective_access() == Access::Authenticated && !rules.tokens).then_some(
+        (self.declared.spec.effective_access() == Access::Authenticated && !rules.tokens).then_some(
             "access Authenticated needs tokens to compare with: give the agent --tokens FILE, or the GitCache \
              spec.auth.tokensSecretRef",
         )
@@ -180,7 +190,7 @@ impl Claim {
 
     /// The settings of the mirror, with these credentials.
     pub(super) fn settings(&self, credentials: Result<Credentials, MissingCredentials>) -> Settings {
-        let spec = &self.mirror.spec;
+        let spec = &self.declared.spec;
         Settings {
             name: self.name().to_owned(),
             url: self.url.clone(),

@@ -264,6 +264,9 @@ fn an_agent_that_starts_alone_follows_what_was_followed_last() {
     ]);
     let mut next = world.restarted(rules);
     next.put(&[("Secret/s", Content::Awaited)]);
+    assert_eq!(next.names(), ["open"], "where the API server answers, the Secret is waited for");
+    next.declarations.be_alone();
+    next.follow();
     assert_eq!(next.names(), ["open", "one"], "what never ran is not taken up");
     let (open, one) = (
         &next.mirrors[&RepoId::from_route("h/o/open").unwrap()],
@@ -284,16 +287,10 @@ fn an_agent_that_starts_alone_follows_what_was_followed_last() {
     // What this agent may not follow, it does not take up.
     assert_eq!(world.declarations.take_followed().map(|all| all.len()), None);
     let mut elsewhere = Declarations::new(Vec::new(), Rules::default());
-    let followed = Followed {
-        position: ((None, "GitMirror/one".into()), 1),
-        mirror: Arc::new(GitMirror::new(
-            "one",
-            tarn_crds::v1alpha1::GitMirrorSpec {
-                access: Some(Access::Rbac),
-                ..tarn_crds::v1alpha1::GitMirrorSpec::for_url("https://h/o/r")
-            },
-        )),
-    };
+    let mut spec = tarn_crds::v1alpha1::GitMirrorSpec::for_url("https://h/o/r");
+    spec.access = Some(Access::Rbac);
+    let declared = Arc::new(Declared { name: "one".into(), spec });
+    let followed = Followed { position: ((None, "GitMirror/one".into()), 1), declared };
     elsewhere.resume(vec![followed]);
     assert_eq!(elsewhere.delta(Instant::now()).changes, []);
 }
