@@ -18,6 +18,7 @@ pub mod snapshots;
 pub mod view;
 pub mod findings;
 pub mod worktree_lfs;
+mod presence;
 mod task;
 pub mod freshness;
 
@@ -39,14 +40,15 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use crate::{
-    git::{Git, Oid, RefSet, remote},
+    git::{Oid, RefSet},
     lfs::Lfs,
     queue::Priority,
     upstream::{LookError, Looker},
 };
 use demand::{Demand, Reading};
-pub use error::{BringError, EvictError};
+pub use error::{BringError, EvictError, Settled};
 pub use missing::MissingCredentials;
+use presence::Presence;
 pub use services::Services;
 pub use settings::{CheckpointSettings, Settings, SnapshotSettings};
 use snapshots::{Keeper, Snapshots};
@@ -61,9 +63,14 @@ enum Message {
     /// A look that begins after this message arrived, at refs with these prefixes at least.
     Look(Vec<BString>, oneshot::Sender<LookAnswer>),
     /// Look and fetch until the objects are there, as far as the upstream's refs lead to them.
-    Settle(Vec<Oid>, oneshot::Sender<Result<(), BringError>>),
-    /// Fetch these objects by name, whatever refs lead to them.
-    Extra(Vec<Oid>, oneshot::Sender<Result<(), BringError>>),
+    Settle {
+        oids: Vec<Oid>,
+        /// A look that began then or later need not be made again.
+        asked: Instant,
+        reply: oneshot::Sender<Result<Settled, BringError>>,
+    },
+    /// Fetch these objects by id, whatever refs lead to them; answers with those that the upstream does not have.
+    ById(Vec<Oid>, oneshot::Sender<Result<HashSet<Oid>, BringError>>),
     /// Someone clones shallowly: a seed pays.
     Shallow,
     /// Publish a checkpoint now, if the refs have moved since the last.
@@ -86,7 +93,7 @@ type LookAnswer = Result<(Arc<RefSet>, Instant), Arc<LookError>>;
 pub struct Mirror {
     id: RepoId,
     dir: PathBuf,
-    git: Git,
+    presence: Presence,
     messages: mpsc::Sender<Message>,
     view: watch::Receiver<View>,
     settings: watch::Receiver<Arc<Settings>>,
@@ -102,7 +109,8 @@ impl Mirror {
     pub fn start(services: &Services, settings: Settings) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(MAX_QUEUED);
         let id = settings.url.id().clone();
-        let (dir, git) = (services.disk.mirror(&id), services.git.clone());
+        let dir = services.disk.mirror(&id);
+        let presence = Presence::new(services, id.clone());
         let demand = Demand::default();
         let (task, ports) = task::Task::new(services, Arc::new(settings), demand.clone());
         let task::Ports { view, settings, progress, packs } = ports;
@@ -118,8 +126,19 @@ impl Mirror {
             drop((keeping, keeping_lfs));
         });
         let lfs = services.lfs.clone();
-        let mirror =
-            Self { id, dir, git, messages, view, settings, progress, snapshots, lfs, worktree_lfs, demand };
+        let mirror = Self {
+            id,
+            dir,
+            presence,
+            messages,
+            view,
+            settings,
+            progress,
+            snapshots,
+            lfs,
+            worktree_lfs,
+            demand,
+        };
         (mirror, handle)
     }
 
@@ -267,38 +286,55 @@ impl Mirror {
     }
 
     /// Makes sure that `wants` are on the disk: waits for the fetch that brings them, looks again, and at
-    /// last asks the upstream for them by name. A dropped future stops waiting, not the fetch.
+    /// last asks the upstream for them by id. A dropped future stops waiting, not the fetch.
     ///
     /// # Errors
     /// They cannot be had.
     pub async fn bring(&self, wants: &[Oid]) -> Result<(), BringError> {
-        if self.has_tips(wants) {
-            return Ok(());
-        }
-        if self.view.borrow().stored.is_some() && self.missing(wants).await.is_empty() {
-            return Ok(());
-        }
-        self.settle(wants).await?;
-        if self.has_tips(wants) {
-            return Ok(());
-        }
-        let missing = self.missing(wants).await;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        self.request(|reply| Message::Extra(missing.into_iter().collect(), reply)).await
+        let missing = self.bring_known(wants, Instant::now()).await?;
+        wants
+            .iter()
+            .find(|want| missing.contains(want))
+            .map_or(Ok(()), |want| Err(BringError::Missing(*want)))
     }
 
-    /// Waits until the refs on the disk name `oids`, as far as a look now and the fetch after it lead there.
+    /// Brings all of `oids` that can be had, and returns the others: one look, unless one has begun since `asked`, the
+    /// fetch it leads to, and one fetch by id.
+    ///
+    /// # Errors
+    /// The upstream cannot be asked, and not all of them are here.
+    pub async fn bring_known(&self, oids: &[Oid], asked: Instant) -> Result<HashSet<Oid>, BringError> {
+        if self.view.borrow().stored.is_some() && self.missing(oids).await.is_empty() {
+            return Ok(HashSet::new());
+        }
+        loop {
+            let settled = self.settle(oids, asked).await?;
+            let missing = self.missing(oids).await;
+            if missing.is_empty() {
+                return Ok(missing);
+            }
+            if settled == Settled::Looked {
+                let missing = missing.into_iter().collect();
+                return self.request(|reply| Message::ById(missing, reply)).await;
+            }
+        }
+    }
+
+    /// Waits until the refs on the disk name `oids`, as far as a look since `asked` and the fetch after it lead there.
     /// A dropped future stops waiting, not the fetch.
     ///
     /// # Errors
     /// The look or the fetch fails.
-    pub async fn settle(&self, oids: &[Oid]) -> Result<(), BringError> {
+    pub async fn settle(&self, oids: &[Oid], asked: Instant) -> Result<Settled, BringError> {
         if self.has_tips(oids) {
-            return Ok(());
+            return Ok(Settled::Looked);
         }
-        self.request(|reply| Message::Settle(oids.to_vec(), reply)).await
+        self.request(|reply| Message::Settle { oids: oids.to_vec(), asked, reply }).await
+    }
+
+    /// Those of `oids` that are not on the disk.
+    pub async fn missing(&self, oids: &[Oid]) -> HashSet<Oid> {
+        if self.has_tips(oids) { HashSet::new() } else { self.presence.missing(oids).await }
     }
 
     fn has_tips(&self, wants: &[Oid]) -> bool {
@@ -309,15 +345,10 @@ impl Mirror {
             .is_some_and(|stored| wants.iter().all(|want| stored.tips.contains(want)))
     }
 
-    async fn missing(&self, wants: &[Oid]) -> HashSet<Oid> {
-        // Where git cannot tell, the upstream is asked: at worst a needless fetch.
-        remote::missing(&self.git, &self.dir, wants).await.unwrap_or_else(|_| wants.iter().copied().collect())
-    }
-
-    async fn request(
+    async fn request<T>(
         &self,
-        message: impl FnOnce(oneshot::Sender<Result<(), BringError>>) -> Message,
-    ) -> Result<(), BringError> {
+        message: impl FnOnce(oneshot::Sender<Result<T, BringError>>) -> Message,
+    ) -> Result<T, BringError> {
         let (reply, answer) = oneshot::channel();
         self.messages.try_send(message(reply)).map_err(|_| BringError::Busy)?;
         answer.await.unwrap_or(Err(BringError::Removed))

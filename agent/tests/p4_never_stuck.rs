@@ -1,6 +1,7 @@
 //! P4: every state leads on. Whatever fails is retried; whatever SIGKILL leaves, the next start cleans up.
 
 mod disk;
+mod moving;
 mod retry;
 mod sigkill;
 

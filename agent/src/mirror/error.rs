@@ -25,6 +25,15 @@ pub enum BringError {
     Removed,
 }
 
+/// How far a mirror went for objects that refs may lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// As far as a look leads that began after the question: what is not here, no ref leads to.
+    Looked,
+    /// As far as a fetch leads that began after the question: what had been shown by then is here.
+    Fetched,
+}
+
 /// Why a mirror stays on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EvictError {

@@ -16,6 +16,7 @@ use crate::{
         stderr::FailureKind,
     },
     queue::Ticket,
+    upstream::credentials::Installed,
 };
 
 /// Why a clone or fetch failed.
@@ -56,6 +57,8 @@ pub struct Fetch {
     pub dir: PathBuf,
     /// From where.
     pub remote: Remote,
+    /// Keeps the files with credentials, which a changed declaration replaces.
+    pub installed: Option<Arc<Installed>>,
     /// The refs on the disk; `None` makes a new mirror.
     pub stored: Option<Arc<RefSet>>,
     /// The refs to have afterwards.
@@ -125,8 +128,11 @@ impl Fetch {
                 _ => error.into(),
             });
         }
-        self.remote.fetch_by_name(git, dir, &self.target, self.patience, self.timeout, progress).await?;
+        let fetched =
+            self.remote.fetch_by_name(git, dir, &self.target, self.patience, self.timeout, progress).await;
+        // After a failure, too: nothing else may see these refs.
         remote::clear_incoming(dir)?;
+        fetched?;
         let oids: Vec<_> = oids.into_iter().collect();
         if remote::missing(git, dir, &oids).await?.is_empty() { Ok(()) } else { Err(FetchError::Raced) }
     }

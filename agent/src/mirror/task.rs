@@ -34,7 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::{
-    BringError, LookAnswer, Message, Services, Settings, Stored, View, WholePack,
+    BringError, Message, Services, Settings, Settled, Stored, View, WholePack,
     demand::Demand,
     disk::size,
     fetch::FetchError,
@@ -52,7 +52,7 @@ use crate::{
     queue::{Priority, Queue},
     upstream::LookError,
 };
-use fetches::{Fetches, Order, Wanted};
+use fetches::{Fetched, Fetches, Kind, Order, Wanted, WantedById};
 use looks::{Looks, Waiter};
 use publishing::{Finished, Publishing};
 use site::Site;
@@ -178,7 +178,7 @@ impl Task {
     }
 
     fn receive(&mut self, message: Message) {
-        if matches!(message, Message::Look(..) | Message::Settle(..) | Message::Extra(..)) {
+        if matches!(message, Message::Look(..) | Message::Settle { .. } | Message::ById(..)) {
             self.awaited();
             // A look is answered without the data, and requests for objects are handed on where that can be.
             if self.keeps() || !matches!(message, Message::Look(..)) {
@@ -193,8 +193,8 @@ impl Task {
             }
             Message::Want(Priority::Awaited) => {}
             Message::Look(prefixes, reply) => self.looks.ask(prefixes, reply),
-            Message::Settle(oids, reply) => self.settle(Wanted { oids, reply }),
-            Message::Extra(oids, reply) => self.fetch_by_id(Wanted { oids, reply }),
+            Message::Settle { oids, asked, reply } => self.settle(Wanted { oids, asked, reply }),
+            Message::ById(oids, reply) => self.fetch_by_id(WantedById { oids, reply }),
             Message::Evict(reply) => self.evict(reply),
             Message::Damaged(reason) => self.damaged(&reason),
             Message::Shallow => self.upkeep.shallow_asked(),
@@ -239,19 +239,31 @@ impl Task {
     }
 
     fn settle(&mut self, wanted: Wanted) {
+        // The usual case: the look that showed these objects to the client has started their fetch.
         if self.fetches.brings(&wanted) {
             self.fetches.wait(wanted);
         } else if self.settings.suspend {
-            wanted.answer(Ok(()));
+            wanted.answer(Ok(Settled::Looked));
+        } else if self.looks.seen().is_some_and(|(_, began)| *began >= wanted.asked) {
+            self.settled(wanted);
         } else {
             self.looks.settle([wanted]);
         }
     }
 
-    fn fetch_by_id(&mut self, wanted: Wanted) {
+    /// A look that began after `wanted` was asked for has succeeded.
+    fn settled(&mut self, wanted: Wanted) {
+        if self.fetches.is_coming() {
+            self.fetches.wait(wanted);
+        } else {
+            wanted.answer(Ok(Settled::Looked));
+        }
+    }
+
+    fn fetch_by_id(&mut self, wanted: WantedById) {
         if self.stored.is_none() || self.settings.suspend {
-            let missing = wanted.oids.first().copied();
-            wanted.answer(missing.map_or(Ok(()), |oid| Err(BringError::Missing(oid))));
+            let all = wanted.oids.iter().copied().collect();
+            wanted.answer(Ok(all));
         } else {
             self.fetches.ask(wanted);
         }
@@ -309,22 +321,24 @@ impl Task {
         let restore = self.publishing.restores.take_due() && self.stored.is_none();
         if restore && self.publishing.start_restore(self.urgency) {
             self.happened(Event::RestoreStarted);
-        } else if self.fetches.take_due() {
-            self.start_fetch();
         } else {
-            self.fetches.start_by_id(self.upstream.as_ref().ok(), self.settings.timeout);
+            match self.fetches.next() {
+                Some(Kind::Refs) => self.start_fetch(),
+                Some(Kind::ById) => self.fetches.start_by_id(&self.upstream, self.settings.timeout),
+                None => {}
+            }
         }
     }
 
     fn start_fetch(&mut self) {
-        let (Ok(upstream), Some((target, _))) = (&self.upstream, self.looks.seen()) else {
+        let (Ok(upstream), Some(seen)) = (&self.upstream, self.looks.seen()) else {
             // Reconfigured since the look: look again, as the new declaration says.
             self.life.fetching = false;
             return self.looks.set_due();
         };
         self.fetches.start(Order {
             upstream,
-            target: target.clone(),
+            target: seen.clone(),
             stored: self.stored.as_ref().map(|stored| stored.refs.clone()),
             by_name: self.life.races > 0,
             patience: if self.life.caught_up { Patience::StallsFail } else { Patience::StallsAllowed },
@@ -348,6 +362,9 @@ impl Task {
     fn looked(&mut self, result: Result<Arc<RefSet>, LookError>) {
         let Some(ended) = self.looks.ended(result, self.stored.as_deref(), self.wanted) else { return };
         if let Some(event) = ended.event {
+            if event == Event::LookFoundMoves {
+                self.fetches.moved();
+            }
             self.happened(event);
         }
         // A fetch this look asks for starts now, so that those who wait for its objects can be told of it.
@@ -356,30 +373,30 @@ impl Task {
         for waiter in ended.waiters {
             match waiter {
                 Waiter::Look(_, reply) => drop(reply.send(ended.answer.clone())),
-                Waiter::Settle(wanted) => self.settled(wanted, &ended.answer),
+                Waiter::Settle(wanted) => match &ended.answer {
+                    Ok(_) => self.settled(wanted),
+                    // What was seen before is on its way all the same.
+                    Err(_) if self.fetches.is_coming() => self.fetches.wait(wanted),
+                    Err(error) => wanted.answer(Err(BringError::Look(error.clone()))),
+                },
             }
         }
     }
 
-    /// A look that began after `wanted` was asked for has given `answer`.
-    fn settled(&mut self, wanted: Wanted, answer: &LookAnswer) {
-        if self.fetches.is_coming() {
-            self.fetches.wait(wanted);
-        } else {
-            wanted.answer(answer.as_ref().map(drop).map_err(|error| BringError::Look(error.clone())));
-        }
-    }
-
-    fn fetch_ended(&mut self, result: Result<u64, FetchError>) {
-        match self.fetches.ended(result) {
-            Some(fetches::Ended::Refs { target, result: Ok(bytes) }) => self.fetched(target, bytes),
+    fn fetch_ended(&mut self, finished: fetches::Finished) {
+        match self.fetches.ended(finished) {
+            Some(fetches::Ended::Refs { fetch, result: Ok(bytes) }) => self.fetched(&fetch, bytes),
             Some(fetches::Ended::Refs { result: Err(error), .. }) => self.fetch_failed(error),
-            Some(fetches::Ended::ById(bytes)) => self.bytes = bytes.unwrap_or(self.bytes),
+            Some(fetches::Ended::ById { bytes }) => {
+                self.bytes = bytes;
+                self.upkeep.packed();
+            }
             None => {}
         }
     }
 
-    fn fetched(&mut self, target: Arc<RefSet>, bytes: u64) {
+    fn fetched(&mut self, fetch: &Fetched, bytes: u64) {
+        let target = fetch.target.clone();
         self.bytes = bytes;
         self.upkeep.fetched(&target);
         if self.stored.is_none() {
@@ -388,10 +405,10 @@ impl Task {
         let behind = self.looks.seen().is_none_or(|(seen, _)| *seen != target);
         let stored = Arc::new(Stored::new(target).after(self.stored.as_deref()));
         tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
-        self.stored = Some(stored.clone());
+        self.stored = Some(stored);
         self.happened(if behind { Event::FetchDoneBehind } else { Event::FetchDone });
         self.publish();
-        self.fetches.answer(&stored, behind);
+        self.fetches.answer(fetch, behind);
     }
 
     fn fetch_failed(&mut self, error: FetchError) {

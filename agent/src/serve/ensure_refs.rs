@@ -1,18 +1,20 @@
 //! `POST ensure-refs`: make sure that refs and commits are here before a job asks for them.
 //!
 //! The caller names refs, each with the object it expects or with nothing for "whatever it is now", and
-//! commits. The answer comes when they are on the disk, or proven not to be upstream.
+//! commits. The answer comes when they are on the disk, or proven not to be upstream. Commits that are here need no
+//! upstream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use axum::{Json, body::Body, response::IntoResponse, response::Response};
 use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
 use super::{body, error::Failure};
 use crate::{
-    git::{Oid, RefSet},
+    git::Oid,
     mirror::{BringError, Mirror, freshness::Unavailable},
 };
 
@@ -61,34 +63,36 @@ pub async fn handle(mirror: &Mirror, parts: &Parts, body: Body) -> Result<Respon
     };
     let expected = wanted.refs.values().filter(|hex| !hex.is_empty());
     let commits = expected.chain(&wanted.commits).map(oid).collect::<Result<Vec<Oid>, _>>()?;
-    let before = mirror.view().stored.map(|stored| stored.digest.clone());
+    let patience = mirror.settings().timeout;
+    let found = timeout(patience, find(mirror, &wanted.refs, &commits)).await;
+    found.map_err(|_| Failure::busy())?.map(|found| Json(found).into_response())
+}
 
+/// Brings what can be had: one look and one fetch for all of it, and another by id for commits that no ref leads to.
+async fn find(mirror: &Mirror, refs: &BTreeMap<String, String>, commits: &[Oid]) -> Result<Found, Failure> {
+    // Held from before it is looked whether the objects are here.
+    let _reading = mirror.read();
+    let stored = mirror.view().stored;
+    if refs.is_empty() && stored.is_some() && mirror.missing(commits).await.is_empty() {
+        return Ok(Found { refs: BTreeMap::new(), missing_commits: Vec::new(), fetched: false });
+    }
     if mirror.settings().suspend {
         return Err(Unavailable::Suspended.into());
     }
-    let (refs, _) = mirror.look(&[]).await.map_err(|error| Failure::from(BringError::Look(error)))?;
-    let named = |refs: &RefSet| -> BTreeMap<String, Oid> {
-        wanted
-            .refs
-            .keys()
-            .filter_map(|name| Some((name.clone(), refs.get(name.as_str().into())?.oid)))
-            .collect()
-    };
-    let found = named(&refs);
-    let tips: Vec<Oid> = found.values().copied().collect();
-    mirror.bring(&tips).await?;
-    let mut missing_commits = Vec::new();
-    for commit in commits {
-        // One by one: a commit that does not exist must not hide those that do.
-        match mirror.bring(&[commit]).await {
-            Ok(()) => {}
-            Err(BringError::Missing(oid)) => missing_commits.push(oid.to_hex()),
-            Err(error) => return Err(error.into()),
-        }
+    let looked = mirror.look(&[]).await;
+    let (shown, began) = looked.map_err(|error| Failure::from(BringError::Look(error)))?;
+    let named = refs.keys().filter_map(|name| Some((name, shown.get(name.as_str().into())?.oid)));
+    let named: BTreeMap<&String, Oid> = named.collect();
+    let all: HashSet<Oid> = named.values().chain(commits).copied().collect();
+    let all: Vec<Oid> = all.into_iter().collect();
+    let missing = mirror.bring_known(&all, began).await?;
+    if let Some(lost) = named.values().find(|oid| missing.contains(oid)) {
+        return Err(BringError::Missing(*lost).into());
     }
-    missing_commits.sort_unstable();
-    missing_commits.dedup();
-    let after = mirror.view().stored.map(|stored| stored.digest.clone());
-    let refs = found.into_iter().map(|(name, oid)| (name, oid.to_hex())).collect();
-    Ok(Json(Found { refs, missing_commits, fetched: after != before }).into_response())
+    let missing: BTreeSet<String> =
+        commits.iter().filter(|oid| missing.contains(oid)).map(|oid| oid.to_hex()).collect();
+    let refs = named.into_iter().map(|(name, oid)| (name.clone(), oid.to_hex())).collect();
+    let (before, after) =
+        (stored.map(|it| it.digest.clone()), mirror.view().stored.map(|it| it.digest.clone()));
+    Ok(Found { refs, missing_commits: missing.into_iter().collect(), fetched: before != after })
 }

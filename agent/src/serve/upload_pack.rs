@@ -10,7 +10,7 @@ mod respond;
 mod restored;
 mod waiting;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -223,7 +223,7 @@ impl ObjectsWanted {
         let tags: Vec<Oid> = annotated(seen).map(|(tag, _)| tag).filter(lacks).collect();
         if !tags.is_empty() {
             let patience = self.mirror.settings().timeout;
-            let _ = timeout(patience, self.mirror.settle(&tags)).await;
+            let _ = timeout(patience, self.mirror.settle(&tags, Instant::now())).await;
         }
     }
 

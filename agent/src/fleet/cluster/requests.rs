@@ -62,9 +62,9 @@ async fn look(mirror: Mirror) {
     let settings = mirror.settings();
     let patience = settings.timeout + settings.look_timeout + Duration::from_secs(10);
     let work = async {
-        if let Ok((refs, _)) = mirror.look(&[]).await {
+        if let Ok((refs, began)) = mirror.look(&[]).await {
             let tips: Vec<_> = refs.tips().collect();
-            if let Err(error) = mirror.settle(&tips).await {
+            if let Err(error) = mirror.settle(&tips, began).await {
                 tracing::debug!(%error, "what was asked for cannot be fetched");
             }
         }

@@ -1,9 +1,14 @@
 //! Clones and fetches: at most one at a time, and who waits for it.
+//!
+//! A fetch brings all that the refs name which a look has shown; or objects by id, whatever leads to them. Where both are
+//! due they alternate, so that neither starves.
 
+mod by_id;
 mod moves;
+mod unknown;
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::HashSet,
     mem,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,17 +24,20 @@ use crate::{
     git::{Oid, RefSet, remote::Patience, stderr::FailureKind},
     metrics::Outcome,
     mirror::{
-        BringError, Stored, Trouble,
+        BringError, Settled, Trouble,
         disk::size,
         fetch::{Fetch, FetchError},
         room::Room,
         services::Services,
     },
     queue::{Activity, Lift, Priority, Queue},
+    upstream::LookError,
 };
+use by_id::Brought;
+use unknown::Unknown;
 
-/// Requests for objects by id that wait for their turn.
-const MAX_BY_ID: usize = 64;
+/// Objects by id that wait for their turn; one fetch asks for them all. As many as one request may name.
+const MAX_BY_ID: usize = 10_000;
 
 /// See the module.
 pub(super) struct Fetches {
@@ -41,45 +49,101 @@ pub(super) struct Fetches {
     running: Option<Running>,
     /// Wait for the fetch that is due or runs.
     waiting: Vec<Wanted>,
-    /// Wait for a fetch of their objects by id.
-    by_id: VecDeque<Wanted>,
+    /// Wait for the next fetch by id.
+    by_id: Vec<WantedById>,
+    unknown: Unknown,
+    /// The fetch before this one.
+    former: Kind,
     last: Option<Timestamp>,
     trouble: Option<Trouble>,
 }
 
-/// A request that waits for objects.
+/// A request that waits for objects which the refs may lead to.
 pub(super) struct Wanted {
     pub(super) oids: Vec<Oid>,
-    pub(super) reply: oneshot::Sender<Result<(), BringError>>,
+    /// When it was asked for.
+    pub(super) asked: Instant,
+    pub(super) reply: oneshot::Sender<Result<Settled, BringError>>,
+}
+
+/// A request for objects by id; the answer holds those that the upstream does not have.
+pub(super) struct WantedById {
+    pub(super) oids: Vec<Oid>,
+    pub(super) reply: oneshot::Sender<Result<HashSet<Oid>, BringError>>,
 }
 
 impl Wanted {
-    pub(super) fn answer(self, answer: Result<(), BringError>) {
+    pub(super) fn answer(self, answer: Result<Settled, BringError>) {
         // Whoever has gone needs none.
         let _ = self.reply.send(answer);
     }
 }
 
+impl WantedById {
+    pub(super) fn answer(self, answer: Result<HashSet<Oid>, BringError>) {
+        let _ = self.reply.send(answer);
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Refs,
+    ById,
+}
+
+/// Which fetch is next, where one of either kind is due: they alternate.
+fn next(refs: bool, by_id: bool, former: Kind) -> Option<Kind> {
+    match (refs, by_id) {
+        (true, true) if former == Kind::Refs => Some(Kind::ById),
+        (true, _) => Some(Kind::Refs),
+        (false, true) => Some(Kind::ById),
+        (false, false) => None,
+    }
+}
+
+/// What is under way.
 enum Running {
     Refs {
-        target: Arc<RefSet>,
-        tips: HashSet<Oid>,
-        began: Instant,
+        fetch: Fetched,
         /// While it waits for its turn.
         lift: Lift,
         result: AbortOnDropHandle<Result<u64, FetchError>>,
     },
     ById {
-        wanted: Wanted,
-        result: AbortOnDropHandle<Result<u64, FetchError>>,
+        wanted: Vec<WantedById>,
+        result: AbortOnDropHandle<Result<(Brought, u64), FetchError>>,
     },
+}
+
+/// A fetch of all that refs name.
+pub(super) struct Fetched {
+    pub(super) target: Arc<RefSet>,
+    tips: HashSet<Oid>,
+    /// When the look began that showed these refs.
+    looked: Instant,
+    began: Instant,
+}
+
+impl Fetched {
+    /// What this fetch, which has ended well, tells `wanted`; `None` where a later one may bring more of it. `behind` says
+    /// that other refs have been seen meanwhile.
+    fn answers(&self, wanted: &Wanted, behind: bool) -> Option<Settled> {
+        let all = !behind || wanted.asked <= self.looked;
+        if all || wanted.oids.iter().all(|oid| self.tips.contains(oid)) {
+            Some(Settled::Looked)
+        } else {
+            // What was shown to whoever asks had been seen before this fetch began, and has arrived with what has
+            // followed since: it is on the disk, though no ref names it any more.
+            (wanted.asked <= self.began).then_some(Settled::Fetched)
+        }
+    }
 }
 
 /// A fetch of all that the refs name, as the task orders it.
 pub(super) struct Order<'a> {
     pub(super) upstream: &'a Upstream,
-    /// The refs to have afterwards.
-    pub(super) target: Arc<RefSet>,
+    /// The refs to have afterwards, and when the look began that showed them.
+    pub(super) target: (Arc<RefSet>, Instant),
     /// The refs on the disk.
     pub(super) stored: Option<Arc<RefSet>>,
     pub(super) by_name: bool,
@@ -91,12 +155,18 @@ pub(super) struct Order<'a> {
     pub(super) awaited: bool,
 }
 
+/// What [`Fetches::result`] gives.
+pub(super) enum Finished {
+    Refs(Result<u64, FetchError>),
+    ById(Result<(Brought, u64), FetchError>),
+}
+
 /// What a fetch has come to.
 pub(super) enum Ended {
     /// A clone, or a fetch of all that the refs name; its waiters are still here.
-    Refs { target: Arc<RefSet>, result: Result<u64, FetchError> },
-    /// A fetch by id, with the mirror's size where it succeeded; who asked has been answered.
-    ById(Option<u64>),
+    Refs { fetch: Fetched, result: Result<u64, FetchError> },
+    /// A fetch by id has brought something, and the mirror has this size; who asked has been answered.
+    ById { bytes: u64 },
 }
 
 impl Fetches {
@@ -108,7 +178,9 @@ impl Fetches {
             due: false,
             running: None,
             waiting: Vec::new(),
-            by_id: VecDeque::new(),
+            by_id: Vec::new(),
+            unknown: Unknown::default(),
+            former: Kind::ById,
             last: None,
             trouble: None,
         }
@@ -144,9 +216,17 @@ impl Fetches {
         self.due = true;
     }
 
-    /// Takes the fetch that is due, if one is.
-    pub(super) fn take_due(&mut self) -> bool {
-        mem::take(&mut self.due)
+    /// What is to be started next; what is due is not due any more.
+    pub(super) fn next(&mut self) -> Option<Kind> {
+        let kind = next(self.due, !self.by_id.is_empty(), self.former)?;
+        self.due &= kind != Kind::Refs;
+        self.former = kind;
+        Some(kind)
+    }
+
+    /// The upstream's refs have moved: it may have what it did not.
+    pub(super) fn moved(&mut self) {
+        self.unknown.forget();
     }
 
     /// Somebody waits for the fetch, if one waits for its turn.
@@ -160,7 +240,7 @@ impl Fetches {
     /// objects to the client has started their fetch.
     pub(super) fn brings(&self, wanted: &Wanted) -> bool {
         match &self.running {
-            Some(Running::Refs { tips, .. }) => wanted.oids.iter().all(|oid| tips.contains(oid)),
+            Some(Running::Refs { fetch, .. }) => wanted.oids.iter().all(|oid| fetch.tips.contains(oid)),
             _ => false,
         }
     }
@@ -175,18 +255,27 @@ impl Fetches {
         mem::take(&mut self.waiting)
     }
 
-    /// Queues a fetch of objects by id.
-    pub(super) fn ask(&mut self, wanted: Wanted) {
-        if self.by_id.len() >= MAX_BY_ID {
+    /// Queues a fetch of objects by id, unless the upstream has just said that it has none of them.
+    pub(super) fn ask(&mut self, wanted: WantedById) {
+        let unknown = self.unknown.among(&wanted.oids, Instant::now());
+        let queued: usize = self.by_id.iter().map(|wanted| wanted.oids.len()).sum();
+        if unknown.len() == wanted.oids.len() {
+            wanted.answer(Ok(unknown));
+        } else if wanted.oids.len() > MAX_BY_ID {
+            // No honest client lacks so much of what it was shown.
+            let all = wanted.oids.iter().copied().collect();
+            wanted.answer(Ok(all));
+        } else if queued + wanted.oids.len() > MAX_BY_ID {
             wanted.answer(Err(BringError::Busy));
         } else {
-            self.by_id.push_back(wanted);
+            self.by_id.push(wanted);
         }
     }
 
     /// Starts the clone or fetch that `order` describes.
     pub(super) fn start(&mut self, order: Order<'_>) {
         let Order { upstream, target, stored, by_name, patience, timeout, urgency, awaited } = order;
+        let (target, looked) = target;
         moves::log(stored.as_deref(), &target);
         let clone = stored.as_ref().is_none_or(|stored| stored.format() != target.format());
         let awaited =
@@ -200,6 +289,7 @@ impl Fetches {
             disk: self.site.disk.clone(),
             dir: self.site.dir.clone(),
             remote: upstream.remote(),
+            installed: upstream.installed(),
             stored,
             target: target.clone(),
             by_name,
@@ -210,70 +300,102 @@ impl Fetches {
         };
         let tips = target.tips().collect();
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.run().in_current_span()));
-        self.running = Some(Running::Refs { target, tips, began: Instant::now(), lift, result });
+        let fetch = Fetched { target, tips, looked, began: Instant::now() };
+        self.running = Some(Running::Refs { fetch, lift, result });
     }
 
-    /// Starts the next fetch by id, if any waits.
-    pub(super) fn start_by_id(&mut self, upstream: Option<&Upstream>, timeout: Duration) {
-        let Some(wanted) = self.by_id.pop_front() else { return };
-        let Some(upstream) = upstream else { return };
-        let (site, remote) = (self.site.clone(), upstream.remote());
-        let oids = wanted.oids.iter().copied().collect();
+    /// Starts one fetch by id for all who wait for one.
+    pub(super) fn start_by_id(&mut self, upstream: &Result<Upstream, Arc<LookError>>, timeout: Duration) {
+        let wanted = mem::take(&mut self.by_id);
+        let upstream = match upstream {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                for wanted in wanted {
+                    wanted.answer(Err(BringError::Look(error.clone())));
+                }
+                return;
+            }
+        };
+        let (site, remote, installed) = (self.site.clone(), upstream.remote(), upstream.installed());
+        let oids = wanted.iter().flat_map(|wanted| &wanted.oids).copied().collect();
         let mut ticket = self.queue.enter(Activity::Fetch, &site.id, Priority::Awaited);
         let fetch = async move {
             ticket.called().await;
-            let progress = site.progress.clone();
-            remote.fetch(&site.git, &site.dir, &oids, Patience::StallsFail, timeout, progress).await?;
-            Ok(tokio::task::spawn_blocking(move || size(&site.dir)).await.unwrap_or(0))
+            let brought = by_id::fetch(oids, timeout, async |oids, limit| {
+                let progress = site.progress.clone();
+                remote.fetch(&site.git, &site.dir, &oids, Patience::StallsFail, limit, progress).await
+            });
+            let brought = brought.await?;
+            drop(installed);
+            Ok((brought, tokio::task::spawn_blocking(move || size(&site.dir)).await.unwrap_or(0)))
         };
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span()));
         self.running = Some(Running::ById { wanted, result });
     }
 
     /// Waits for the running fetch; for ever where there is none. A dropped future loses nothing.
-    pub(super) async fn result(&mut self) -> Result<u64, FetchError> {
+    pub(super) async fn result(&mut self) -> Finished {
+        fn failed<T>(error: tokio::task::JoinError) -> Result<T, FetchError> {
+            Err(FetchError::Disk(std::io::Error::other(error)))
+        }
         match &mut self.running {
-            Some(Running::Refs { result, .. } | Running::ById { result, .. }) => {
-                result.await.unwrap_or_else(|error| Err(FetchError::Disk(std::io::Error::other(error))))
-            }
+            Some(Running::Refs { result, .. }) => Finished::Refs(result.await.unwrap_or_else(failed)),
+            Some(Running::ById { result, .. }) => Finished::ById(result.await.unwrap_or_else(failed)),
             None => std::future::pending().await,
         }
     }
 
     /// Takes in what [`Self::result`] gave.
-    pub(super) fn ended(&mut self, result: Result<u64, FetchError>) -> Option<Ended> {
-        Some(match self.running.take()? {
-            Running::Refs { target, began, .. } => {
+    pub(super) fn ended(&mut self, finished: Finished) -> Option<Ended> {
+        match (self.running.take()?, finished) {
+            (Running::Refs { fetch, .. }, Finished::Refs(result)) => {
                 let metrics = &self.site.metrics;
                 let outcome = Outcome::of(&result, |error| error.kind().reason());
                 metrics.fetches.get_or_create(&outcome).inc();
-                metrics.fetch_seconds.observe(began.elapsed().as_secs_f64());
+                metrics.fetch_seconds.observe(fetch.began.elapsed().as_secs_f64());
+                self.unknown.forget();
                 if result.is_ok() {
                     (self.last, self.trouble) = (Some(Timestamp::now()), None);
                 }
-                Ended::Refs { target, result }
+                Some(Ended::Refs { fetch, result })
             }
-            Running::ById { wanted, .. } => {
-                let bytes = result.as_ref().ok().copied();
-                let answer = result.map(drop).map_err(|error| {
-                    tracing::debug!(%error, "objects asked for by name cannot be fetched");
-                    let missing = wanted.oids.first().copied();
-                    missing.map_or(BringError::Fetch(Arc::new(error)), BringError::Missing)
-                });
-                wanted.answer(answer);
-                Ended::ById(bytes)
-            }
-        })
+            (Running::ById { wanted, .. }, Finished::ById(result)) => self.ended_by_id(wanted, result),
+            // The result is of what runs.
+            _ => None,
+        }
     }
 
-    /// Answers those whose objects the fetch that made `stored` has brought: all, unless it is `behind` what was seen
-    /// meanwhile.
-    pub(super) fn answer(&mut self, stored: &Stored, behind: bool) {
+    fn ended_by_id(
+        &mut self,
+        wanted: Vec<WantedById>,
+        result: Result<(Brought, u64), FetchError>,
+    ) -> Option<Ended> {
+        let (Brought { some, unknown, untried }, bytes) = match result {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::debug!(%error, "objects asked for by id cannot be fetched");
+                let error = Arc::new(error);
+                for wanted in wanted {
+                    wanted.answer(Err(BringError::Fetch(error.clone())));
+                }
+                return None;
+            }
+        };
+        self.unknown.remember(unknown.iter().copied(), Instant::now());
+        for wanted in wanted {
+            let lacks = |oid: &&Oid| unknown.contains(*oid) || untried.contains(*oid);
+            let missing = wanted.oids.iter().filter(lacks).copied().collect();
+            wanted.answer(Ok(missing));
+        }
+        some.then_some(Ended::ById { bytes })
+    }
+
+    /// Answers those whose objects `fetch` has brought; `behind` says that other refs have been seen meanwhile.
+    pub(super) fn answer(&mut self, fetch: &Fetched, behind: bool) {
         for wanted in self.take_waiting() {
-            if behind && !wanted.oids.iter().all(|oid| stored.tips.contains(oid)) {
-                self.waiting.push(wanted);
-            } else {
-                wanted.answer(Ok(()));
+            match fetch.answers(&wanted, behind) {
+                Some(settled) => wanted.answer(Ok(settled)),
+                None => self.waiting.push(wanted),
             }
         }
     }
@@ -295,7 +417,41 @@ impl Fetches {
     pub(super) fn left(&mut self) {
         self.due = false;
         if let Some(Running::ById { wanted, .. }) = self.running.take() {
-            self.by_id.push_front(wanted);
+            self.by_id.extend(wanted);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::ObjectFormat;
+
+    #[test]
+    fn the_kinds_of_fetches_alternate_where_both_are_due() {
+        assert_eq!(next(true, true, Kind::Refs), Some(Kind::ById));
+        assert_eq!(next(true, true, Kind::ById), Some(Kind::Refs));
+        assert_eq!(next(true, false, Kind::Refs), Some(Kind::Refs));
+        assert_eq!(next(false, true, Kind::ById), Some(Kind::ById));
+        assert_eq!(next(false, false, Kind::Refs), None);
+    }
+
+    #[test]
+    fn who_came_before_a_fetch_began_is_answered_when_it_ends_whatever_has_moved_since() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let oid = |digit| Oid::from_hex(&[digit; 40]).unwrap();
+        let target = Arc::new(RefSet::empty(ObjectFormat::Sha1));
+        let fetch = Fetched { target, tips: HashSet::from([oid(b'1')]), looked: at(2), began: at(4) };
+        let wanted = |digit, asked| {
+            let (reply, _) = oneshot::channel();
+            Wanted { oids: vec![oid(digit)], asked: at(asked), reply }
+        };
+        let told = |digit, asked, behind| fetch.answers(&wanted(digit, asked), behind);
+        assert_eq!(told(b'1', 9, true), Some(Settled::Looked), "a tip of it");
+        assert_eq!(told(b'2', 1, true), Some(Settled::Looked), "the look was later than the question");
+        assert_eq!(told(b'2', 3, true), Some(Settled::Fetched), "the fetch was, the look was not");
+        assert_eq!(told(b'2', 5, true), None, "the next fetch answers");
+        assert_eq!(told(b'2', 5, false), Some(Settled::Looked), "there is nothing newer");
     }
 }

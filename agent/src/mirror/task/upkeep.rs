@@ -60,6 +60,11 @@ impl Upkeep {
         (self.facts.fetched, self.facts.head) = (Some(Instant::now()), refs.head_oid());
     }
 
+    /// Another pack has come, and no ref has moved.
+    pub(super) fn packed(&mut self) {
+        self.facts.fetched = Some(Instant::now());
+    }
+
     /// A restore that `began` then has brought these refs: the base with its bitmap; the increments are indexed once it
     /// is quiet.
     pub(super) fn restored(&mut self, refs: &RefSet, began: Instant) {

@@ -13,8 +13,7 @@ use crate::{
 pub(super) struct Upstream {
     pub(super) looker: Arc<Looker>,
     remote: Remote,
-    /// Keeps the files with credentials in place.
-    _installed: Option<Arc<Installed>>,
+    installed: Option<Arc<Installed>>,
 }
 
 impl Upstream {
@@ -30,7 +29,12 @@ impl Upstream {
         let remote = Remote { url: settings.url.as_str().to_owned(), credentials };
         let (git, url, refs) = (site.git.clone(), settings.url.clone(), settings.refs.clone());
         let looker = Looker::new(git, url, remote.clone(), given, installed.clone(), refs)?;
-        Ok(Self { looker: Arc::new(looker), remote, _installed: installed })
+        Ok(Self { looker: Arc::new(looker), remote, installed })
+    }
+
+    /// The files with credentials that [`Self::remote`] names: they stay for as long as this is held.
+    pub(super) fn installed(&self) -> Option<Arc<Installed>> {
+        self.installed.clone()
     }
 
     /// The upstream for git commands, where redirects have led.
