@@ -6,6 +6,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -152,6 +156,14 @@ pub fn always() -> Keep {
 /// Keeps an answer that holds a pack, and no round of negotiation.
 pub fn if_it_holds_a_pack() -> Keep {
     Keep::As(Box::new(|path| Ok(holds_pack(path)?.then(|| PathBuf::from(path)))))
+}
+
+/// Keeps an answer that holds a pack and of which `whole` says by its end that it is.
+pub fn if_it_holds_a_pack_and(whole: Arc<AtomicBool>) -> Keep {
+    Keep::As(Box::new(move |path| {
+        let kept = whole.load(Ordering::Relaxed) && holds_pack(path)?;
+        Ok(kept.then(|| PathBuf::from(path)))
+    }))
 }
 
 /// Whether the answer at `path` has a `packfile` section.

@@ -13,12 +13,21 @@ use tokio::time::timeout;
 use super::look::{LookError, Looker, check_type};
 use crate::{
     git::{stderr::plain, upload_pack::ProtocolVersion},
-    protocol::response::AnswerCheck,
+    protocol::response::{AnswerCheck, Broken},
     spool::Sink,
 };
 
 /// An upstream that sends nothing for this long is given up; git servers send keepalives every 5 s.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
+
+/// How an answer ended that was handed on to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is whole.
+    Whole,
+    /// The server says that it gave up; whoever reads the answer learns that from itself.
+    GaveUp,
+}
 
 /// Chunks that are written in one go, where so many have come.
 const WRITTEN_AT_ONCE: usize = 32;
@@ -44,8 +53,8 @@ impl Looker {
         matches!(self.url.scheme(), Scheme::Http | Scheme::Https)
     }
 
-    /// Hands a request for objects on, and puts the answer into `sink`, checked by `check`. Returns the whole length.
-    /// Dropping the future ends the transfer.
+    /// Hands a request for objects on, and puts the answer into `sink`, checked by `check`. Returns the whole length, and how
+    /// the answer ended. Dropping the future ends the transfer.
     ///
     /// # Errors
     /// The upstream refuses or breaks off; the file then holds part of an answer, or nothing.
@@ -55,12 +64,13 @@ impl Looker {
         request: Bytes,
         mut sink: Sink<E>,
         mut check: AnswerCheck,
-    ) -> Result<u64, LookError> {
+    ) -> Result<(u64, Ending), LookError> {
         let stored = |error| LookError::Refused(format!("cannot store the answer: {error}"));
         if self.url.scheme() == Scheme::File {
             let (file, growth) = sink.for_child().map_err(stored)?;
             let job = self.file_job(self.path(), version, request);
-            return Ok(job.spool(&self.git, file, |length| growth.grown(length)).await?);
+            let length = job.spool(&self.git, file, |length| growth.grown(length)).await?;
+            return Ok((length, Ending::Whole));
         }
         let post = self
             .client
@@ -82,8 +92,14 @@ impl Looker {
             (length, check) = sink.append(work).await.map_err(stored)?;
             sink.growth().grown(length);
         }
-        check.end().map_err(|broken| LookError::Refused(plain(&broken.to_string())))?;
-        Ok(length)
+        match check.end() {
+            Ok(()) => Ok((length, Ending::Whole)),
+            Err(Broken::GaveUp(words)) => {
+                tracing::debug!(words = plain(&words), "the upstream gives up");
+                Ok((length, Ending::GaveUp))
+            }
+            Err(broken) => Err(LookError::Refused(broken.to_string())),
+        }
     }
 
     /// Hands one request of a push on, with the caller's own credentials and never the mirror's. The

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use axum::response::Response;
@@ -17,7 +20,7 @@ use crate::{
     protocol::{fetch::Key, response::AnswerCheck},
     serve::error::Failure,
     spool::Keep,
-    upstream::Looker,
+    upstream::{Looker, forward::Ending},
 };
 
 /// The most answers that are kept of one mirror.
@@ -58,19 +61,22 @@ impl ObjectsWanted {
         });
         // Never a key of the mirror's own answers: what an upstream spoils here, it spoils for no longer.
         let key = self.raw_key("passed", shared.unwrap_or_default());
-        let cold = view.stored.is_none();
-        let keep = if shared.is_some() && cold && self.serving.passed.note(self.mirror.id(), key) {
-            packs::if_it_holds_a_pack
-        } else {
-            || Keep::Nothing
-        };
+        let kept =
+            shared.is_some() && view.stored.is_none() && self.serving.passed.note(self.mirror.id(), key);
         tracing::debug!(repo = %self.mirror.id(), "passed through to the upstream");
-        let check = (self.version, self.format, self.expect);
+        let whole = Arc::new(AtomicBool::new(false));
+        let judged = whole.clone();
+        let keep = move || {
+            if kept { packs::if_it_holds_a_pack_and(judged.clone()) } else { Keep::Nothing }
+        };
+        let (version, format, expect) = (self.version, self.format, self.expect);
         let make = move |own: Self, sink| {
-            let upstream = upstream.clone();
+            let (upstream, whole) = (upstream.clone(), whole.clone());
             async move {
-                let check = AnswerCheck::new(check.0, check.1, check.2);
-                Ok(upstream.fetch(own.version, own.body.clone(), sink, check).await?)
+                let check = AnswerCheck::new(version, format, expect);
+                let (length, ending) = upstream.fetch(version, own.body.clone(), sink, check).await?;
+                whole.store(ending == Ending::Whole, Ordering::Relaxed);
+                Ok(length)
             }
         };
         self.spooled(key, keep, make).await.map_err(Failure::from)

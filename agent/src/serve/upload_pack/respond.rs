@@ -50,7 +50,7 @@ impl ObjectsWanted {
     pub(super) async fn spooled<F>(
         &self,
         key: Key,
-        keep: fn() -> Keep,
+        keep: impl Fn() -> Keep + Send,
         make: impl Fn(Self, Sink<MakeError>) -> F + Clone + Send + 'static,
     ) -> Result<Response, PackError>
     where
