@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use tarn_testkit::agent::{manifest, repo_id};
+use tarn_testkit::agent::{Process, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::upstream::{Fault, Operation, Upstream};
+use tarn_testkit::wire::Answer;
 
-use crate::scene::agent;
+use crate::scene::{Scene, agent};
+use crate::serving::{fetch_request, post};
 
 /// One repository under many names: a commit moves the refs of all their mirrors.
 async fn many(root: &Path, count: usize) -> Result<(Upstream, Repo, Vec<String>, String)> {
@@ -101,5 +103,65 @@ async fn a_fetch_that_somebody_waits_for_goes_before_those_in_the_background() -
     let name = awaited.rsplit('/').next().unwrap_or_default();
     let place = order.iter().position(|repo| repo.starts_with(name));
     ensure!(place == Some(1), "{awaited} is fetched as number {place:?} of {order:?}");
+    Ok(())
+}
+
+/// The answers to all these requests at once, and the most children that the agent had meanwhile.
+async fn at_once(scene: &Scene, requests: &[Vec<u8>]) -> Result<(Vec<Answer>, Vec<Process>)> {
+    let ask = async |request: &Vec<u8>| {
+        let mut connection = scene.connect().await?;
+        connection.send(request).await?;
+        connection.answer().await
+    };
+    let mut answers = std::pin::pin!(futures_util::future::try_join_all(requests.iter().map(ask)));
+    let mut most = Vec::new();
+    loop {
+        let children = scene.agent.children()?;
+        if children.len() > most.len() {
+            most = children;
+        }
+        tokio::select! {
+            answers = &mut answers => return Ok((answers?, most)),
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    }
+}
+
+/// Two children for each processor, each with a helper; a fetch of what nobody knows, with its helpers; upkeep.
+fn enough() -> Result<usize> {
+    Ok(4 * std::thread::available_parallelism()?.get() + 12)
+}
+
+#[tokio::test]
+async fn many_requests_for_unknown_objects_start_a_bounded_number_of_children() -> Result<()> {
+    let scene = Scene::ready().await?;
+    scene.agent.wait_idle().await?;
+    let request = |number: usize| {
+        let want = format!("{number:040x}");
+        post(&scene.path(), "git-upload-pack", &fetch_request(&[&want], &["done"]))
+    };
+    let requests: Vec<_> = (1..=60).map(request).collect();
+    let (_, most) = at_once(&scene, &requests).await?;
+    ensure!(most.len() <= enough()?, "{} children: {most:?}", most.len());
+    scene.expect_upstream_refs().await.map(drop)
+}
+
+#[tokio::test]
+async fn many_requests_for_other_bundles_start_a_bounded_number_of_children() -> Result<()> {
+    let scene =
+        Scene::prepared(&[], async |_, origin| origin.grow("main", 160, 2_000, 1).await.map(drop)).await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    scene.agent.wait_idle().await?;
+    let commits = scene.origin.git(&["rev-list", "main"]).await?;
+    let request = |base: &str| {
+        format!("GET {}/snapshot.bundle?base={base} HTTP/1.1\r\nHost: test\r\n\r\n", scene.path())
+            .into_bytes()
+    };
+    let requests: Vec<_> = commits.lines().skip(1).take(150).map(request).collect();
+    ensure!(requests.len() == 150, "{} commits", requests.len());
+    let (answers, most) = at_once(&scene, &requests).await?;
+    let bundles = answers.iter().filter(|answer| answer.status == 200).count();
+    ensure!(bundles == requests.len(), "{bundles} bundles");
+    ensure!(most.len() <= enough()?, "{} children: {most:?}", most.len());
     Ok(())
 }
