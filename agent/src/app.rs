@@ -32,6 +32,7 @@ use crate::{
         last_known::{LastKnown, Origin},
         manifests::Manifests,
         prewarm::{self, Warmer},
+        scrub::Scrubber,
     },
     git::{Git, GitError, orphans},
     lfs::Lfs,
@@ -40,6 +41,7 @@ use crate::{
     mirror::{
         Services,
         disk::{Disk, DiskError},
+        integrity::Integrity,
     },
     packs::Packs,
     peers::{
@@ -297,6 +299,7 @@ impl Mirrors {
             git: base.git.clone(),
             disk: disk.clone(),
             metrics: metrics.clone(),
+            integrity: Integrity::default(),
             queue,
             cold: Arc::default(),
             room: Arc::default(),
@@ -318,6 +321,8 @@ impl Mirrors {
         tasks.spawn("packs", packs.clone().sweep());
         tasks.spawn("budget", budget.clone().run());
         tasks.spawn("warmer", warmer.clone().run());
+        let scrubber = Scrubber::new(fleet.clone(), base.git.clone(), metrics.clone(), config.scrub_interval);
+        tasks.spawn("scrubber", scrubber.run());
         let probing = archive.clone().map(|archive| probe(archive, metrics.clone()));
         // It has nothing more to do once the store has answered.
         tasks.spawn_some("store-probe", probing.map(|probing| probing.then(|()| pending())));

@@ -93,6 +93,17 @@ pub struct Serve {
     )]
     pub heartbeat: u16,
 
+    /// Seconds within which every mirror's files are compared with their checksums once; 0 to compare only those of
+    /// mirrors that are in use, or on which git has failed
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "TARN_AGENT_SCRUB_INTERVAL",
+        hide_env_values = true,
+        default_value_t = 604_800
+    )]
+    pub scrub_interval: u32,
+
     /// Another agent's git port, such as http://10.0.0.7:8080, asked for what is not here yet; may be repeated. In a
     /// cluster the agents find each other
     #[arg(

@@ -6,6 +6,7 @@ pub mod manifests;
 pub mod cluster;
 pub mod prewarm;
 pub mod budget;
+pub mod scrub;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,7 @@ use tokio::{
 use crate::{
     files::blocking,
     lfs::Lfs,
-    mirror::{Mirror, Services, room::Room},
+    mirror::{Mirror, Services, integrity::Integrity, room::Room},
     peers::placement::Placement,
     queue::Queue,
     supervisor::{Alarm, Owned},
@@ -203,6 +204,22 @@ impl Fleet {
         &self.services.lfs
     }
 
+    /// What is known of mirrors' files.
+    pub fn integrity(&self) -> Integrity {
+        self.services.integrity.clone()
+    }
+
+    /// Removes the damaged data of whole mirrors that were set aside before this Unix time.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub async fn forget_damage(&self, before: u64) -> std::io::Result<()> {
+        let whole = self.mirrors().into_iter().filter(|mirror| mirror.view().stored.is_some());
+        let whole: Vec<RepoId> = whole.map(|mirror| mirror.id().clone()).collect();
+        let disk = self.services.disk.clone();
+        blocking(move || whole.iter().try_for_each(|id| disk.forget_damage(id, before))).await
+    }
+
     /// The repositories that are declared; `None` while it is not known of some whether they are.
     pub fn declared(&self) -> Option<BTreeSet<RepoId>> {
         self.read(|declared| {
@@ -301,7 +318,7 @@ impl Fleet {
         }
         let disk = self.services.disk.clone();
         self.services.lfs.forget(&id);
-        let all = [dir, disk.snapshots(&id), disk.parts(&id), self.services.lfs.dir(&id)];
+        let all = [dir, disk.snapshots(&id), disk.parts(&id), disk.damaged(&id), self.services.lfs.dir(&id)];
         let discard = move || all.iter().try_for_each(|dir| disk.discard(dir));
         match blocking(discard).await {
             Ok(()) => tracing::info!(repo = %id, "mirror removed"),

@@ -70,6 +70,24 @@ pub struct Work {
     pub work: &'static str,
 }
 
+/// What the disk damaged.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Damaged {
+    /// `mirror`, `answer`, `snapshot` or `lfs`.
+    pub what: &'static str,
+}
+
+impl Damaged {
+    /// A mirror.
+    pub const MIRROR: Self = Self { what: "mirror" };
+    /// A cached answer.
+    pub const ANSWER: Self = Self { what: "answer" };
+    /// A snapshot.
+    pub const SNAPSHOT: Self = Self { what: "snapshot" };
+    /// An LFS object.
+    pub const LFS: Self = Self { what: "lfs" };
+}
+
 /// How a request for a pack met the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Lookup {
@@ -227,6 +245,12 @@ pub struct Metrics {
     pub queue_waiting: Family<Work, Gauge>,
     /// `tarn_upstream_waiting`: looks and fetches that wait for a connection.
     pub upstream_waiting: Gauge,
+    /// `tarn_integrity_examinations_total`: comparisons of a mirror's files with their checksums.
+    pub examinations: Family<Outcome, Counter>,
+    /// `tarn_integrity_read_bytes_total`: bytes read for them.
+    pub examined_bytes: Counter,
+    /// `tarn_integrity_damages_total`: damage found on the disk.
+    pub damages: Family<Damaged, Counter>,
     /// `tarn_disk_evictions_total`: what left the disk so that others have room.
     pub evictions: Family<Work, Counter>,
     /// `tarn_disk_evicted_bytes_total`: its bytes.
@@ -290,6 +314,9 @@ impl Metrics {
             queue_running: Family::default(),
             queue_waiting: Family::default(),
             upstream_waiting: Gauge::default(),
+            examinations: Family::default(),
+            examined_bytes: Counter::default(),
+            damages: Family::default(),
             evictions: Family::default(),
             evicted: Counter::default(),
             prewarms: Family::default(),
@@ -396,6 +423,15 @@ impl Metrics {
         let queue = registry.sub_registry_with_prefix("queue");
         queue.register("running", "Bounded work that has its turn", metrics.queue_running.clone());
         queue.register("waiting", "Bounded work that waits for its turn", metrics.queue_waiting.clone());
+        let integrity = registry.sub_registry_with_prefix("integrity");
+        let (examinations, read) = (metrics.examinations.clone(), metrics.examined_bytes.clone());
+        integrity.register(
+            "examinations",
+            "Comparisons of mirrors' files with their checksums",
+            examinations,
+        );
+        integrity.register_with_unit("read", "Bytes read for them", Unit::Bytes, read);
+        integrity.register("damages", "Damage found on the disk", metrics.damages.clone());
         let disk = registry.sub_registry_with_prefix("disk");
         disk.register("evictions", "What left the disk for want of room", metrics.evictions.clone());
         disk.register_with_unit("evicted", "Bytes of it", Unit::Bytes, metrics.evicted.clone());

@@ -6,6 +6,8 @@
 pub mod settings;
 pub mod cold;
 pub mod demand;
+pub mod damage;
+pub mod integrity;
 pub mod room;
 pub mod disk;
 pub mod services;
@@ -20,6 +22,7 @@ pub mod findings;
 pub mod worktree_lfs;
 mod presence;
 mod task;
+pub mod examine;
 pub mod freshness;
 
 use std::{
@@ -47,6 +50,7 @@ use crate::{
 };
 use demand::{Demand, Reading};
 pub use error::{BringError, EvictError, Settled};
+use integrity::Integrity;
 pub use missing::MissingCredentials;
 use presence::Presence;
 pub use services::Services;
@@ -78,7 +82,7 @@ enum Message {
     /// Bring the mirror here, if it is not here yet.
     Want(Priority),
     /// The data on the disk are damaged, for this reason.
-    Damaged(String),
+    Damaged(Trouble),
     /// Leave the disk.
     Evict(oneshot::Sender<Result<u64, EvictError>>),
     /// The user changed the declaration.
@@ -102,6 +106,7 @@ pub struct Mirror {
     lfs: Lfs,
     worktree_lfs: WorktreeLfs,
     demand: Demand,
+    integrity: Integrity,
 }
 
 impl Mirror {
@@ -126,6 +131,7 @@ impl Mirror {
             drop((keeping, keeping_lfs));
         });
         let lfs = services.lfs.clone();
+        let integrity = services.integrity.clone();
         let mirror = Self {
             id,
             dir,
@@ -138,6 +144,7 @@ impl Mirror {
             lfs,
             worktree_lfs,
             demand,
+            integrity,
         };
         (mirror, handle)
     }
@@ -239,9 +246,29 @@ impl Mirror {
         &self.demand
     }
 
-    /// Says that its data are damaged, as `reason` tells people: they are set aside whole, and the mirror is made anew.
-    pub async fn damaged(&self, reason: String) {
-        let _ = self.messages.send(Message::Damaged(reason)).await;
+    /// Says that git failed on its files, which are examined for that.
+    pub fn doubt(&self, said: &str) {
+        if self.view.borrow().stored.is_some() {
+            self.integrity.doubt(&self.id, said);
+        }
+    }
+
+    /// Says that an answer of this length was made from its files.
+    pub fn made(&self, bytes: u64) {
+        self.integrity.made(&self.id, bytes);
+    }
+
+    /// What cached answers made from its files are called by: another name once a damaged mirror was replaced.
+    pub fn edition(&self) -> String {
+        match self.view.borrow().replaced {
+            0 => self.id.to_string(),
+            replaced => format!("{}#{replaced}", self.id),
+        }
+    }
+
+    /// Says that its data are damaged, as `trouble` tells people: they are set aside whole, and the mirror is made anew.
+    pub async fn damaged(&self, trouble: Trouble) {
+        let _ = self.messages.send(Message::Damaged(trouble)).await;
     }
 
     /// Takes its data off the disk; they come back when it is asked for. Returns their bytes.

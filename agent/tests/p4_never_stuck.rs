@@ -1,5 +1,6 @@
 //! P4: every state leads on. Whatever fails is retried; whatever SIGKILL leaves, the next start cleans up.
 
+mod damage;
 mod disk;
 mod moving;
 mod retry;

@@ -194,6 +194,13 @@ impl RefSet {
         Self::parse(&read(&packed)?, &read(&head)?, format).map_err(syntax)
     }
 
+    /// The hash function of the objects that the refs of the repository `dir` name; `None` where it has no refs.
+    pub fn format_at(dir: &Path) -> Option<ObjectFormat> {
+        let packed = fs::read(dir.join("packed-refs")).ok()?;
+        let first = packed.lines().find(|line| !line.starts_with(b"#"))?;
+        Oid::from_hex(first.split_once_str(" ")?.0).map(|oid| oid.format())
+    }
+
     /// Reads the texts of a `packed-refs` and a `HEAD` file.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::{
     refs::{Head, Ref, RefSet},
     stderr::{Culprit, FailureKind, local, plain},
 };
-use crate::files::remove_tree;
+use crate::files::{self, remove_tree};
 
 /// Local commands that touch no upstream; generous, for a cold disk and 100,000 refs.
 const LOCAL_LIMIT: Duration = Duration::from_secs(120);
@@ -196,7 +196,20 @@ pub async fn init(git: &Git, dir: &Path, format: ObjectFormat) -> Result<(), Git
         .arg(dir)
         .run(LOCAL_LIMIT)
         .await?;
-    Ok(())
+    let written = files::replace(&dir.join("config"), config(format).as_bytes());
+    written.map_err(|source| GitError::Io { verb: "init".into(), source })
+}
+
+/// The configuration of a mirror, known to the byte so that damage of it shows. `git init` writes the same and, if it finds
+/// the disk to be so, what the file system lacks; a bare repository needs none of that.
+pub fn config(format: ObjectFormat) -> &'static str {
+    match format {
+        ObjectFormat::Sha1 => "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n",
+        ObjectFormat::Sha256 => {
+            "[core]\n\trepositoryformatversion = 1\n\tfilemode = true\n\tbare = true\n\
+             [extensions]\n\tobjectformat = sha256\n"
+        }
+    }
 }
 
 /// Stores `content` as a blob in the repository `dir`.

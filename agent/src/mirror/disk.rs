@@ -9,6 +9,7 @@
 //! DATA/lfs/<host>/<path>.git      LFS objects, and archives of them
 //! DATA/incoming/                  LFS objects on their way; emptied at start
 //! DATA/staging/                   what is being made; emptied at start
+//! DATA/damaged/<host>/<path>.git/<time>  mirrors that the disk has damaged, for a day
 //! DATA/parts/<host>/<path>.git    what a restore under way has downloaded
 //! DATA/packs/                     cached answers; emptied at start
 //! DATA/private/                   files with credentials for git; mode 0700, emptied at start
@@ -157,6 +158,42 @@ impl Disk {
     /// Where the restore of a mirror keeps what it has downloaded; a killed one's is found there again.
     pub fn parts(&self, id: &RepoId) -> PathBuf {
         self.root.join("parts").join(id.dir())
+    }
+
+    /// Where a mirror's damaged data are, each by the Unix time at which it was set aside.
+    pub fn damaged(&self, id: &RepoId) -> PathBuf {
+        self.root.join("damaged").join(id.dir())
+    }
+
+    /// When the mirror was found damaged, as far as its damaged data are still here.
+    pub fn damages(&self, id: &RepoId) -> Vec<u64> {
+        let entries = fs::read_dir(self.damaged(id)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Moves the damaged mirror aside whole, to be kept for a while; `now` is Unix time.
+    ///
+    /// # Errors
+    /// It cannot be moved.
+    pub fn set_aside(&self, id: &RepoId, now: u64) -> io::Result<()> {
+        let kept = self.damaged(id);
+        fs::create_dir_all(&kept)?;
+        let aside = kept.join(now.to_string());
+        // Twice within a second: the former one says as much.
+        self.discard(&aside)?;
+        match fs::rename(self.mirror(id), aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the mirror's damaged data that were set aside before this Unix time.
+    ///
+    /// # Errors
+    /// They cannot be removed.
+    pub fn forget_damage(&self, id: &RepoId, before: u64) -> io::Result<()> {
+        let old = self.damages(id).into_iter().filter(|at| *at < before);
+        old.map(|at| self.damaged(id).join(at.to_string())).try_for_each(|dir| self.discard(&dir))
     }
 
     /// Where LFS objects are while they arrive.

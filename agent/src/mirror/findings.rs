@@ -12,7 +12,8 @@ pub fn findings(view: &View, snapshot: Option<&Trouble>) -> Vec<Finding> {
     };
     // Without a look nobody can say that what is served is current.
     let stale = view.look_trouble.as_ref().filter(|_| view.stored.is_some());
-    let findings = stale.map(|trouble| finding(Wrong::Stale, trouble)).into_iter();
+    let damage = view.damage.as_ref().map(|trouble| finding(Wrong::Damaged, trouble)).into_iter();
+    let findings = damage.chain(stale.map(|trouble| finding(Wrong::Stale, trouble)));
     let findings = findings.chain(view.trouble().map(|trouble| finding(Wrong::FetchFailed, trouble)));
     let restore = view.restore_trouble.as_ref().map(|trouble| finding(Wrong::RestoreFailed, trouble));
     let store = view.store_trouble.as_ref().or(snapshot).map(|trouble| finding(Wrong::StoreFailed, trouble));

@@ -54,6 +54,8 @@ pub enum Event {
     FetchRaced,
     /// The fetch failed.
     FetchFailed,
+    /// The disk has damaged the mirror again and again: another one is made later.
+    HeldBack,
     /// A restore from the store begins.
     RestoreStarted,
     /// A checkpoint is on the disk.
@@ -115,6 +117,11 @@ impl Life {
             Event::FetchRaced | Event::FetchFailed => {
                 (self.fetching, self.races, self.fetch_failed) = (false, 0, true);
                 self.fail()
+            }
+            // The task sets the timer, and nothing is fetched before it fires.
+            Event::HeldBack => {
+                (self.failures, self.retry_scheduled, self.fetch_failed) = (1, true, true);
+                None
             }
             Event::RestoreStarted => {
                 self.restoring = true;
@@ -268,6 +275,7 @@ mod tests {
             FetchDoneBehind,
             FetchRaced,
             FetchFailed,
+            HeldBack,
             RestoreStarted,
             Restored,
             RestoreFailed,
@@ -288,12 +296,14 @@ mod tests {
                     Event::FetchDone | Event::FetchDoneBehind | Event::FetchRaced | Event::FetchFailed => state.fetching,
                     Event::RestoreStarted => !state.on_disk && !state.restoring,
                     Event::Restored | Event::RestoreFailed => state.restoring,
+                    Event::HeldBack => !state.fetching && !state.restoring,
                     Event::Started | Event::Suspended => true,
                 };
                 if !possible {
                     continue;
                 }
                 let (next, action) = state.on(event);
+                scheduled |= event == Event::HeldBack;
                 match action {
                     Some(Action::Look) => looking = true,
                     Some(Action::WaitInterval | Action::WaitRetry) => scheduled = true,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::AtomicU64};
 
-use super::{cold::Cold, disk::Disk, room::Room};
+use super::{cold::Cold, disk::Disk, integrity::Integrity, room::Room};
 use crate::{
     checkpoint::Archive,
     git::Git,
@@ -21,6 +21,8 @@ pub struct Services {
     pub disk: Arc<Disk>,
     /// Metrics.
     pub metrics: Metrics,
+    /// What is known of mirrors' files.
+    pub integrity: Integrity,
     /// Where checkpoints go and come from, if anywhere.
     pub archive: Option<Arc<Archive>>,
     /// The other agents that share the store, if there is one.

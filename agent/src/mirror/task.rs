@@ -7,6 +7,7 @@
 //! | [`Fetches`] | the clone or fetch under way, and who waits for its objects |
 //! | [`Publishing`] | restores from the store, and checkpoints |
 //! | [`Upkeep`] | the order of the packs, and the seed for shallow clones |
+//! | [`Healing`] | what the disk has damaged |
 //!
 //! At most one clone, fetch or restore runs at a time.
 
@@ -18,6 +19,7 @@ mod publishing;
 mod upkeep;
 mod load;
 mod removal;
+mod healing;
 
 use std::{
     mem,
@@ -47,12 +49,13 @@ use crate::{
         CheckpointError,
         restore::{Outcome, Restored},
     },
-    git::{RefSet, remote::Patience},
+    git::{RefSet, remote::Patience, stderr::FailureKind},
     peers::placement::Placement,
     queue::{Priority, Queue},
     upstream::LookError,
 };
 use fetches::{Fetched, Fetches, Kind, Order, Wanted, WantedById};
+use healing::Healing;
 use looks::{Looks, Waiter};
 use publishing::{Finished, Publishing};
 use site::Site;
@@ -93,6 +96,7 @@ pub(super) struct Task {
     fetches: Fetches,
     publishing: Publishing,
     upkeep: Upkeep,
+    healing: Healing,
     view_out: watch::Sender<View>,
     settings_out: watch::Sender<Arc<Settings>>,
 }
@@ -121,6 +125,7 @@ impl Task {
             fetches: Fetches::new(site.clone(), services),
             publishing: Publishing::new(site.clone(), services),
             upkeep: Upkeep::new(site.clone(), services.queue.clone()),
+            healing: Healing::new(site.clone()),
             site,
             view_out,
             settings_out,
@@ -196,7 +201,7 @@ impl Task {
             Message::Settle { oids, asked, reply } => self.settle(Wanted { oids, asked, reply }),
             Message::ById(oids, reply) => self.fetch_by_id(WantedById { oids, reply }),
             Message::Evict(reply) => self.evict(reply),
-            Message::Damaged(reason) => self.damaged(&reason),
+            Message::Damaged(trouble) => self.damaged(trouble),
             Message::Shallow => self.upkeep.shallow_asked(),
             Message::Checkpoint => self.publishing.order(),
             Message::Configure(settings) => self.configure(&settings),
@@ -351,6 +356,7 @@ impl Task {
     /// Starts upkeep and publishing where they are due; says when to ask again.
     fn start_background_work(&mut self) -> Option<time::Instant> {
         let held = self.looks.held_until();
+        let held = [held, self.healing.changes_at()].into_iter().flatten().min();
         let Some(stored) = self.stored.clone() else { return held.map(Into::into) };
         let upkeep = self.upkeep.start();
         let sound = self.is_sound() && !self.settings.suspend;
@@ -406,12 +412,16 @@ impl Task {
         let stored = Arc::new(Stored::new(target).after(self.stored.as_deref()));
         tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
         self.stored = Some(stored);
+        self.healing.healed();
         self.happened(if behind { Event::FetchDoneBehind } else { Event::FetchDone });
         self.publish();
         self.fetches.answer(fetch, behind);
     }
 
     fn fetch_failed(&mut self, error: FetchError) {
+        if error.kind() == FailureKind::Damaged && self.stored.is_some() {
+            self.site.integrity.doubt(&self.site.id, &error.to_string());
+        }
         let raced = matches!(error, FetchError::Raced);
         self.happened(if raced { Event::FetchRaced } else { Event::FetchFailed });
         if raced && self.looks.is_due() {
@@ -431,6 +441,7 @@ impl Task {
         let path = pack.map(|name| self.site.dir.join("objects/pack").join(name));
         let pack = path.map(|path| Arc::new(WholePack { path, exact: tokio::sync::OnceCell::new() }));
         self.stored = Some(Arc::new(Stored { pack, ..Stored::new(refs) }));
+        self.healing.healed();
         self.demand.touch();
         self.measure();
         self.happened(Event::Restored);
@@ -455,6 +466,8 @@ impl Task {
             checkpoint: self.publishing.newest().cloned(),
             store_trouble: self.publishing.trouble().cloned(),
             restore_trouble: self.publishing.restores.trouble().cloned(),
+            damage: self.healing.trouble(),
+            replaced: self.healing.replaced(),
             seed: self.upkeep.seed().cloned(),
             upstream: self.upstream.as_ref().ok().map(|upstream| upstream.looker.clone()),
         };

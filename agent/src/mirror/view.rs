@@ -38,6 +38,10 @@ pub struct View {
     pub store_trouble: Option<Trouble>,
     /// Why the last restore failed, or passed a checkpoint over, if so.
     pub restore_trouble: Option<Trouble>,
+    /// What the disk has damaged, while that lasts.
+    pub damage: Option<Trouble>,
+    /// How often this process has replaced a damaged mirror: what was made of the former ones is not to be used.
+    pub replaced: u64,
     /// A repository that serves shallow clones cheaply, and the commit it was made for.
     pub seed: Option<(PathBuf, Oid)>,
     /// The upstream, for requests that are handed on to it.
@@ -59,6 +63,8 @@ impl View {
             checkpoint: None,
             store_trouble: None,
             restore_trouble: None,
+            damage: None,
+            replaced: 0,
             seed: None,
             upstream: None,
         }
@@ -86,6 +92,8 @@ impl View {
             checkpoint,
             store_trouble,
             restore_trouble,
+            damage,
+            replaced,
             seed,
             upstream,
         } = self;
@@ -98,6 +106,7 @@ impl View {
             && one(refs, other.seen.as_ref().map(|seen| &seen.0))
             && began == other.seen.as_ref().map(|seen| seen.1)
             && one(checkpoint.as_ref(), other.checkpoint.as_ref())
+            && (damage, replaced) == (&other.damage, &other.replaced)
             && *seed == other.seed
             && one(upstream.as_ref(), other.upstream.as_ref())
     }

@@ -136,7 +136,7 @@ pub(super) fn begin_ahead(
     let stored = view.stored.clone()?;
     let request = request.normalised(&stored.refs)?;
     let format = stored.refs.format();
-    let key = request.key(&mirror.id().to_string(), format, &stored.refs);
+    let key = request.key(&mirror.edition(), format, &stored.refs);
     let wanted = ObjectsWanted {
         serving: serving.clone(),
         client: None,
@@ -243,7 +243,7 @@ impl ObjectsWanted {
             let key = self.raw_key("", refs);
             return self.spooled(key, || Keep::Nothing, move |own, sink| own.fill(view.clone(), sink)).await;
         };
-        let key = request.key(&self.mirror.id().to_string(), self.format, &refs);
+        let key = request.key(&self.mirror.edition(), self.format, &refs);
         if let (Some(lately), Some(asked), Some(stored)) = (&self.serving.lately, &self.fetch, &view.stored) {
             lately.asked(&self.mirror, asked, &key, stored);
         }
@@ -258,7 +258,7 @@ impl ObjectsWanted {
     /// Names a request that has no normal form by its very bytes.
     fn raw_key(&self, way: &str, refs: impl AsRef<[u8]>) -> Key {
         let mut hash = Sha256::new();
-        hash.update(format!("{way} {} {} ", self.mirror.id(), self.version.env()));
+        hash.update(format!("{way} {} {} ", self.mirror.edition(), self.version.env()));
         hash.update(refs);
         hash.update(&self.body);
         hash.finalize().into()

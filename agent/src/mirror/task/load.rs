@@ -7,13 +7,15 @@ use std::{
     time::Duration,
 };
 
+use bstr::ByteSlice;
+use tarn_crds::v1alpha1::conditions::Reason;
 use tokio::sync::mpsc;
 
 use super::Task;
 use crate::{
-    files::blocking,
-    git::{GitError, ObjectFormat, Oid, RefSet, refs::RefsError, remote},
-    mirror::{Message, Stored},
+    files,
+    git::{ObjectFormat, Oid, RefSet, refs::RefsError, remote},
+    mirror::{Message, Stored, Trouble},
     queue::{Activity, Priority},
 };
 
@@ -50,8 +52,7 @@ impl Task {
         self.wait(spread.mul_f64(rand::random()));
     }
 
-    /// Finds what an earlier process left on the disk. What is damaged is moved out of the way, to be made
-    /// anew.
+    /// Finds what an earlier process left on the disk. What is damaged is set aside, and the mirror made anew.
     async fn load(&mut self) {
         let dir = self.site.dir.clone();
         let found = tokio::task::spawn_blocking(move || read_mirror(&dir)).await;
@@ -71,39 +72,50 @@ impl Task {
             Ok(Err(error)) => error.to_string(),
             Err(error) => error,
         };
-        tracing::warn!(problem, "the mirror on the disk is damaged; it will be made anew");
-        let (disk, dir) = (self.site.disk.clone(), self.site.dir.clone());
-        if let Err(error) = blocking(move || disk.discard(&dir)).await {
-            tracing::warn!(%error, "the damaged mirror cannot be removed");
-        }
+        self.replace(Trouble { reason: Reason::MirrorDamaged, message: problem });
     }
 
-    /// Whether git can use the mirror, and has every object its refs name.
+    /// Whether git has every object that the mirror's refs name.
     async fn check(&self, refs: &RefSet) -> Result<(), String> {
         let tips: Vec<Oid> = refs.tips().collect();
-        let missing = match remote::missing(&self.site.git, &self.site.dir, &tips).await {
-            Ok(missing) => missing,
-            Err(error @ GitError::Failed { .. }) => return Err(error.to_string()),
-            // Git could not be asked: no reason to give a mirror up.
-            Err(error) => {
-                tracing::warn!(%error, "the mirror on the disk cannot be checked; it is taken as it is");
-                return Ok(());
+        // A child that lacks descriptors or memory misses what is there: only what is missed twice is missing.
+        for attempt in 1.. {
+            let missing = match remote::missing(&self.site.git, &self.site.dir, &tips).await {
+                Ok(missing) => missing,
+                // No reason to give a mirror up, and one to look at its files.
+                Err(error) => {
+                    tracing::warn!(%error, "the mirror on the disk cannot be checked; it is taken as it is");
+                    self.site.integrity.doubt(&self.site.id, &error.to_string());
+                    return Ok(());
+                }
+            };
+            match missing.iter().next() {
+                None => return Ok(()),
+                Some(oid) if attempt > 1 => {
+                    return Err(format!("{} objects are missing, such as {oid}", missing.len()));
+                }
+                Some(_) => {}
             }
-        };
-        missing
-            .iter()
-            .next()
-            .map_or(Ok(()), |oid| Err(format!("{} objects are missing, such as {oid}", missing.len())))
+        }
+        Ok(())
     }
 }
 
-/// The refs of the mirror at `dir`; `None` where there is no mirror.
+/// The refs of the mirror at `dir`; `None` where there is no mirror. Its configuration is made what it should be: an older
+/// agent wrote another one, and git fails on a damaged one.
 fn read_mirror(dir: &Path) -> Result<Option<RefSet>, RefsError> {
     if !dir.exists() {
         return Ok(None);
     }
-    let config = fs::read_to_string(dir.join("config")).unwrap_or_default();
-    let sha256 = config.to_ascii_lowercase().contains("objectformat = sha256");
-    let format = if sha256 { ObjectFormat::Sha256 } else { ObjectFormat::Sha1 };
+    let path = dir.join("config");
+    let config = fs::read(&path).unwrap_or_default();
+    let format = RefSet::format_at(dir).unwrap_or_else(|| {
+        let sha256 = config.to_ascii_lowercase().contains_str("objectformat = sha256");
+        if sha256 { ObjectFormat::Sha256 } else { ObjectFormat::Sha1 }
+    });
+    let expected = remote::config(format).as_bytes();
+    if config != expected {
+        files::replace(&path, expected).map_err(|source| RefsError::Io { path, source })?;
+    }
     RefSet::read(dir, format).map(Some)
 }

@@ -265,6 +265,9 @@ impl Publishing {
             Err(error) => {
                 self.failures += 1;
                 tracing::warn!(%error, failures = self.failures, "publishing failed; it will be retried");
+                if let CheckpointError::Git(error) = &error {
+                    self.site.doubt(error);
+                }
                 self.trouble = Some(trouble(&error));
                 retry_delay(self.failures, rand::random())
             }

@@ -21,25 +21,6 @@ impl Task {
         let _ = reply.send(result);
     }
 
-    /// Takes the data out of service, whole, and brings the mirror anew: restored if the store has it, else cloned.
-    /// Requests go to a peer or to the upstream meanwhile. Whoever waits goes on waiting.
-    pub(super) fn damaged(&mut self, reason: &str) {
-        if self.stored.take().is_none() {
-            return;
-        }
-        tracing::warn!(reason, "the mirror on the disk is damaged; it will be made anew");
-        let aside = self.site.disk.aside(&self.site.dir).unwrap_or_else(|error| {
-            // What replaces it moves it away once more.
-            tracing::warn!(%error, "the damaged mirror cannot be moved away");
-            None
-        });
-        let urgency = self.urgency;
-        self.vacated(aside);
-        self.urgency = urgency;
-        self.publish();
-        self.want();
-    }
-
     fn leave(&mut self) -> Result<u64, EvictError> {
         let working = self.fetches.is_running() || self.publishing.restores.is_running();
         if self.stored.is_none() && !working {
@@ -78,7 +59,7 @@ impl Task {
 
     /// Forgets all that was known of the data, which are gone or lie `aside`, and removes those. Nothing is wanted then,
     /// and what worked on them has ended.
-    fn vacated(&mut self, aside: Option<PathBuf>) {
+    pub(super) fn vacated(&mut self, aside: Option<PathBuf>) {
         self.wanted = false;
         self.life = Life { suspended: self.settings.suspend, ..Life::default() };
         (self.timer, self.bytes, self.urgency) = (None, 0, Priority::Background);

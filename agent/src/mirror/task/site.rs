@@ -6,9 +6,9 @@ use tarn_crds::repo::RepoId;
 use tokio::sync::{Mutex, watch};
 
 use crate::{
-    git::Git,
+    git::{Git, GitError, stderr::FailureKind},
     metrics::Metrics,
-    mirror::{disk::Disk, services::Services},
+    mirror::{disk::Disk, integrity::Integrity, services::Services},
 };
 
 /// See the module. Nothing in it is one machine's own.
@@ -19,6 +19,7 @@ pub(super) struct Site {
     pub(super) git: Git,
     pub(super) disk: Arc<Disk>,
     pub(super) metrics: Metrics,
+    pub(super) integrity: Integrity,
     /// Held by whoever must not see packs disappear.
     pub(super) packs: Arc<Mutex<()>>,
     /// The latest progress line of a clone, fetch or restore.
@@ -33,8 +34,16 @@ impl Site {
             git: services.git.clone(),
             disk: services.disk.clone(),
             metrics: services.metrics.clone(),
+            integrity: services.integrity.clone(),
             packs: Arc::default(),
             progress: Arc::new(watch::Sender::new(None)),
+        }
+    }
+
+    /// A command that works on the mirror alone has failed: unless that was for want of room, its files are examined.
+    pub(super) fn doubt(&self, error: &GitError) {
+        if error.kind() != FailureKind::Disk {
+            self.integrity.doubt(&self.id, &error.to_string());
         }
     }
 }

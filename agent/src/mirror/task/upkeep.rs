@@ -138,6 +138,7 @@ impl Upkeep {
             (Ok(_), _) => true,
             (Err(error), _) => {
                 tracing::warn!(%error, ?chore, "upkeep failed; it will be tried again");
+                self.site.doubt(&error);
                 self.facts.failed = Some(Instant::now());
                 self.facts.repacked = self.facts.repacked.filter(|_| chore != Chore::Repack);
                 false

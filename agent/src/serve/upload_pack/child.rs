@@ -26,8 +26,9 @@ impl ObjectsWanted {
         };
         let job = self.job(&view).await;
         let spooled = job.spool(&self.serving.git, file, |length| growth.grown(length)).await;
-        spooled.map_err(|error| {
+        spooled.inspect(|length| self.mirror.made(*length)).map_err(|error| {
             tracing::warn!(repo = %self.mirror.id(), kind = ?error.kind(), %error, "upload-pack failed");
+            self.mirror.doubt(&error.to_string());
             error.into()
         })
     }

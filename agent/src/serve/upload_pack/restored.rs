@@ -46,6 +46,7 @@ impl ObjectsWanted {
         });
         // It may have gone meanwhile, its objects into another.
         let (length, file) = opened.await.ok()?;
+        self.mirror.made(length);
         self.serving.metrics.pack_lookups.get_or_create(&Lookup::PACK).inc();
         let reading = self.reading.clone();
         let framed = read_file(file, length).map_ok(|chunk| sideband::data(&chunk));
