@@ -104,7 +104,8 @@ pub async fn run(
     window: u32,
     stopping: CancellationToken,
 ) {
-    let mut book = Book { popularity, store, agent, window: window.min(KEPT), days: BTreeMap::new() };
+    let (days, pending) = (BTreeMap::new(), BTreeMap::new());
+    let mut book = Book { popularity, store, agent, window: window.min(KEPT), days, pending };
     tokio::select! {
         () = book.keep() => {}
         () = stopping.cancelled() => {}
@@ -123,6 +124,8 @@ struct Book {
     window: u32,
     /// What the store has, or is to have next, of the days that are still written.
     days: BTreeMap<Date, Day>,
+    /// What has been counted and is not known to be written: it outlives a write that is given up.
+    pending: BTreeMap<Date, Day>,
 }
 
 impl Book {
@@ -151,15 +154,19 @@ impl Book {
 
     /// Writes the days that something was counted on. What fails is written the next time.
     async fn save(&mut self) {
-        let counted = mem::take(&mut *self.popularity.counted());
-        for (date, day) in counted {
-            if let Err(error) = self.write(date, day.clone()).await {
-                tracing::warn!(%error, "cannot write how often mirrors were cloned; trying again later");
-                self.popularity.counted().entry(date).or_default().add(day);
+        for (date, day) in mem::take(&mut *self.popularity.counted()) {
+            self.pending.entry(date).or_default().add(day);
+        }
+        for (date, day) in self.pending.clone() {
+            match self.write(date, day).await {
+                Ok(()) => drop(self.pending.remove(&date)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot write how often mirrors were cloned; trying again later");
+                }
             }
         }
         let oldest = today().saturating_sub(i64::from(self.window).days());
-        self.popularity.counted().retain(|date, _| *date > oldest);
+        self.pending.retain(|date, _| *date > oldest);
         let yesterday = today().saturating_sub(1.day());
         self.days.retain(|date, _| *date >= yesterday);
     }
@@ -178,6 +185,8 @@ impl Book {
                 Err(error) => return Err(error),
             },
         };
+        // Known from now on: if the write is given up after it has arrived, the next one says the same.
+        self.days.insert(date, day.clone());
         day.add(counted);
         self.store.put(&key, day.to_json().into(), PutMode::Overwrite).await?;
         self.days.insert(date, day);
@@ -252,6 +261,7 @@ fn name(agent: &str) -> String {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use futures_util::FutureExt;
 
     use super::*;
     use crate::store::{S3Options, StoreLocation, open};
@@ -280,6 +290,7 @@ mod tests {
                 agent: agent.to_owned(),
                 window: WINDOW,
                 days: BTreeMap::new(),
+                pending: BTreeMap::new(),
             }
         }
     }
@@ -302,6 +313,17 @@ mod tests {
         assert_eq!(totals.of(&id("x")), Uses { clones: 4, fetches: 0, snapshots: 1 });
         other.popularity.know(totals);
         assert_eq!(other.popularity.of(&id("y")).fetches, 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_save_that_is_given_up_had_taken_is_counted_once() {
+        let scene = Scene::new();
+        let mut book = scene.book("a");
+        book.popularity.count(&id("x"), Taken::Clone);
+        assert!(book.save().now_or_never().is_none(), "it waits for the store");
+        book.popularity.count(&id("x"), Taken::Clone);
+        book.save().await;
+        assert_eq!(book.sum().await.unwrap().of(&id("x")).clones, 2);
     }
 
     #[tokio::test]

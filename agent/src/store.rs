@@ -16,10 +16,10 @@
 //!
 //! A key that continues another one's (`a` and `a/b`) is not to be written: a directory cannot hold both.
 
+pub mod clock;
 pub mod dir;
 pub mod s3;
 pub mod probe;
-pub mod clock;
 
 use std::{
     fmt, io,

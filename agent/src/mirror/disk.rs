@@ -226,21 +226,29 @@ impl Disk {
         self.root.join("staging").join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
-    /// Puts the finished `staged` in place of what is at `path`, if anything. The old one, moved aside,
-    /// is removed.
+    /// Puts the finished `staged` in place of what is at `path`, if anything. The old one is moved aside, and removed
+    /// only once the new one is there: that takes minutes for 100 GB. If it cannot be removed, the next start does.
     ///
     /// # Errors
-    /// The rename fails; then the old one is still there, or nothing is.
+    /// The rename fails; then the old one is in its place again.
     pub fn publish(&self, staged: &Path, path: &Path) -> io::Result<()> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        self.discard(path)?;
-        fs::rename(staged, path)?;
-        match path.parent() {
-            Some(parent) => fs::File::open(parent)?.sync_all(),
-            None => Ok(()),
+        let old = self.aside(path)?;
+        if let Err(error) = fs::rename(staged, path) {
+            if let Some(old) = &old {
+                fs::rename(old, path)?;
+            }
+            return Err(error);
         }
+        if let Some(parent) = path.parent() {
+            fs::File::open(parent)?.sync_all()?;
+        }
+        if let Some(Err(error)) = old.map(fs::remove_dir_all) {
+            tracing::warn!(%error, "what a new directory has replaced is removed at the next start");
+        }
+        Ok(())
     }
 
     /// Removes the directory at `path`, at once for all who look: it is moved aside first.
@@ -510,5 +518,16 @@ mod tests {
             assert_eq!(fs::read_to_string(place.join("x")).unwrap(), content);
         }
         assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let place = dir.path().join("mirrors/h/r.git");
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("x"), "old").unwrap();
+        disk.publish(&dir.path().join("staging/nothing"), &place).unwrap_err();
+        assert_eq!(fs::read_to_string(place.join("x")).unwrap(), "old");
     }
 }

@@ -256,8 +256,12 @@ impl S3Store {
             })
         };
         let objects = answer.contents().iter().filter_map(known).collect();
-        let more = answer.is_truncated().unwrap_or_default();
-        Ok(Page { objects, next: answer.next_continuation_token.filter(|_| more) })
+        match (answer.is_truncated().unwrap_or_default(), answer.next_continuation_token) {
+            (false, _) => Ok(Page { objects, next: None }),
+            (true, Some(next)) => Ok(Page { objects, next: Some(next) }),
+            // What is missing would be taken for not there.
+            (true, None) => Err(StoreError::Failed("it does not say where a list continues".into())),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use super::{S3Store, client, errors, errors::Asked, timestamp};
 use crate::{
     files::blocking,
-    store::{PutMode, Store, StoreError, check_prefix},
+    store::{PutMode, Store, StoreError, check_prefix, clock::store_clock},
 };
 
 /// Files up to this length are sent whole.
@@ -145,10 +145,10 @@ impl Drop for Upload<'_> {
     }
 }
 
-/// Aborts the uploads below `prefix` that began longer ago than `age`. Returns how many.
+/// Aborts the uploads below `prefix` that began longer ago than `age`, by the store's clock. Returns how many.
 pub(super) async fn abort_old(store: &S3Store, prefix: &str, age: Duration) -> Result<usize, StoreError> {
     check_prefix(prefix)?;
-    let before = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::MIN);
+    let mut before = None;
     let (client, bucket) = (store.client().await, store.bucket());
     let below = format!("{}{prefix}", store.shared.config.prefix);
     let (mut keys, mut ids, mut aborted) = (None, None, 0);
@@ -157,6 +157,15 @@ pub(super) async fn abort_old(store: &S3Store, prefix: &str, age: Duration) -> R
         let request = request.set_key_marker(keys).set_upload_id_marker(ids);
         let page = Box::pin(request.send()).await;
         let page = page.map_err(|error| errors::read(&error, store.target(prefix, Asked::Whatever)))?;
+        let before = match before {
+            Some(before) => before,
+            // The clock costs a write.
+            None if page.uploads().is_empty() => Timestamp::MIN,
+            None => {
+                let now = store_clock(store).await?;
+                *before.insert(now.checked_sub(age).unwrap_or(Timestamp::MIN))
+            }
+        };
         for upload in page.uploads() {
             let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else { continue };
             // One without a time is not known to be old.
@@ -167,8 +176,11 @@ pub(super) async fn abort_old(store: &S3Store, prefix: &str, age: Duration) -> R
                 aborted += 1;
             }
         }
-        if !page.is_truncated().unwrap_or_default() || page.next_key_marker.is_none() {
+        if !page.is_truncated().unwrap_or_default() {
             return Ok(aborted);
+        }
+        if page.next_key_marker.is_none() {
+            return Err(StoreError::Failed("it does not say where the list of uploads continues".into()));
         }
         (keys, ids) = (page.next_key_marker, page.next_upload_id_marker);
     }
