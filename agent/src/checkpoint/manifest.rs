@@ -122,7 +122,7 @@ pub struct Refs {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pack {
-    /// BLAKE3 of the pack: the name of all its files.
+    /// The name of all its files: see [`Pack::name_of`]. Whoever reads it only compares it.
     pub name: Digest,
     /// How many objects it has.
     pub objects: u64,
@@ -133,6 +133,14 @@ pub struct Pack {
 }
 
 impl Pack {
+    /// What files are called that belong together: BLAKE3 of the digests of all their blocks. So equal packs whose
+    /// indexes or bitmaps differ, as those of two git versions do, have different names, and neither agent writes over
+    /// what the other one's manifest names.
+    pub fn name_of(files: &[File]) -> Digest {
+        let blocks = files.iter().flat_map(|file| &file.blocks);
+        Digest::of(blocks.map(Digest::to_string).collect::<String>().as_bytes())
+    }
+
     /// The length of its files in bytes.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
@@ -393,6 +401,16 @@ mod tests {
         assert!(other.unwrap_err().to_string().contains("another generation"));
         assert!(Manifest::parse(b"", Generation(7)).is_err());
         assert!(Manifest::parse(b"{}", Generation(7)).is_err());
+    }
+
+    #[test]
+    fn equal_packs_with_other_indexes_have_other_names() {
+        let files = pack(None).files;
+        let mut other = files.clone();
+        other[1].blocks = vec![Digest::of(b"another git's")];
+        assert_eq!(files[0], other[0]);
+        assert_ne!(Pack::name_of(&files), Pack::name_of(&other));
+        assert_eq!(Pack::name_of(&files), Pack::name_of(&files.clone()));
     }
 
     #[test]

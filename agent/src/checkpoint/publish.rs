@@ -257,9 +257,7 @@ impl Publish {
             let (bytes, blocks) = blocking(move || digest_file(&path)).await?;
             files.push(File { kind, bytes, blocks });
         }
-        // Named by what it holds: two agents may pack the same objects differently.
-        let blocks = files.iter().filter(|file| file.kind == FileKind::Pack).flat_map(|file| &file.blocks);
-        let name = Digest::of(blocks.map(Digest::to_string).collect::<String>().as_bytes());
+        let name = Pack::name_of(&files);
         for file in &files {
             let key = self.lineage.keys.file(name, file.kind);
             self.lineage.store.put_file(&key, &path.with_extension(file.kind.extension())).await?;
