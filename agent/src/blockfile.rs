@@ -2,7 +2,9 @@
 //!
 //! A [`BlockFile`] is the file with room for the whole object; [`BlockFile::start`] makes it a running
 //! [`Download`], whose [`Reader`]s wait only for the block they need. Invariants:
-//! - No reader gets a byte of a block that has not been hashed and found right.
+//! - No reader gets a byte of a block that has not been hashed and found right: as it arrives, and again, from the
+//!   disk, by those who read it later.
+//! - A file that nobody reads or writes holds no descriptor.
 //! - Each block is fetched once, however many read it, and again only if that failed.
 //! - A reader that leaves ends nothing. The download ends when its last handle goes.
 //! - Memory is bounded: a quarter of a MiB and a chunk of the store's for each request in flight, no whole block.
@@ -13,11 +15,12 @@ mod layout;
 mod plan;
 mod reader;
 mod transfer;
+mod opened;
 
 use std::{
     fs, io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -28,6 +31,7 @@ use tokio::{
 };
 
 use crate::store::{SharedStore, StoreError, Version};
+use opened::Opened;
 
 pub use digest::{BadDigest, Digest, digest_file};
 pub use download::{Download, Options};
@@ -88,6 +92,14 @@ pub enum BlockFileError {
         /// What the operating system said.
         source: Arc<io::Error>,
     },
+    /// What is on this disk is no longer what was written there.
+    #[error("block {block} of {} is damaged on this disk", path.display())]
+    Spoilt {
+        /// The file.
+        path: Arc<Path>,
+        /// The block.
+        block: usize,
+    },
     /// A range to be read does not lie in the object.
     #[error("bytes {start} to {end} do not lie within {bytes} bytes")]
     Range {
@@ -135,17 +147,23 @@ impl BlockFileError {
                 | StoreError::Failed(_) => Blame::Store,
             },
             Self::Length { .. } | Self::Digest { .. } | Self::Digests { .. } => Blame::Object,
-            Self::Disk { .. } => Blame::Disk,
+            Self::Disk { .. } | Self::Spoilt { .. } => Blame::Disk,
             Self::Range { .. } | Self::GivenUp => Blame::Caller,
         }
+    }
+
+    /// Whether it says that the file is no longer there.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Disk { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
     /// The block that failed, where it was one.
     pub fn block(&self) -> Option<usize> {
         match self {
-            Self::Store { block, .. } | Self::Length { block, .. } | Self::Digest { block, .. } => {
-                Some(*block)
-            }
+            Self::Store { block, .. }
+            | Self::Length { block, .. }
+            | Self::Digest { block, .. }
+            | Self::Spoilt { block, .. } => Some(*block),
             Self::Digests { .. } | Self::Disk { .. } | Self::Range { .. } | Self::GivenUp => None,
         }
     }
@@ -193,8 +211,8 @@ impl BlockFile {
                 _ => {}
             }
             let disk = Disk::open(&path, OnDisk::New)?;
-            let made = disk.reserve(bytes).and_then(|()| Self::new(&disk, layout, digests, State::default()));
-            made.inspect_err(|_| drop(fs::remove_file(&path)))
+            disk.reserve(bytes).inspect_err(|_| drop(fs::remove_file(&path)))?;
+            Ok(Self::new(&disk, layout, digests, State::default()))
         })
         .await
     }
@@ -216,12 +234,13 @@ impl BlockFile {
                     state.add(layout, block);
                 }
             }
-            Self::new(&disk, layout, digests, state)
+            Ok(Self::new(&disk, layout, digests, state))
         })
         .await
     }
 
-    /// A reader of a file that is known to be whole: just written and hashed, say. Nothing is checked but its length.
+    /// A reader of a file that is known to be whole: just written and hashed, say. Its length is checked here, and
+    /// each block when it is read.
     pub async fn whole(path: &Path, bytes: u64, digests: Vec<Digest>) -> Result<Reader, BlockFileError> {
         let layout = layout_for(bytes, &digests)?;
         let path: Arc<Path> = path.into();
@@ -234,7 +253,7 @@ impl BlockFile {
             }
             let mut state = State { end: Some(Ok(())), ..State::default() };
             (0..layout.count()).for_each(|block| state.add(layout, block));
-            Ok(Reader::new(Self::new(&disk, layout, digests, state)?.shared))
+            Ok(Reader::new(Self::new(&disk, layout, digests, state).shared))
         })
         .await
     }
@@ -254,25 +273,18 @@ impl BlockFile {
         Download::start(self.shared, self.disk, source, options)
     }
 
-    fn new(
-        disk: &Disk,
-        layout: Layout,
-        digests: Vec<Digest>,
-        mut state: State,
-    ) -> Result<Self, BlockFileError> {
+    fn new(disk: &Disk, layout: Layout, digests: Vec<Digest>, mut state: State) -> Self {
         state.there.resize(layout.count(), false);
-        // Readers have a file of their own: they may outlive the download, and must not keep its lock.
-        let file = fs::File::open(&disk.path).map_err(|error| disk_error("open", &disk.path, error))?;
         let shared = Shared {
             path: disk.path.clone(),
-            file: Arc::new(file),
+            opened: Mutex::default(),
             layout,
             digests,
             state: watch::Sender::new(state),
             readers: Mutex::default(),
             arrived: Notify::new(),
         };
-        Ok(Self { shared: Arc::new(shared), disk: disk.clone() })
+        Self { shared: Arc::new(shared), disk: disk.clone() }
     }
 }
 
@@ -341,7 +353,7 @@ impl Disk {
 #[derive(Debug)]
 struct Shared {
     path: Arc<Path>,
-    file: Arc<fs::File>,
+    opened: Mutex<Weak<Opened>>,
     layout: Layout,
     digests: Vec<Digest>,
     state: watch::Sender<State>,
@@ -367,6 +379,8 @@ struct State {
     there: Vec<bool>,
     verified: u64,
     end: Option<Result<(), BlockFileError>>,
+    /// What a reader has found wrong with the file on the disk.
+    spoilt: Option<BlockFileError>,
 }
 
 impl State {

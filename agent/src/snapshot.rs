@@ -12,6 +12,7 @@
 
 pub mod manifest;
 pub mod archive;
+mod worktree;
 pub mod build;
 pub mod shelf;
 
@@ -61,6 +62,14 @@ pub enum SnapshotError {
         /// Bytes there are.
         free: u64,
     },
+    /// The worktree would not fit, or is a bomb.
+    #[error("no snapshot is made of {commit}: its worktree has more than {limit} files and directories")]
+    TooManyFiles {
+        /// The commit.
+        commit: String,
+        /// How many there may be.
+        limit: u64,
+    },
     /// The build was given up.
     #[error("the snapshot is no longer wanted")]
     GivenUp,
@@ -74,7 +83,10 @@ impl SnapshotError {
             Self::Store(StoreError::Denied(_)) => Reason::StoreDenied,
             Self::Store(StoreError::Local { .. }) | Self::Disk(_) | Self::NoRoom { .. } => Reason::DiskFull,
             Self::Store(_) => Reason::StoreError,
-            Self::Damaged { .. } | Self::Mirror(_) => Reason::VerificationFailed,
+            Self::Damaged { .. } | Self::Mirror(_) | Self::Download(BlockFileError::Spoilt { .. }) => {
+                Reason::VerificationFailed
+            }
+            Self::TooManyFiles { .. } => Reason::WorktreeTooLarge,
             Self::Git(error) => error.kind().reason(),
             Self::Download(error) => match (error.blame(), error) {
                 (Blame::Object, _) => Reason::VerificationFailed,

@@ -3,6 +3,7 @@
 mod build;
 mod bundle;
 mod cold;
+mod damage;
 mod serve;
 mod share;
 

@@ -6,18 +6,37 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
-use super::{BlockFileError, Progress, Shared, State, disk_error};
+use super::{BlockFileError, Opened, Progress, Shared, State, disk_error};
 use crate::spool;
 
-/// Reads an object while it is downloaded, and afterwards. Cheap to clone; keeps no download alive.
+/// Reads an object while it is downloaded, and afterwards. Cheap to clone; keeps no download alive, and no file open.
 #[derive(Clone, Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
+    opened: Option<Arc<Opened>>,
 }
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, opened: None }
+    }
+
+    /// One that keeps the file open: it reads on whatever becomes of the file's name.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub async fn opened(&self) -> Result<Self, BlockFileError> {
+        Ok(Self { shared: self.shared.clone(), opened: Some(self.shared.open().await?) })
+    }
+
+    /// Waits until somebody who reads finds that the file is not what was written; for ever where nobody does.
+    pub async fn spoilt(&self) -> BlockFileError {
+        let mut state = self.shared.state.subscribe();
+        let spoilt = state.wait_for(|state| state.spoilt.is_some()).await;
+        match spoilt.ok().and_then(|state| state.spoilt.clone()) {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
     }
 
     /// How much is here.
@@ -49,7 +68,8 @@ impl Reader {
         let last = range.end.checked_sub(1).and_then(|last| layout.containing(last)).unwrap_or(0);
         let place = layout.containing(range.start).filter(|_| !range.is_empty());
         let place = place.map(|block| Place::arrive(&self.shared, block, last));
-        let cursor = Cursor { state: self.shared.state.subscribe(), place, range };
+        let opened = self.opened.clone();
+        let cursor = Cursor { state: self.shared.state.subscribe(), place, opened, range };
         stream::try_unfold(cursor, |mut cursor| async move {
             Ok(cursor.next().await?.map(|chunk| (chunk, cursor)))
         })
@@ -61,6 +81,8 @@ struct Cursor {
     state: watch::Receiver<State>,
     /// `None` where nothing is left to read.
     place: Option<Place>,
+    /// Open from the first byte to the last.
+    opened: Option<Arc<Opened>>,
     range: Range<u64>,
 }
 
@@ -77,11 +99,17 @@ impl Cursor {
             }
         }
         let shared = &place.shared;
+        let opened = match &self.opened {
+            Some(opened) => opened,
+            None => self.opened.insert(shared.open().await?),
+        };
+        shared.check(opened, block).await?;
         let block_end = shared.layout.range(block).end;
         let left = self.range.end.min(block_end).saturating_sub(self.range.start);
         let wanted = usize::try_from(left).unwrap_or(spool::CHUNK).min(spool::CHUNK);
-        let read = spool::read_at(&shared.file, self.range.start, wanted).await;
-        let chunk = read.map_err(|error| disk_error("read", &shared.path, error))?;
+        let read = spool::read_at(&opened.file, self.range.start, wanted).await;
+        let chunk = read.map_err(|error| disk_error("read", &shared.path, error));
+        let chunk = chunk.inspect_err(|error| shared.spoil(error))?;
         self.range.start += u64::try_from(chunk.len()).unwrap_or(0);
         if self.range.is_empty() {
             self.place = None;

@@ -589,3 +589,51 @@ async fn nothing_shares_the_line_with_the_first_bytes_but_what_others_wait_for()
     assert_eq!(first.try_collect::<Vec<_>>().await.unwrap().concat(), remote.content[..1]);
     download.wait().await.unwrap();
 }
+
+/// Whether this process has the file at `path` open.
+fn is_open(path: &Path) -> bool {
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    open.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| target == path)
+}
+
+#[tokio::test]
+async fn a_file_that_nobody_reads_holds_no_descriptor() {
+    let remote = Remote::new(BYTES, |_, _| Fault::None);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.pack");
+    let download = remote.create(&dir).await.start(remote.source(), hasty());
+    let reader = download.reader();
+    download.wait().await.unwrap();
+    until(|| !is_open(&path)).await;
+    let opened = reader.opened().await.unwrap();
+    assert!(is_open(&path));
+    // Whoever has it open reads on when the name is gone.
+    fs::remove_file(&path).unwrap();
+    assert!(read(&opened, 0..BYTES).await.unwrap() == remote.content);
+    drop(opened);
+    let gone = read(&reader, 0..1).await.unwrap_err();
+    assert_eq!(gone.blame(), Blame::Disk);
+    assert!(matches!(reader.spoilt().await, BlockFileError::Disk { .. }));
+}
+
+#[tokio::test]
+async fn what_rots_on_the_disk_is_never_read() {
+    let remote = Remote::new(BYTES, |_, _| Fault::None);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.pack");
+    let download = remote.create(&dir).await.start(remote.source(), hasty());
+    download.wait().await.unwrap();
+    let reader = download.reader();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"rot", SMALL_UNTIL + LARGE / 2).unwrap();
+    let rotten = Layout::new(BYTES).containing(SMALL_UNTIL);
+    assert!(read(&reader, 0..SMALL_UNTIL).await.unwrap() == remote.content[size(0..SMALL_UNTIL)]);
+    let error = read(&reader, SMALL_UNTIL..SMALL_UNTIL + 1).await.unwrap_err();
+    assert!(matches!(error, BlockFileError::Spoilt { .. }) && error.block() == rotten, "{error}");
+    assert_eq!(reader.spoilt().await.block(), rotten);
+    // And so is what is cut short.
+    let whole = BlockFile::whole(&path, BYTES, remote.digests()).await.unwrap();
+    file.set_len(BYTES - 1).unwrap();
+    assert_eq!(read(&whole, BYTES - 2..BYTES).await.unwrap_err().blame(), Blame::Disk);
+    whole.spoilt().await;
+}

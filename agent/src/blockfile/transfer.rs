@@ -154,6 +154,7 @@ fn may_heal(error: &BlockFileError) -> bool {
         BlockFileError::Length { .. } | BlockFileError::Digest { .. } => true,
         BlockFileError::Digests { .. }
         | BlockFileError::Disk { .. }
+        | BlockFileError::Spoilt { .. }
         | BlockFileError::Range { .. }
         | BlockFileError::GivenUp => false,
     }

@@ -69,6 +69,15 @@ pub enum Doing {
     Idle,
     /// None is coming: the upstream's `HEAD` leads to no commit, or the mirror is suspended.
     Nothing,
+    /// None is coming of this `HEAD`: its worktree is too large.
+    TooLarge,
+}
+
+impl Doing {
+    /// Whether no snapshot will come of what is there now.
+    fn is_never(self) -> bool {
+        matches!(self, Self::Nothing | Self::TooLarge)
+    }
 }
 
 /// A snapshot to read. While it is read, its download goes on.
@@ -99,6 +108,8 @@ pub enum Unready {
 /// What requests ask of the keeper.
 enum Message {
     Open(oneshot::Sender<Result<Offer, Unready>>),
+    /// Somebody wants a snapshot: the store is asked for a newer one, if that is due. Answered once that has begun.
+    Want(oneshot::Sender<()>),
     /// Take the archive off the disk, if the store has it; answers with its bytes.
     Evict(oneshot::Sender<u64>),
 }
@@ -160,10 +171,14 @@ impl Snapshots {
     /// # Errors
     /// There is none yet, or never.
     pub async fn known(&self, patience: Duration) -> Result<Arc<Snapshot>, Unready> {
+        let (begun, asked) = oneshot::channel();
         let mut view = self.view.clone();
+        if self.messages.try_send(Message::Want(begun)).is_ok() && view.borrow().known.is_none() {
+            let _ = timeout(FIND, asked).await;
+        }
         let found = view.wait_for(|view| view.known.is_some() || view.doing != Doing::Finding);
         let _ = timeout(patience.max(FIND), found).await;
-        let told = view.wait_for(|view| view.known.is_some() || view.doing == Doing::Nothing);
+        let told = view.wait_for(|view| view.known.is_some() || view.doing.is_never());
         let _ = timeout(patience, told).await;
         let view = self.view();
         view.known.clone().ok_or_else(|| missing(&view))
@@ -186,6 +201,9 @@ impl Snapshots {
 fn missing(view: &SnapshotView) -> Unready {
     let coming = |text: &str| Unready::Coming(text.to_owned());
     match (&view.trouble, view.doing) {
+        (_, Doing::TooLarge) => {
+            Unready::Never("the worktree has more files than a snapshot may have: clone the repository")
+        }
         (_, Doing::Nothing) => Unready::Never("the repository has no commit to make a snapshot of"),
         (Some(trouble), _) => Unready::Coming(format!("{}: {}", trouble.reason, trouble.message)),
         (None, Doing::Building) => coming("the first snapshot is being built"),

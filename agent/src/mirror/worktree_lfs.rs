@@ -173,8 +173,23 @@ impl Keeper {
                 snapshots.known.as_ref().map(|known| known.commit.clone())
             };
             let Some(commit) = wanted.filter(|wanted| done.as_ref() != Some(wanted)) else {
-                if self.snapshots.changed().await.is_err() {
-                    return;
+                let held = match &*self.out.borrow() {
+                    State::Held(held) => Some(held.reader.clone()),
+                    _ => None,
+                };
+                let spoilt = async {
+                    match held {
+                        Some(reader) => reader.spoilt().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    changed = self.snapshots.changed() => if changed.is_err() { return },
+                    error = spoilt => {
+                        tracing::warn!(%error, "an archive of LFS objects is damaged on this disk; it is made again");
+                        self.out.send_replace(State::Coming("the LFS objects are gathered again".into()));
+                        done = None;
+                    }
                 }
                 continue;
             };

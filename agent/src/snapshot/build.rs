@@ -24,6 +24,7 @@ use super::{
     SnapshotError,
     archive::{self, Unwanted},
     manifest::Snapshot,
+    worktree::{self, Measured},
 };
 use crate::{
     blockfile::digest_file,
@@ -34,6 +35,9 @@ use crate::{
 
 /// A checkout of gigabytes on a slow disk takes minutes.
 const LIMIT: Duration = Duration::from_secs(3600);
+
+/// The most files and directories that a worktree has: the largest that people check out whole have half a million.
+const MAX_FILES: u64 = 2_000_000;
 
 /// How much older than now files are at least, and how much younger than they the index is: more than the two
 /// seconds within which git mistrusts equal times, on file systems with coarse clocks too.
@@ -69,7 +73,7 @@ impl Build {
     /// Git fails, or the disk.
     pub async fn run(self) -> Result<Option<(PathBuf, Snapshot)>, SnapshotError> {
         let Some(commit) = self.refs.head_oid() else { return Ok(None) };
-        self.check_room().await?;
+        self.check_room(commit).await?;
         let (tree, archive) = (self.work.join("tree"), self.work.join("archive"));
         let dot_git = tree.join(".git");
         self.link(&dot_git).await?;
@@ -77,7 +81,7 @@ impl Build {
         let command =
             |verb: &'static str| self.git.command(verb).git_dir(&dot_git).env("GIT_WORK_TREE", &tree);
         command("read-tree").args(["--reset", "-u", "HEAD"]).run(LIMIT).await?;
-        let time = commit_time(command("show"), commit).await?;
+        let time = commit_time(command("log"), commit).await?;
         let time = time.min(Timestamp::now().as_second() - APART).max(0);
         let (worktree, index) = (tree.clone(), dot_git.join("index"));
         blocking(move || {
@@ -107,14 +111,33 @@ impl Build {
         Ok(Some((archive, Snapshot::new(commit, branch, self.time, writer, blocks))))
     }
 
-    /// Whether the disk has room for the archive, which is about as large as the packs, and as much again for the
-    /// worktree: a mirror that cannot fetch because its snapshot fills the disk would be worse off than without.
-    async fn check_room(&self) -> Result<(), SnapshotError> {
+    /// Whether the disk has room for the archive, which is about as large as the packs, and for the worktree, which is
+    /// walked for that: a mirror that cannot fetch because its snapshot fills the disk would be worse off than without,
+    /// and a few kB of trees can name more files than any disk has.
+    async fn check_room(&self, commit: Oid) -> Result<(), SnapshotError> {
         let dir = self.dir.clone();
         let stat = move || rustix::fs::statvfs(&dir).map_err(io::Error::from);
         let stat = blocking(stat).await?;
-        let (needed, free) = (self.bytes.saturating_mul(2), stat.f_bavail.saturating_mul(stat.f_frsize));
-        if free < needed { Err(SnapshotError::NoRoom { needed, free }) } else { Ok(()) }
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let enough =
+            |needed| if free < needed { Err(SnapshotError::NoRoom { needed, free }) } else { Ok(()) };
+        enough(self.bytes.saturating_mul(2))?;
+        // Not every file system counts them.
+        let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+        let most = MAX_FILES.min(inodes / 2);
+        let tree = self.git.command("ls-tree").git_dir(&self.dir).args(["-r", "-t", "-z", "--long"]);
+        // A twentieth stays free, so that nothing else has to leave for it.
+        let room =
+            free.saturating_sub(self.bytes).saturating_sub(stat.f_blocks.saturating_mul(stat.f_frsize) / 20);
+        match worktree::measure(tree.arg(commit.to_hex()), most, room).await? {
+            Measured::Fits => Ok(()),
+            Measured::TooManyFiles => {
+                Err(SnapshotError::TooManyFiles { commit: commit.to_hex(), limit: most })
+            }
+            Measured::TooManyBytes(bytes) => {
+                Err(SnapshotError::NoRoom { needed: bytes.saturating_add(self.bytes), free })
+            }
+        }
     }
 
     /// Whether the files that were linked are as git wrote them: they go into the archive as they are, and no client
@@ -214,7 +237,8 @@ fn quoted(text: &[u8]) -> Vec<u8> {
 }
 
 async fn commit_time(command: Command, commit: Oid) -> Result<i64, SnapshotError> {
-    let shown = command.args(["-s", "--format=%ct"]).arg(commit.to_hex()).run(LIMIT).await?;
+    // Not `show`, which compares the whole tree with the parent's, even where it is to print none of it.
+    let shown = command.args(["-1", "--format=%ct"]).arg(commit.to_hex()).run(LIMIT).await?;
     // A commit may claim any time; one that makes no sense counts as the oldest.
     Ok(shown.stdout.to_str_lossy().trim().parse().unwrap_or(0))
 }

@@ -1,9 +1,14 @@
 //! The poison cycle, broken: what is damaged in the store is passed over, and never comes back.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tarn_agent::checkpoint::{lineage::Lineage, manifest::Keys, retain};
+use tarn_agent::store::{PutMode, SharedStore, dir::DirStore};
+use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::Agent;
 
 use super::{Kind, Stage, on_both_stores, packs};
@@ -182,5 +187,25 @@ async fn expect_new_base(stage: &Stage, generation: u64) -> Result<()> {
     stage.expect_clone(&second, "clone").await?;
     let status = second.mirror_status(&stage.repo()).await?;
     ensure!(!crate::scene::condition(&status, "RestoreFailed"), "{status}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_put_again_between_listing_and_deleting_stays() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let store: SharedStore = Arc::new(DirStore::open(dir.path())?);
+    let lineage = Lineage { store: store.clone(), keys: Keys::of(&RepoId::from_route("example.org/a")?) };
+    let old = SystemTime::now() - Duration::from_secs(2 * 24 * 3600);
+    let key = |name: &str| format!("{}{name}.zst", lineage.keys.all_refs());
+    for name in ["again", "garbage"] {
+        store.put(&key(name), "refs".into(), PutMode::Overwrite).await?;
+        std::fs::File::options().write(true).open(dir.path().join(key(name)))?.set_modified(old)?;
+    }
+    let garbage = retain::find(&lineage, 1, retain::GRACE).await?;
+    ensure!(garbage.objects.len() == 2, "{garbage:?}");
+    store.put(&key("again"), "refs".into(), PutMode::Overwrite).await?;
+    retain::remove(&*store, &lineage.keys.all(), &garbage).await?;
+    ensure!(store.head(&key("again")).await.is_ok(), "what somebody is about to name has gone");
+    ensure!(store.head(&key("garbage")).await.is_err(), "garbage stays");
     Ok(())
 }

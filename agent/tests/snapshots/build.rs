@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::Repo;
 
 use super::{current, download, expect_clean, of_commit, path, stage};
@@ -235,4 +237,48 @@ async fn without_room_none_is_built_and_the_mirror_goes_on() -> Result<()> {
     disk.grow("400m").await?;
     current(&stage, &agent).await?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_git_bomb_has_no_snapshot_and_harms_nobody() -> Result<()> {
+    let stage = stage(Kind::Directory).await?;
+    let origin = stage.origin.path().display().to_string();
+    let make = async |verb: &[&str], input: String| -> Result<String> {
+        let args = [&["-C", origin.as_str()], verb].concat();
+        let made = stage.git.run_with(args, input.as_bytes()).await?;
+        Ok(String::from_utf8(made.stdout)?.trim().to_owned())
+    };
+    let entries = |mode: &str, kind: &str, of: &str| {
+        (0..10).map(|n| format!("{mode} {kind} {of}\t{kind}{n}\n")).collect::<String>()
+    };
+    let blob = make(&["hash-object", "-w", "--stdin"], "x".into()).await?;
+    let mut tree = make(&["mktree"], entries("100644", "blob", &blob)).await?;
+    // Ten million files.
+    for _ in 0..6 {
+        tree = make(&["mktree"], entries("040000", "tree", &tree)).await?;
+    }
+    let commit = make(&["commit-tree", "-m", "bomb", &tree], String::new()).await?;
+    stage.origin.set_ref("refs/heads/main", &commit).await?;
+    let agent = stage.ready().await?;
+    // Two million entries are counted first.
+    eventually(Duration::from_secs(120), "the refusal", async || {
+        let status = agent.mirror_status(&stage.repo()).await?;
+        ensure!(status.to_string().contains("WorktreeTooLarge"), "{status}");
+        Ok(())
+    })
+    .await?;
+    let answer = agent.get(&path(&stage)).await?;
+    ensure!(
+        answer.status == 404 && answer.text().contains("more files"),
+        "{} {}",
+        answer.status,
+        answer.text()
+    );
+    // The mirror itself is well, and a later commit has a snapshot again.
+    let bare = stage.dir.path().join("bare");
+    stage.git.clone_repo(&agent.git_url(&stage.repo())?, &bare, &["--bare"]).await?;
+    let empty = make(&["mktree"], format!("100644 blob {blob}\tonly\n")).await?;
+    let mended = make(&["commit-tree", "-p", &commit, "-m", "mended", &empty], String::new()).await?;
+    stage.origin.set_ref("refs/heads/main", &mended).await?;
+    current(&stage, &agent).await.map(drop)
 }

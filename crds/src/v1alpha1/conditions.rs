@@ -166,6 +166,8 @@ reasons! {
 
     /// RestoreFailed: the newest checkpoint is incomplete or damaged, and was passed over.
     CheckpointDamaged,
+    /// StoreFailed: a worktree has too many files for a snapshot.
+    WorktreeTooLarge,
     /// RestoreFailed, StoreFailed: no connection to the store.
     StoreUnreachable,
     /// RestoreFailed, StoreFailed: the store refuses the credentials.

@@ -1,28 +1,27 @@
 //! The task that keeps one mirror's snapshot.
 
+mod archive;
 mod work;
 
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
     time,
 };
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::{
-    super::{Services, Settings, Trouble, View},
-    Doing, Message, Offer, SnapshotView, Snapshots, Unready,
+    super::{Phase, Services, Settings, Trouble, View},
+    Doing, Message, SnapshotView, Snapshots,
     plan::{self, Facts, Step, plan},
 };
 use crate::{
     backoff::retry_delay,
-    blockfile::{Blame, BlockFile, BlockFileError, Download, Options, Reader},
+    blockfile::{BlockFile, BlockFileError, Download, Options, Reader},
     checkpoint::manifest::Generation,
-    files::blocking,
-    metrics::Outcome,
     peers::Peers,
     queue::Activity,
     snapshot::{SnapshotError, build::Build, manifest::Snapshot, shelf::Published},
@@ -47,6 +46,13 @@ pub(in crate::mirror) struct Keeper {
     /// The newest that the store was seen to have.
     newest: Generation,
     asked: Option<Timestamp>,
+    /// When somebody last asked for a snapshot, and those who wait to see that begun.
+    wanted: Option<Timestamp>,
+    callers: Vec<oneshot::Sender<()>>,
+    /// The generation whose archive seemed damaged once.
+    suspect: Option<Generation>,
+    /// The commit whose worktree is too large.
+    refused: Option<String>,
     failures: u32,
     retry_at: Option<Timestamp>,
     trouble: Option<Trouble>,
@@ -74,6 +80,7 @@ enum Happened {
     Finished(Step, Result<Done, SnapshotError>),
     Arrived(Result<(), BlockFileError>),
     NewerArrived(Result<(), BlockFileError>),
+    Spoilt(BlockFileError),
     Changed,
 }
 
@@ -99,6 +106,10 @@ impl Keeper {
             since: Timestamp::now(),
             newest: Generation::default(),
             asked: None,
+            wanted: None,
+            callers: Vec::new(),
+            suspect: None,
+            refused: None,
             failures: 0,
             retry_at: None,
             trouble: None,
@@ -115,13 +126,19 @@ impl Keeper {
                 self.start(step);
             }
             self.tell(step);
+            self.callers.clear();
             match self.next(step).await {
                 Happened::Asked(Some(Message::Open(reply))) => drop(reply.send(self.open().await)),
+                Happened::Asked(Some(Message::Want(reply))) => {
+                    self.wanted = Some(Timestamp::now());
+                    self.callers.push(reply);
+                }
                 Happened::Asked(Some(Message::Evict(reply))) => drop(reply.send(self.evict().await)),
                 Happened::Asked(None) => return,
                 Happened::Finished(step, result) => self.finished(step, result).await,
                 Happened::Arrived(result) => self.arrived(result).await,
                 Happened::NewerArrived(result) => self.newer_arrived(result).await,
+                Happened::Spoilt(error) => self.spoilt(&error).await,
                 Happened::Changed => {}
             }
         }
@@ -170,6 +187,9 @@ impl Keeper {
             }),
             head: stored.and_then(|stored| stored.refs.head_oid()).map(|oid| oid.to_hex()),
             sound: view.phase.is_ready() && view.trouble().is_none() && !settings.suspend,
+            refused: self.refused.clone(),
+            on_demand: view.phase == Phase::OnDemand,
+            wanted: self.wanted,
             shared: self.work.shelf.is_some(),
             asked: self.asked,
             retry_at: self.retry_at,
@@ -213,6 +233,13 @@ impl Keeper {
         })
     }
 
+    /// Whether no snapshot can be made of the present `HEAD`.
+    fn is_refused(&self) -> bool {
+        let view = self.view.borrow();
+        let head = view.stored.as_ref().and_then(|stored| stored.refs.head_oid());
+        self.refused.is_some() && head.map(|oid| oid.to_hex()) == self.refused
+    }
+
     fn tell(&self, step: Step) {
         let commits =
             self.view.borrow().stored.as_ref().is_none_or(|stored| stored.refs.head_oid().is_some());
@@ -221,6 +248,7 @@ impl Keeper {
             Step::Build => Doing::Building,
             Step::Publish => Doing::Publishing,
             Step::Wait(_) if self.held.is_some() => Doing::Idle,
+            Step::Wait(_) if self.is_refused() => Doing::TooLarge,
             Step::Wait(_) if self.settings.borrow().suspend || !commits => Doing::Nothing,
             Step::Wait(_) => Doing::WaitingForMirror,
         };
@@ -247,6 +275,12 @@ impl Keeper {
         let arrived = async {
             match self.held.as_ref().map(|held| &held.content) {
                 Some(Content::Arriving(download)) => Happened::Arrived(download.wait().await),
+                _ => std::future::pending().await,
+            }
+        };
+        let spoilt = async {
+            match self.held.as_ref().map(|held| &held.content) {
+                Some(Content::Here(reader)) => Happened::Spoilt(reader.spoilt().await),
                 _ => std::future::pending().await,
             }
         };
@@ -289,55 +323,11 @@ impl Keeper {
             finished = job => finished,
             arrived = arrived => arrived,
             arrived = newer => arrived,
+            spoilt = spoilt => spoilt,
             () = changed => Happened::Changed,
             () = timer => Happened::Changed,
             () = others => Happened::Changed,
         }
-    }
-
-    /// Something to read the held snapshot with; its download begins with the first who asks.
-    async fn open(&mut self) -> Result<Offer, Unready> {
-        let missing = || Unready::Failed("the snapshot has just been found damaged; try again".into());
-        let held = self.held.as_mut().ok_or_else(missing)?;
-        if matches!(held.content, Content::Remote) {
-            let download = self.work.download(&held.snapshot).await.inspect_err(|error| {
-                tracing::warn!(%error, "a snapshot cannot be downloaded");
-                self.trouble = Some(Trouble::new(error.reason(), error));
-            });
-            let download = download.map_err(|error| Unready::Failed(error.to_string()))?;
-            held.content = Content::Arriving(download);
-        }
-        let (reader, cold) = match &held.content {
-            Content::Here(reader) => (reader.clone(), None),
-            Content::Arriving(download) => {
-                let stream = self.work.cold.begin();
-                (download.reader(), Some((download.clone(), stream)))
-            }
-            Content::Remote => return Err(missing()),
-        };
-        Ok(Offer { snapshot: held.snapshot.clone(), reader, cold })
-    }
-
-    /// Takes the archive off the disk; it is streamed from the store to whoever asks next.
-    async fn evict(&mut self) -> u64 {
-        let cold = self.view.borrow().stored.is_none();
-        let idle = self.newer.is_none() && self.job.is_none();
-        let whole = |held: &&mut Held| matches!(held.content, Content::Here(_));
-        let Some(held) = self.held.as_mut().filter(|_| idle).filter(whole) else { return 0 };
-        let bytes = held.snapshot.bytes;
-        match &self.work.shelf {
-            Some(_) if held.snapshot.generation.0 > 0 => held.content = Content::Remote,
-            // Built anew from the mirror, once that is back.
-            None if cold => self.held = None,
-            _ => return 0,
-        }
-        let local = self.work.local.clone();
-        if let Err(error) = blocking(move || local.remove_others(&[])).await {
-            tracing::warn!(%error, "an evicted snapshot cannot be removed");
-            return 0;
-        }
-        tracing::info!(bytes, "snapshot evicted: others need the room");
-        bytes
     }
 
     async fn finished(&mut self, step: Step, result: Result<Done, SnapshotError>) {
@@ -366,6 +356,9 @@ impl Keeper {
             }
             Err(error) => {
                 self.failures += 1;
+                if let SnapshotError::TooManyFiles { commit, .. } = &error {
+                    self.refused = Some(commit.clone());
+                }
                 tracing::warn!(%error, ?step, failures = self.failures, "a snapshot failed; it will be retried");
                 self.trouble = Some(Trouble::new(error.reason(), &error));
                 self.retry_after(retry_delay(self.failures, rand::random()));
@@ -376,123 +369,5 @@ impl Keeper {
     fn retry_after(&mut self, delay: Duration) {
         let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::ZERO);
         self.retry_at = Timestamp::now().saturating_add(delay).ok();
-    }
-
-    /// Takes up the store's newest, if it is newer than what is held: where that is on the disk, once the newer
-    /// one is as well.
-    async fn found(&mut self, found: Snapshot) {
-        let Some(held) = &self.held else { return self.hold(found, Content::Remote).await };
-        let newer = match held.snapshot.generation.0 {
-            0 => found.time >= held.snapshot.time,
-            held => found.generation.0 > held,
-        };
-        if !newer || held.snapshot.digest == found.digest {
-            return;
-        }
-        if matches!(held.content, Content::Remote) {
-            return self.hold(found, Content::Remote).await;
-        }
-        match self.work.download(&found).await {
-            Ok(download) => self.newer = Some((Arc::new(found), download)),
-            Err(error) => {
-                tracing::warn!(%error, "a newer snapshot cannot be downloaded; the old one is served");
-                self.trouble = Some(Trouble::new(error.reason(), &error));
-                self.hold(found, Content::Remote).await;
-            }
-        }
-    }
-
-    /// From now on this one is served.
-    async fn hold(&mut self, snapshot: Snapshot, content: Content) {
-        self.newer = None;
-        self.held = Some(Held { snapshot: Arc::new(snapshot), content });
-        self.tidy().await;
-    }
-
-    async fn published(&mut self, snapshot: Snapshot) {
-        let Some(held) = self.held.as_mut().filter(|held| held.snapshot.digest == snapshot.digest) else {
-            return;
-        };
-        tracing::info!(generation = %snapshot.generation, commit = snapshot.commit, bytes = snapshot.bytes, "snapshot");
-        self.newest = snapshot.generation;
-        held.snapshot = Arc::new(snapshot);
-        self.tidy().await;
-    }
-
-    /// Writes down what is whole, and removes what is served no more.
-    async fn tidy(&self) {
-        let held = self.held.as_ref();
-        let whole = held.filter(|held| matches!(held.content, Content::Here(_)));
-        let whole = whole.map(|held| held.snapshot.clone());
-        let newer = self.newer.as_ref().map(|(snapshot, _)| snapshot.digest);
-        let kept: Vec<_> = held.map(|held| held.snapshot.digest).into_iter().chain(newer).collect();
-        let local = self.work.local.clone();
-        let tidied = blocking(move || {
-            local.prepare()?;
-            if let Some(whole) = whole {
-                local.keep(&whole)?;
-            }
-            local.remove_others(&kept)
-        });
-        if let Err(error) = tidied.await {
-            tracing::warn!(%error, "the directory of snapshots cannot be kept in order");
-        }
-    }
-
-    async fn arrived(&mut self, result: Result<(), BlockFileError>) {
-        self.count(&result);
-        let Some(held) = &mut self.held else { return };
-        let Content::Arriving(download) = &held.content else { return };
-        match result {
-            Ok(()) => {
-                held.content = Content::Here(download.reader());
-                self.trouble = None;
-                self.tidy().await;
-            }
-            Err(error) => {
-                held.content = Content::Remote;
-                let snapshot = held.snapshot.clone();
-                self.lost(&snapshot, error).await;
-            }
-        }
-    }
-
-    async fn newer_arrived(&mut self, result: Result<(), BlockFileError>) {
-        self.count(&result);
-        let Some((snapshot, download)) = self.newer.take() else { return };
-        match result {
-            Ok(()) => {
-                self.held = Some(Held { snapshot, content: Content::Here(download.reader()) });
-                self.tidy().await;
-            }
-            Err(error) => self.lost(&snapshot, error).await,
-        }
-    }
-
-    /// A download has failed for good. Where the object is to blame, nobody is to try it again.
-    async fn lost(&mut self, snapshot: &Arc<Snapshot>, error: BlockFileError) {
-        let blame = error.blame();
-        let error = SnapshotError::from(error);
-        tracing::warn!(%error, commit = snapshot.commit, "the download of a snapshot failed");
-        self.trouble = Some(Trouble::new(error.reason(), &error));
-        self.failures += 1;
-        self.retry_after(retry_delay(self.failures, rand::random()));
-        if blame != Blame::Object {
-            return;
-        }
-        if let Some(shelf) = &self.work.shelf
-            && let Err(error) = shelf.mark_bad(snapshot.generation, &error.to_string()).await
-        {
-            tracing::warn!(%error, "the damaged snapshot cannot be marked");
-        }
-        self.held = self.held.take().filter(|held| held.snapshot.digest != snapshot.digest);
-        // There may be an older one.
-        (self.asked, self.retry_at) = (None, None);
-        self.tidy().await;
-    }
-
-    fn count(&self, result: &Result<(), BlockFileError>) {
-        let outcome = Outcome::of(result, |error| SnapshotError::from(error.clone()).reason());
-        self.work.metrics.snapshot_downloads.get_or_create(&outcome).inc();
     }
 }

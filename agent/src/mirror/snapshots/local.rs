@@ -49,6 +49,17 @@ impl Local {
         files::replace(&self.manifest(snapshot.digest), &snapshot.to_json())
     }
 
+    /// Removes one archive; who reads it goes on.
+    pub(super) fn remove(&self, digest: Digest) -> io::Result<()> {
+        for path in [self.manifest(digest), self.archive(digest)] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Removes all but `kept`; who reads the others goes on.
     pub(super) fn remove_others(&self, kept: &[Digest]) -> io::Result<()> {
         let entries = match fs::read_dir(&self.dir) {

@@ -13,6 +13,12 @@ pub(super) struct Facts {
     pub(super) held: Option<Held>,
     /// The commit that the mirror's `HEAD` leads to.
     pub(super) head: Option<String>,
+    /// The commit of which no snapshot can be made.
+    pub(super) refused: Option<String>,
+    /// The mirror is brought when somebody asks for it, and nobody has.
+    pub(super) on_demand: bool,
+    /// When somebody last asked for a snapshot.
+    pub(super) wanted: Option<Timestamp>,
     /// The mirror is up to date, and nothing is wrong with it.
     pub(super) sound: bool,
     /// There is a store.
@@ -76,15 +82,20 @@ pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
     if let Some(at) = facts.retry_at.filter(|at| *at > now) {
         return Step::Wait(Some(at));
     }
-    if facts.shared && facts.asked.is_none() {
+    // Of a mirror that waits for its first reader the store is asked when there is one: thousands of them may be
+    // declared.
+    let wanted = facts.wanted.is_some_and(|wanted| facts.asked.is_none_or(|asked| wanted > asked));
+    let idle = facts.on_demand && !wanted;
+    if facts.shared && facts.asked.is_none() && !idle {
         return Step::Find;
     }
     if facts.shared && facts.held.as_ref().is_some_and(|held| !held.published) {
         return Step::Publish;
     }
-    let Some(head) = facts.head.as_ref().filter(|_| facts.sound) else {
+    let head = facts.head.as_ref().filter(|head| facts.sound && facts.refused.as_ref() != Some(*head));
+    let Some(head) = head else {
         // What the store had when this began goes from it once newer ones are there.
-        let again = facts.asked.filter(|_| facts.shared && facts.head.is_none());
+        let again = facts.asked.filter(|_| facts.shared && facts.head.is_none() && !idle);
         let again = again.map(|asked| after(asked, facts.interval.max(SELDOM)));
         return if again.is_some_and(|at| at <= now) { Step::Find } else { Step::Wait(again) };
     };
@@ -132,6 +143,9 @@ mod tests {
             since: at(0),
             held: Some(held),
             head: Some("new".into()),
+            refused: None,
+            on_demand: false,
+            wanted: None,
             sound: true,
             shared: true,
             asked: Some(at(60)),
@@ -167,6 +181,26 @@ mod tests {
         let cold = Facts { head: None, asked: Some(at(50)), ..moved() };
         assert_eq!(plan(&cold, at(99)), Step::Wait(Some(at(110))));
         assert_eq!(plan(&cold, at(110)), Step::Find);
+    }
+
+    #[test]
+    fn the_store_is_asked_for_an_idle_mirror_only_when_somebody_wants_its_snapshot() {
+        let idle = Facts { held: None, head: None, sound: false, on_demand: true, asked: None, ..moved() };
+        assert_eq!(plan(&idle, at(0)), Step::Wait(None));
+        let wanted = Facts { wanted: Some(at(5)), ..idle };
+        assert_eq!(plan(&wanted, at(5)), Step::Find);
+        let asked = Facts { asked: Some(at(6)), ..wanted };
+        assert_eq!(plan(&asked, at(600)), Step::Wait(None));
+        let again = Facts { wanted: Some(at(7)), ..asked };
+        assert_eq!(plan(&again, at(8)), Step::Wait(Some(at(66))));
+        assert_eq!(plan(&again, at(66)), Step::Find);
+    }
+
+    #[test]
+    fn a_commit_too_large_for_a_snapshot_is_not_tried_again() {
+        let refused = Facts { refused: Some("new".into()), ..moved() };
+        assert_eq!(plan(&refused, at(6000)), Step::Wait(None));
+        assert_eq!(plan(&Facts { head: Some("newer".into()), ..refused }, at(60)), Step::Build);
     }
 
     #[test]
