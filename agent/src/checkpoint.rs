@@ -22,7 +22,6 @@ pub mod lease;
 pub mod parts;
 pub mod publish;
 pub mod restore;
-pub mod retain;
 pub mod wipe;
 
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use crate::{
     checkpoint::{CheckpointError, lineage::Lineage, manifest::Keys},
     config::{StoreArgs, StoreCommand},
     git::GitError,
-    snapshot::{SnapshotError, manifest::SnapshotKeys, shelf::Shelf},
+    snapshot::{SnapshotError, shelf::Shelf},
     store::{self, SharedStore, StoreError, StoreLocation, list_all},
 };
 
@@ -115,7 +115,7 @@ async fn mirrors(args: &StoreArgs) -> Result<Vec<Found>, InspectError> {
     }
     let found = |id: RepoId| {
         let lineage = Lineage { store: store.clone(), keys: Keys::of(&id) };
-        let shelf = Shelf { store: store.clone(), keys: SnapshotKeys::of(&id), agent: String::new() };
+        let shelf = Shelf::new(store.clone(), &id, String::new());
         Found { name: id.to_string(), lineage, shelf }
     };
     Ok(ids.into_iter().map(found).collect())

@@ -22,6 +22,7 @@ pub mod config;
 pub mod packs;
 pub mod lfs;
 pub mod blockfile;
+pub mod generations;
 pub mod checkpoint;
 pub mod peers;
 pub mod snapshot;

@@ -20,7 +20,7 @@ use tarn_crds::v1alpha1::conditions::Reason;
 
 use crate::{
     blockfile::{Blame, BlockFileError},
-    checkpoint::{CheckpointError, manifest::Generation},
+    generations::{Generation, GenerationError},
     git::GitError,
     store::StoreError,
 };
@@ -102,17 +102,11 @@ impl SnapshotError {
     }
 }
 
-/// An error of reading a generation's objects, as what it means for a snapshot.
-impl From<CheckpointError> for SnapshotError {
-    fn from(error: CheckpointError) -> Self {
+impl From<GenerationError> for SnapshotError {
+    fn from(error: GenerationError) -> Self {
         match error {
-            CheckpointError::Store(error) => error.into(),
-            CheckpointError::Damaged { generation, reason } => Self::Damaged { generation, reason },
-            CheckpointError::Git(error) => error.into(),
-            CheckpointError::Disk(error) => error.into(),
-            error @ (CheckpointError::Outrun(_) | CheckpointError::Leased(_) | CheckpointError::NoRefs) => {
-                StoreError::Failed(error.to_string()).into()
-            }
+            GenerationError::Store(error) => error.into(),
+            GenerationError::Damaged { generation, reason } => Self::Damaged { generation, reason },
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use tarn_crds::v1alpha1::conditions::Reason;
 
 use super::manifest::Generation;
-use crate::{git::GitError, store::StoreError};
+use crate::{generations::GenerationError, git::GitError, store::StoreError};
 
 /// Why a checkpoint could not be published or restored.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,15 @@ pub enum CheckpointError {
     /// Publishing would replace a good checkpoint by one without refs.
     #[error("the mirror has lost all its refs: not published, the last checkpoint stays")]
     NoRefs,
+}
+
+impl From<GenerationError> for CheckpointError {
+    fn from(error: GenerationError) -> Self {
+        match error {
+            GenerationError::Store(error) => error.into(),
+            GenerationError::Damaged { generation, reason } => Self::Damaged { generation, reason },
+        }
+    }
 }
 
 impl CheckpointError {

@@ -1,20 +1,20 @@
-//! One mirror's generations in the store: which there are, which are bad, what they say.
+//! One mirror's checkpoints in the store: which there are, what they say and need, which of it may go.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use bytes::Bytes;
-use jiff::Timestamp;
-use serde_json::json;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     CheckpointError,
-    manifest::{Checkpoint, Generation, Keys, MAX_MANIFEST, Manifest, unpack_refs},
+    manifest::{Checkpoint, Generation, Keys, Manifest, unpack_refs},
 };
 use crate::{
     blockfile::Digest,
+    generations::{Garbage, Generations, Numbers},
     git::{ObjectFormat, RefSet},
-    store::{MAX_SMALL, PutMode, SharedStore, Store, StoreError, list_all},
+    store::{MAX_SMALL, SharedStore, StoreError, list_all},
 };
+
+/// How long a generation that newer ones have pushed out, and an object without a manifest, are kept.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -25,55 +25,27 @@ pub struct Lineage {
     pub keys: Keys,
 }
 
-/// The generations of one mirror.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Generations {
-    /// When each manifest was written, by the store's clock.
-    pub written: BTreeMap<Generation, Timestamp>,
-    /// Those marked bad, whether their manifest is still there or not.
-    pub bad: BTreeSet<Generation>,
-}
-
-impl Generations {
-    /// Those to restore from, the newest first.
-    pub fn good(&self) -> impl Iterator<Item = Generation> + '_ {
-        self.written.keys().rev().copied().filter(|generation| !self.bad.contains(generation))
-    }
-
-    /// What the next generation may build on: nothing where a newer one is bad, for the damage may lie in what
-    /// both name.
-    pub fn parent(&self) -> Option<Generation> {
-        let newest = self.good().next()?;
-        (self.bad.last() < Some(&newest)).then_some(newest)
-    }
-
-    /// The number of the next generation.
-    pub fn next(&self) -> Generation {
-        self.written.keys().chain(&self.bad).max().copied().unwrap_or_default().next()
-    }
-}
-
 impl Lineage {
+    /// The numbered manifests.
+    pub(super) fn numbered(&self) -> Generations<Manifest> {
+        Generations::new(self.store.clone(), self.keys.all(), "checkpoints/")
+    }
+
     /// Which generations there are.
     ///
     /// # Errors
     /// The store's.
-    pub async fn generations(&self) -> Result<Generations, StoreError> {
-        generations_below(&*self.store, &self.keys.checkpoints()).await
+    pub async fn generations(&self) -> Result<Numbers, StoreError> {
+        self.numbered().numbers().await
     }
 
     /// The newest good generation, if there is one that can be read.
     ///
     /// # Errors
     /// The store's.
-    pub async fn newest(&self) -> Result<Option<Checkpoint>, CheckpointError> {
-        let Some(newest) = self.generations().await?.good().next() else { return Ok(None) };
-        match self.manifest(newest).await {
-            Ok(manifest) => Ok(Some(Checkpoint::of(&manifest, 0))),
-            // Whoever publishes next marks it.
-            Err(CheckpointError::Damaged { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+    pub async fn newest(&self, agent: &str) -> Result<Option<Checkpoint>, CheckpointError> {
+        let newest = self.numbered().newest(&self.generations().await?, agent).await?;
+        Ok(newest.map(|manifest| Checkpoint::of(&manifest, 0)))
     }
 
     /// The manifest of `generation`.
@@ -81,8 +53,7 @@ impl Lineage {
     /// # Errors
     /// [`CheckpointError::Damaged`] where it is not there or makes no sense.
     pub async fn manifest(&self, generation: Generation) -> Result<Manifest, CheckpointError> {
-        let text = self.object(generation, &self.keys.manifest(generation), MAX_MANIFEST).await?;
-        Manifest::parse(&text, generation).map_err(|error| generation.damaged(error))
+        Ok(self.numbered().read(generation).await?)
     }
 
     /// The refs object called `name`, which `generation` needs.
@@ -95,14 +66,11 @@ impl Lineage {
         name: Digest,
         format: ObjectFormat,
     ) -> Result<RefSet, CheckpointError> {
-        let packed = self.object(generation, &self.keys.refs(name), MAX_SMALL).await?;
+        let packed = match self.store.get(&self.keys.refs(name), MAX_SMALL).await {
+            Err(error) if error.is_damage() => return Err(generation.damaged(error)),
+            packed => packed?,
+        };
         unpack_refs(name, &packed, format).map_err(|error| generation.damaged(error))
-    }
-
-    /// A small object that `generation` needs.
-    async fn object(&self, generation: Generation, key: &str, limit: u64) -> Result<Bytes, CheckpointError> {
-        let got = self.store.get(key, limit).await;
-        got.map_err(|error| if error.is_damage() { generation.damaged(error) } else { error.into() })
     }
 
     /// The manifest of `generation`, if the store has all that it names, in its length: packs, and every list of refs
@@ -138,63 +106,24 @@ impl Lineage {
         agent: &str,
         reason: &str,
     ) -> Result<(), StoreError> {
-        mark_bad(&*self.store, &self.keys.bad(generation), agent, reason).await
-    }
-}
-
-/// Creates the mark at `key`, unless somebody has.
-///
-/// # Errors
-/// The store's.
-pub async fn mark_bad(store: &dyn Store, key: &str, agent: &str, reason: &str) -> Result<(), StoreError> {
-    let mark = json!({ "agent": agent, "time": Timestamp::now(), "reason": reason });
-    match store.put(key, Bytes::from(mark.to_string()), PutMode::Create).await {
-        Err(StoreError::Exists(_)) => Ok(()),
-        result => result,
-    }
-}
-
-/// The generations whose manifests and marks lie below `prefix`.
-///
-/// # Errors
-/// The store's.
-pub async fn generations_below(store: &dyn Store, prefix: &str) -> Result<Generations, StoreError> {
-    let mut found = Generations::default();
-    for object in list_all(store, prefix).await? {
-        let name = object.key.strip_prefix(prefix).unwrap_or_default();
-        let Some((digits, kind)) = name.split_once('.') else { continue };
-        let Ok(number) = digits.parse() else { continue };
-        match kind {
-            "json" => drop(found.written.insert(Generation(number), object.modified)),
-            "bad" => drop(found.bad.insert(Generation(number))),
-            _ => {}
-        }
-    }
-    Ok(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn generations(written: &[u64], bad: &[u64]) -> Generations {
-        let written = written.iter().map(|n| (Generation(*n), Timestamp::UNIX_EPOCH)).collect();
-        Generations { written, bad: bad.iter().map(|n| Generation(*n)).collect() }
+        self.numbered().mark_bad(generation, agent, reason).await
     }
 
-    #[test]
-    fn nobody_builds_on_what_is_older_than_a_bad_one() {
-        let parent = |written: &[u64], bad: &[u64]| generations(written, bad).parent().map(|g| g.0);
-        assert_eq!(parent(&[1, 2, 3], &[]), Some(3));
-        assert_eq!(parent(&[1, 2, 3], &[3]), None);
-        assert_eq!(parent(&[1, 2, 3], &[2]), Some(3));
-        assert_eq!(parent(&[1, 2], &[3]), None);
-        assert_eq!(parent(&[], &[]), None);
+    /// What newer checkpoints have pushed out, and packs and lists of refs without a manifest, for longer than `grace`.
+    ///
+    /// # Errors
+    /// The store's, or a manifest that is to stay cannot be read: then nothing may go.
+    pub async fn garbage(&self, keep: usize, grace: Duration) -> Result<Garbage, CheckpointError> {
+        let mut there = list_all(&*self.store, &self.keys.packs()).await?;
+        there.extend(list_all(&*self.store, &self.keys.all_refs()).await?);
+        Ok(self.numbered().garbage(there, keep, grace).await?)
     }
 
-    #[test]
-    fn a_number_is_never_used_twice() {
-        assert_eq!(generations(&[], &[]).next(), Generation(1));
-        assert_eq!(generations(&[4], &[7]).next(), Generation(8));
+    /// Removes `garbage`, and uploads that nobody has ended.
+    ///
+    /// # Errors
+    /// The store's; what is left goes the next time.
+    pub async fn remove(&self, garbage: &Garbage) -> Result<(), StoreError> {
+        self.numbered().remove(garbage, self.keys.all()).await
     }
 }

@@ -1,15 +1,16 @@
 //! A generation's manifest: which packs and refs make it. Pure.
 
-use std::fmt;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tarn_crds::repo::RepoId;
 
 use crate::{
     blockfile::{Digest, Layout},
+    generations::Numbered,
     git::{Head, ObjectFormat, RefSet},
 };
+
+pub use crate::generations::{Generation, Writer};
 
 /// The format this agent writes and reads.
 const FORMAT: u32 = 1;
@@ -18,29 +19,8 @@ const FORMAT: u32 = 1;
 /// round trip.
 pub const MAX_PACKS: usize = 12;
 
-/// No manifest is larger: 12 packs of 32 GB in all take about 300 kB.
-pub const MAX_MANIFEST: u64 = 16 << 20;
-
 /// The most that a list of refs takes when unpacked: 100,000 refs are 7.5 MB.
 const MAX_REFS: usize = 256 << 20;
-
-/// Counts a mirror's checkpoints from 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Generation(pub u64);
-
-impl Generation {
-    /// The one after this.
-    pub fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
-    }
-}
-
-impl fmt::Display for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,23 +64,6 @@ impl Checkpoint {
         let digest = manifest.refs.digest.clone();
         let (generation, time, bytes) = (manifest.generation, manifest.time, manifest.bytes());
         Self { generation, time, bytes, digest, uploaded }
-    }
-}
-
-/// Who made a manifest: a writer that lost the answer to its own creation recognises it by this.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Writer {
-    /// The agent.
-    pub agent: String,
-    /// Random, for each attempt.
-    pub nonce: String,
-}
-
-impl Writer {
-    /// An attempt of this agent, told from all others by its nonce.
-    pub fn new(agent: &str) -> Self {
-        Self { agent: agent.to_owned(), nonce: format!("{:032x}", rand::random::<u128>()) }
     }
 }
 
@@ -255,6 +218,34 @@ impl Manifest {
     }
 }
 
+impl Numbered for Manifest {
+    fn read(text: &[u8], generation: Generation) -> Result<Self, String> {
+        Self::parse(text, generation).map_err(|error| error.to_string())
+    }
+
+    fn text(&self) -> Vec<u8> {
+        self.to_json()
+    }
+
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    fn total(&self) -> u64 {
+        self.bytes()
+    }
+
+    fn objects(&self, repository: &str) -> Vec<String> {
+        let keys = Keys { prefix: repository.to_owned() };
+        let files = self.files().map(|(pack, file)| keys.file(pack, file.kind));
+        files.chain(self.refs_objects().map(|name| keys.refs(name))).collect()
+    }
+}
+
 /// The text of a refs object: HEAD on the first line, then `packed-refs`; compressed. Its name, too.
 pub fn pack_refs(refs: &RefSet) -> (Digest, Vec<u8>) {
     let text = [refs.to_head(), refs.to_packed_refs()].concat();
@@ -292,42 +283,27 @@ pub struct Keys {
 impl Keys {
     /// Those of `id`.
     pub fn of(id: &RepoId) -> Self {
-        Self { prefix: format!("v1/{}", id.store_prefix()) }
+        Self { prefix: format!("v1/{}/", id.store_prefix()) }
     }
 
     /// What all of them begin with.
-    pub fn all(&self) -> String {
-        format!("{}/", self.prefix)
-    }
-
-    /// What all manifests and marks begin with.
-    pub fn checkpoints(&self) -> String {
-        format!("{}/checkpoints/", self.prefix)
+    pub fn all(&self) -> &str {
+        &self.prefix
     }
 
     /// What all files of packs begin with.
     pub fn packs(&self) -> String {
-        format!("{}/packs/", self.prefix)
+        format!("{}packs/", self.prefix)
     }
 
     /// What all refs objects begin with.
     pub fn all_refs(&self) -> String {
-        format!("{}/refs/", self.prefix)
+        format!("{}refs/", self.prefix)
     }
 
     /// Who may publish, where the store ignores conditions.
     pub fn lease(&self) -> String {
-        format!("{}/lease.json", self.prefix)
-    }
-
-    /// A manifest.
-    pub fn manifest(&self, generation: Generation) -> String {
-        format!("{}{generation:020}.json", self.checkpoints(), generation = generation.0)
-    }
-
-    /// The mark of a bad generation.
-    pub fn bad(&self, generation: Generation) -> String {
-        format!("{}{generation:020}.bad", self.checkpoints(), generation = generation.0)
+        format!("{}lease.json", self.prefix)
     }
 
     /// A file of a pack.

@@ -1,7 +1,7 @@
 //! Publishing: pin, pack what is new, upload it, and last of all create the manifest.
 //!
 //! Whoever loses the race for a generation builds on the winner's. An agent that dies on the way leaves objects
-//! that no manifest names; [`super::retain`] removes them.
+//! that no manifest names; [`crate::generations`] removes them.
 
 use std::{
     fs,
@@ -25,8 +25,9 @@ use super::{
 use crate::{
     blockfile::{Digest, digest_file},
     files::blocking,
+    generations::Created,
     git::{Git, Oid, RefSet, pack, remote},
-    store::{PutMode, StoreError},
+    store::PutMode,
 };
 
 /// Lost races in a row before an agent leaves publishing to the others.
@@ -94,23 +95,10 @@ impl Publish {
             if let Some(lease) = &self.lease {
                 lease.confirm().await?;
             }
-            let (key, text) = (self.lineage.keys.manifest(made.generation), made.to_json());
-            let length = text.len() as u64;
-            match self.lineage.store.put(&key, Bytes::from(text), PutMode::Create).await {
-                Ok(()) => {
-                    FailPoint::PublishCreated.reached();
-                    return Ok(Checkpoint::of(&made, uploaded + length));
-                }
-                Err(StoreError::Exists(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            // The one that is there may be this very one: created, but the answer got lost.
-            match self.lineage.manifest(made.generation).await {
-                Ok(winner) if winner.writer == made.writer => {
-                    return Ok(Checkpoint::of(&winner, uploaded + length));
-                }
-                Ok(_) | Err(CheckpointError::Damaged { .. }) => {}
-                Err(error) => return Err(error),
+            if self.lineage.numbered().create(&made).await? == Created::Ours {
+                FailPoint::PublishCreated.reached();
+                let length = made.to_json().len() as u64;
+                return Ok(Checkpoint::of(&made, uploaded + length));
             }
             tracing::debug!(generation = %made.generation, "another agent was faster; building on its checkpoint");
             parent = self.parent().await?;

@@ -21,10 +21,11 @@ pub async fn wipe(
     id: &RepoId,
     wanted: impl Fn() -> bool,
 ) -> Result<Option<usize>, StoreError> {
-    let prefix = Keys::of(id).all();
+    let keys = Keys::of(id);
+    let prefix = keys.all();
     let mut removed = 0;
     for _ in 0..ROUNDS {
-        let mut there = list_all(store, &prefix).await?;
+        let mut there = list_all(store, prefix).await?;
         if there.is_empty() {
             break;
         }
@@ -37,7 +38,7 @@ pub async fn wipe(
             removed += 1;
         }
     }
-    store.abort_uploads(&prefix, Duration::ZERO).await?;
+    store.abort_uploads(prefix, Duration::ZERO).await?;
     Ok(Some(removed))
 }
 

@@ -8,7 +8,7 @@ use super::{
     Found, InspectError, mirrors,
     print::{print_json, print_table, size},
 };
-use crate::{checkpoint::retain, config::GcArgs};
+use crate::config::GcArgs;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -25,10 +25,10 @@ pub(super) async fn run(args: &GcArgs) -> Result<(), InspectError> {
     let grace = Duration::from_secs(u64::from(args.grace_hours) * 3600);
     let mut rows = Vec::new();
     for Found { name, lineage, shelf } in mirrors(&args.store).await? {
-        let garbage = retain::find(&lineage, usize::from(args.keep.max(1)), grace).await?;
+        let garbage = lineage.garbage(usize::from(args.keep.max(1)), grace).await?;
         let archives = shelf.garbage(grace).await?;
         if !args.dry_run {
-            retain::remove(&*lineage.store, &lineage.keys.all(), &garbage).await?;
+            lineage.remove(&garbage).await?;
             shelf.remove(&archives).await?;
         }
         rows.push(Collected {

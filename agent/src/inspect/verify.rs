@@ -16,9 +16,10 @@ use super::{
 };
 use crate::{
     blockfile::{Blame, BlockFile, Options, Source},
-    checkpoint::{CheckpointError, manifest::Generation, parts::Parts, restore::Restore},
+    checkpoint::{CheckpointError, parts::Parts, restore::Restore},
     config::VerifyArgs,
     files::remove_tree,
+    generations::Generation,
     git::{Git, GitError, RefSet, pack},
     snapshot::{SnapshotError, shelf::Shelf},
 };

@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     blockfile::digest_file,
-    checkpoint::manifest::Writer,
     files::blocking,
+    generations::Writer,
     git::{Git, Head, ObjectFormat, Oid, Ref, RefSet, checksum, command::Command, pack},
 };
 

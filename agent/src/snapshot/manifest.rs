@@ -1,22 +1,21 @@
 //! A snapshot's manifest: of which commit it is, when it was made, and what its archive must hash to. Pure.
 
-use std::fmt;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tarn_crds::repo::RepoId;
 
 use crate::{
     blockfile::{Digest, Layout},
-    checkpoint::manifest::{Generation, Keys, Writer},
+    checkpoint::manifest::Keys,
+    generations::{Generation, Numbered, Writer},
     git::Oid,
 };
 
 /// The format this agent writes and reads.
 const FORMAT: u32 = 1;
 
-/// No manifest is larger: an archive of 100 GB has 12,000 blocks, whose digests take 0.8 MB.
-pub const MAX_MANIFEST: u64 = 16 << 20;
+/// Where a repository's snapshots are.
+pub(super) const DIRECTORY: &str = "snapshots/";
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +87,37 @@ impl Snapshot {
     }
 }
 
+impl Numbered for Snapshot {
+    fn read(text: &[u8], generation: Generation) -> Result<Self, String> {
+        let found = Self::parse(text).map_err(|error| error.to_string())?;
+        if found.generation == generation {
+            Ok(found)
+        } else {
+            Err("its manifest belongs to another generation".into())
+        }
+    }
+
+    fn text(&self) -> Vec<u8> {
+        self.to_json()
+    }
+
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    fn total(&self) -> u64 {
+        self.bytes
+    }
+
+    fn objects(&self, repository: &str) -> Vec<String> {
+        vec![self.key(&SnapshotKeys { prefix: format!("{repository}{DIRECTORY}") })]
+    }
+}
+
 /// What an archive with these blocks is called.
 pub(crate) fn digest_of(blocks: &[Digest]) -> Digest {
     Digest::of(blocks.iter().map(Digest::to_string).collect::<String>().as_bytes())
@@ -102,26 +132,12 @@ pub struct SnapshotKeys {
 impl SnapshotKeys {
     /// Those of `id`.
     pub fn of(id: &RepoId) -> Self {
-        Self { prefix: format!("{}snapshots/", Keys::of(id).all()) }
+        Self { prefix: format!("{}{DIRECTORY}", Keys::of(id).all()) }
     }
 
     /// What all of them begin with.
     pub fn all(&self) -> &str {
         &self.prefix
-    }
-
-    /// A manifest.
-    pub fn manifest(&self, generation: Generation) -> String {
-        self.named(generation, "json")
-    }
-
-    /// The mark of a bad generation.
-    pub fn bad(&self, generation: Generation) -> String {
-        self.named(generation, "bad")
-    }
-
-    fn named(&self, generation: Generation, kind: impl fmt::Display) -> String {
-        format!("{}{generation:020}.{kind}", self.prefix, generation = generation.0)
     }
 }
 

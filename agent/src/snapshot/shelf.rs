@@ -2,25 +2,23 @@
 
 use std::{path::Path, time::Duration};
 
+use tarn_crds::repo::RepoId;
+
 use super::{
     SnapshotError,
-    manifest::{MAX_MANIFEST, Snapshot, SnapshotKeys},
+    manifest::{DIRECTORY, Snapshot, SnapshotKeys},
 };
 use crate::{
-    checkpoint::{
-        lineage::{Generations, generations_below, mark_bad},
-        manifest::Generation,
-        retain::{self, Garbage},
-    },
-    store::{Meta, PutMode, SharedStore, StoreError, clock::store_clock, list_all},
+    checkpoint::manifest::Keys,
+    generations::{Created, Garbage, Generation, Generations, Numbers},
+    store::{SharedStore, StoreError, list_all},
 };
-use bytes::Bytes;
 
 /// How many snapshots are kept: the newest, and one to fall back to.
 const KEEP: usize = 2;
 
-/// How long one that newer ones have pushed out is kept: whoever streams it is done by then. Shorter than for
-/// checkpoints, for each snapshot is a whole repository.
+/// How long one that newer ones have pushed out is kept, and longer if it is large. Shorter than for checkpoints, for
+/// each snapshot is a whole repository.
 const GRACE: Duration = Duration::from_secs(3600);
 
 /// See the module.
@@ -32,6 +30,7 @@ pub struct Shelf {
     pub keys: SnapshotKeys,
     /// This agent's name.
     pub agent: String,
+    numbered: Generations<Snapshot>,
 }
 
 /// What came of publishing.
@@ -44,26 +43,18 @@ pub enum Published {
 }
 
 impl Shelf {
-    /// The newest snapshot that is not marked bad. One whose manifest makes no sense is marked and passed over.
+    /// The snapshots of `id`, as `agent` reads and makes them.
+    pub fn new(store: SharedStore, id: &RepoId, agent: String) -> Self {
+        let numbered = Generations::new(store.clone(), Keys::of(id).all(), DIRECTORY);
+        Self { store, keys: SnapshotKeys::of(id), agent, numbered }
+    }
+
+    /// The newest snapshot that is not marked bad and whose manifest can be read.
     ///
     /// # Errors
     /// The store's.
     pub async fn newest(&self) -> Result<Option<Snapshot>, SnapshotError> {
-        self.newest_of(&self.generations().await?).await
-    }
-
-    async fn newest_of(&self, generations: &Generations) -> Result<Option<Snapshot>, SnapshotError> {
-        for generation in generations.good() {
-            match self.snapshot(generation).await {
-                Ok(found) => return Ok(Some(found)),
-                Err(SnapshotError::Damaged { generation, reason }) => {
-                    tracing::warn!(%generation, reason, "a snapshot is damaged; it is passed over");
-                    self.mark_bad(generation, &reason).await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
+        Ok(self.numbered.newest(&self.generations().await?, &self.agent).await?)
     }
 
     /// Uploads the archive and makes the manifest the next generation's, unless there is a newer one than `known`:
@@ -77,22 +68,16 @@ impl Shelf {
         archive: &Path,
         known: Generation,
     ) -> Result<Published, SnapshotError> {
-        let generations = self.generations().await?;
-        if let Some(newer) = self.newest_of(&generations).await?.filter(|newest| newest.generation > known) {
+        let there = self.generations().await?;
+        let newest = self.numbered.newest(&there, &self.agent).await?;
+        if let Some(newer) = newest.filter(|newest| newest.generation > known) {
             return Ok(Published::Theirs(newer));
         }
         self.store.put_file(&snapshot.key(&self.keys), archive).await?;
-        let generation = generations.next();
-        let ours = Snapshot { generation, ..snapshot.clone() };
-        let (key, text) = (self.keys.manifest(generation), Bytes::from(ours.to_json()));
-        match self.store.put(&key, text, PutMode::Create).await {
-            Ok(()) => Ok(Published::Ours(ours)),
-            // Perhaps this very one: created, but the answer got lost.
-            Err(StoreError::Exists(_)) => match self.snapshot(generation).await? {
-                winner if winner.writer == ours.writer => Ok(Published::Ours(ours)),
-                winner => Ok(Published::Theirs(winner)),
-            },
-            Err(error) => Err(error.into()),
+        let ours = Snapshot { generation: there.next(), ..snapshot.clone() };
+        match self.numbered.create(&ours).await? {
+            Created::Ours => Ok(Published::Ours(ours)),
+            Created::Theirs => Ok(Published::Theirs(self.snapshot(ours.generation).await?)),
         }
     }
 
@@ -101,7 +86,7 @@ impl Shelf {
     /// # Errors
     /// The store's.
     pub async fn mark_bad(&self, generation: Generation, reason: &str) -> Result<(), StoreError> {
-        mark_bad(&*self.store, &self.keys.bad(generation), &self.agent, reason).await
+        self.numbered.mark_bad(generation, &self.agent, reason).await
     }
 
     /// Removes what newer snapshots have pushed out, and archives without a manifest.
@@ -119,41 +104,25 @@ impl Shelf {
     /// # Errors
     /// The store's, or a manifest that is to stay cannot be read: then nothing may go.
     pub async fn garbage(&self, grace: Duration) -> Result<Garbage, SnapshotError> {
-        let generations = self.generations().await?;
-        let now = store_clock(&*self.store).await?;
-        let outdated = retain::outdated(&generations, KEEP, grace, now);
-        let mut kept = Vec::new();
-        for generation in generations.written.keys().filter(|g| !outdated.contains(g)) {
-            match self.snapshot(*generation).await {
-                Ok(snapshot) => kept.push(snapshot.key(&self.keys)),
-                Err(SnapshotError::Damaged { .. }) if generations.bad.contains(generation) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let there = list_all(&*self.store, self.keys.all()).await?;
-        let archives = there.into_iter().filter(|meta| meta.key.ends_with(".tar.zst"));
-        let gone = |meta: &Meta| !kept.contains(&meta.key) && retain::is_older(meta, grace, now);
-        let marks = outdated.iter().filter(|g| generations.bad.contains(g)).map(|g| self.keys.bad(*g));
-        Ok(Garbage {
-            manifests: outdated.iter().map(|g| self.keys.manifest(*g)).chain(marks).collect(),
-            objects: archives.filter(gone).collect(),
-        })
+        let mut there = list_all(&*self.store, self.keys.all()).await?;
+        there.retain(|meta| meta.key.ends_with(".tar.zst"));
+        Ok(self.numbered.garbage(there, KEEP, grace).await?)
     }
 
-    /// Removes `garbage`: manifests first, so that none names what is gone.
+    /// Removes `garbage`, and uploads that nobody has ended.
     ///
     /// # Errors
     /// The store's; what is left goes the next time.
     pub async fn remove(&self, garbage: &Garbage) -> Result<(), StoreError> {
-        retain::remove(&*self.store, self.keys.all(), garbage).await
+        self.numbered.remove(garbage, self.keys.all()).await
     }
 
     /// Which there are.
     ///
     /// # Errors
     /// The store's.
-    pub async fn generations(&self) -> Result<Generations, StoreError> {
-        generations_below(&*self.store, self.keys.all()).await
+    pub async fn generations(&self) -> Result<Numbers, StoreError> {
+        self.numbered.numbers().await
     }
 
     /// The snapshot of this generation.
@@ -161,14 +130,6 @@ impl Shelf {
     /// # Errors
     /// [`SnapshotError::Damaged`] where its manifest is not there or makes no sense.
     pub async fn snapshot(&self, generation: Generation) -> Result<Snapshot, SnapshotError> {
-        let damaged = |reason: String| SnapshotError::Damaged { generation, reason };
-        let got = self.store.get(&self.keys.manifest(generation), MAX_MANIFEST).await;
-        let text =
-            got.map_err(|error| if error.is_damage() { damaged(error.to_string()) } else { error.into() })?;
-        let found = Snapshot::parse(&text).map_err(|error| damaged(error.to_string()))?;
-        if found.generation != generation {
-            return Err(damaged("its manifest belongs to another generation".into()));
-        }
-        Ok(found)
+        Ok(self.numbered.read(generation).await?)
     }
 }

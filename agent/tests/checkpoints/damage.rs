@@ -6,7 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tarn_agent::checkpoint::{lineage::Lineage, manifest::Keys, retain};
+use tarn_agent::checkpoint::{
+    lineage::{GRACE, Lineage},
+    manifest::Keys,
+};
 use tarn_agent::store::{PutMode, SharedStore, dir::DirStore};
 use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::Agent;
@@ -201,10 +204,10 @@ async fn what_is_put_again_between_listing_and_deleting_stays() -> Result<()> {
         store.put(&key(name), "refs".into(), PutMode::Overwrite).await?;
         std::fs::File::options().write(true).open(dir.path().join(key(name)))?.set_modified(old)?;
     }
-    let garbage = retain::find(&lineage, 1, retain::GRACE).await?;
+    let garbage = lineage.garbage(1, GRACE).await?;
     ensure!(garbage.objects.len() == 2, "{garbage:?}");
     store.put(&key("again"), "refs".into(), PutMode::Overwrite).await?;
-    retain::remove(&*store, &lineage.keys.all(), &garbage).await?;
+    lineage.remove(&garbage).await?;
     ensure!(store.head(&key("again")).await.is_ok(), "what somebody is about to name has gone");
     ensure!(store.head(&key("garbage")).await.is_err(), "garbage stays");
     Ok(())

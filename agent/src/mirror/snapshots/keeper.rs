@@ -21,7 +21,7 @@ use super::{
 use crate::{
     backoff::retry_delay,
     blockfile::{BlockFile, BlockFileError, Download, Options, Reader},
-    checkpoint::manifest::Generation,
+    generations::Generation,
     peers::Peers,
     queue::Activity,
     snapshot::{SnapshotError, build::Build, manifest::Snapshot, shelf::Published},

@@ -15,11 +15,10 @@ use crate::{
     backoff::{interval_delay, retry_delay},
     checkpoint::{
         Archive, CheckpointError,
-        lineage::Lineage,
+        lineage::{GRACE, Lineage},
         manifest::Checkpoint,
         publish::Publish,
         restore::{Outcome, Restored},
-        retain,
     },
     git::RefSet,
     metrics::Outcome as Label,
@@ -182,7 +181,8 @@ impl Publishing {
         let run = async move {
             let lineage = publish.lineage.clone();
             if turn != Turn::Publish {
-                let newest = lineage.newest().await?.filter(|newest| Some(newest.generation) > known);
+                let newest =
+                    lineage.newest(&publish.agent).await?.filter(|newest| Some(newest.generation) > known);
                 if newest.is_some() || turn == Turn::Ask {
                     return Ok(newest);
                 }
@@ -283,8 +283,8 @@ fn trouble(error: &CheckpointError) -> Trouble {
 /// Removes what may go; what cannot be removed now goes the next time.
 async fn collect_garbage(lineage: &Lineage, keep: usize) {
     let collected = async {
-        let garbage = retain::find(lineage, keep, retain::GRACE).await?;
-        retain::remove(&*lineage.store, &lineage.keys.all(), &garbage).await?;
+        let garbage = lineage.garbage(keep, GRACE).await?;
+        lineage.remove(&garbage).await?;
         Ok::<_, CheckpointError>(garbage)
     };
     match collected.await {

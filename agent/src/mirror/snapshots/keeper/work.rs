@@ -8,8 +8,8 @@ use tokio::{sync::Mutex, time};
 use super::super::local::Local;
 use crate::{
     blockfile::{BlockFile, Download, Options, Reader, Source},
-    checkpoint::manifest::Generation,
     files::blocking,
+    generations::Generation,
     git::Git,
     metrics::{Metrics, Outcome},
     mirror::{Services, cold::Cold, disk::Disk, upkeep::calm},
@@ -18,7 +18,7 @@ use crate::{
     snapshot::{
         SnapshotError,
         build::Build,
-        manifest::{Snapshot, SnapshotKeys},
+        manifest::Snapshot,
         shelf::{Published, Shelf},
     },
 };
@@ -48,11 +48,8 @@ pub(super) enum Done {
 
 impl Work {
     pub(super) fn new(services: &Services, packs: Arc<Mutex<()>>, id: &RepoId) -> Self {
-        let shelf = services.archive.as_ref().map(|archive| Shelf {
-            store: archive.store.clone(),
-            keys: SnapshotKeys::of(id),
-            agent: archive.agent.clone(),
-        });
+        let shelf = services.archive.as_ref();
+        let shelf = shelf.map(|archive| Shelf::new(archive.store.clone(), id, archive.agent.clone()));
         Self {
             git: services.git.clone(),
             disk: services.disk.clone(),
