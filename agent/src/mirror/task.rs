@@ -49,7 +49,7 @@ use crate::{
         CheckpointError,
         restore::{Outcome, Restored},
     },
-    git::{RefSet, remote::Patience, stderr::FailureKind},
+    git::{RefSet, remote::Patience},
     peers::placement::Placement,
     queue::{Priority, Queue},
     upstream::LookError,
@@ -419,9 +419,6 @@ impl Task {
     }
 
     fn fetch_failed(&mut self, error: FetchError) {
-        if error.kind() == FailureKind::Damaged && self.stored.is_some() {
-            self.site.integrity.doubt(&self.site.id, &error.to_string());
-        }
         let raced = matches!(error, FetchError::Raced);
         self.happened(if raced { Event::FetchRaced } else { Event::FetchFailed });
         if raced && self.looks.is_due() {

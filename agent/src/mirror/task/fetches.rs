@@ -403,8 +403,10 @@ impl Fetches {
     /// The fetch that ended has failed, and is retried later: all who wait are told.
     pub(super) fn failed(&mut self, error: FetchError, failures: u32) {
         tracing::warn!(%error, failures, "fetch failed; it will be retried");
-        if error.kind() == FailureKind::Disk {
-            self.room.lacks(failures);
+        match error.kind() {
+            FailureKind::Disk => self.room.lacks(failures),
+            FailureKind::Damaged => self.site.integrity.doubt(&self.site.id, &error.to_string()),
+            _ => {}
         }
         self.trouble = Some(Trouble::new(error.kind().reason(), &error));
         let error = Arc::new(error);
