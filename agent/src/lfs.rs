@@ -184,6 +184,19 @@ impl Lfs {
         self.cache.kept(repo, oid).await
     }
 
+    /// The objects of all repositories on the disk, each with its file.
+    ///
+    /// # Errors
+    /// A directory cannot be listed.
+    pub fn objects(&self) -> io::Result<Vec<(RepoId, LfsOid, PathBuf)>> {
+        self.cache.objects()
+    }
+
+    /// Lets an object go that is not what its name says; whoever asks for it next has it fetched again.
+    pub fn discard(&self, repo: &RepoId, oid: LfsOid) {
+        self.cache.spool.discard(&(repo.clone(), oid));
+    }
+
     /// What the objects take on the disk.
     pub fn usage(&self) -> Usage {
         self.cache.usage()

@@ -6,12 +6,14 @@
 use std::{
     collections::HashSet,
     fs,
+    io::Read,
     path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::future::join_all;
+use ring::digest::{Context, SHA256};
 use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
 use tokio::time;
 
@@ -19,7 +21,7 @@ use super::Fleet;
 use crate::{
     files::blocking,
     git::Git,
-    metrics::{Metrics, Outcome},
+    metrics::{Damaged, Metrics, Outcome},
     mirror::{
         Mirror, Trouble, damage, demand,
         examine::{Examiner, Verdict},
@@ -29,6 +31,9 @@ use crate::{
 
 /// The most bytes that are read a second of mirrors in which nobody has met damage.
 const PACE: u64 = 32 * 1024 * 1024;
+
+/// Bytes of an LFS object that are read between two pauses.
+const SLICE: u64 = 1024 * 1024;
 
 /// Mirrors in doubt that are examined at once.
 const DOUBTS: usize = 3;
@@ -62,7 +67,60 @@ impl Scrubber {
     pub async fn run(self) {
         let doubts = join_all((0..DOUBTS).map(|_| self.examine_due(&[Cause::Doubt], None)));
         let rounds = self.examine_due(&[Cause::Use, Cause::Age], Some(PACE));
-        tokio::join!(doubts, rounds, self.know_mirrors());
+        tokio::join!(doubts, rounds, self.know_mirrors(), self.examine_objects());
+    }
+
+    /// Compares LFS objects with their names, each once in the interval.
+    async fn examine_objects(&self) {
+        let Some(interval) = self.interval else { return };
+        let lfs = self.fleet.lfs();
+        loop {
+            time::sleep(interval.mul_f64(rand::random())).await;
+            let all = lfs.clone();
+            let objects = blocking(move || all.objects()).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "LFS objects cannot be listed");
+                Vec::new()
+            });
+            for (repo, oid, path) in objects {
+                match self.is_named(&path, &oid.to_string()).await {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        tracing::warn!(%repo, %oid, "a kept LFS object is damaged; it is fetched again");
+                        lfs.discard(&repo, oid);
+                        self.metrics.damages.get_or_create(&Damaged::LFS).inc();
+                    }
+                    // Evicted meanwhile, for one.
+                    Err(error) => tracing::debug!(%repo, %oid, %error, "an LFS object cannot be examined"),
+                }
+            }
+        }
+    }
+
+    /// Whether the file's SHA-256 is `name`.
+    async fn is_named(&self, path: &Path, name: &str) -> std::io::Result<bool> {
+        let path = path.to_owned();
+        let mut file = blocking(move || fs::File::open(path)).await?;
+        let mut hash = Context::new(&SHA256);
+        loop {
+            let count;
+            (file, hash, count) = blocking(move || {
+                let mut chunk = Vec::new();
+                let count = Read::by_ref(&mut file).take(SLICE).read_to_end(&mut chunk)?;
+                hash.update(&chunk);
+                Ok((file, hash, u64::try_from(count).unwrap_or(SLICE)))
+            })
+            .await?;
+            self.metrics.examined_bytes.inc_by(count);
+            if count == 0 {
+                let sum = hash.finish();
+                return Ok(sum
+                    .as_ref()
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .eq(name.as_bytes().chunks(2).map(|pair| String::from_utf8_lossy(pair).into_owned())));
+            }
+            time::sleep(Duration::from_millis(count.saturating_mul(1000) / PACE)).await;
+        }
     }
 
     async fn examine_due(&self, causes: &[Cause], pace: Option<u64>) {

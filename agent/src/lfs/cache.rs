@@ -92,6 +92,13 @@ impl Cache {
         self.spool.discard_all(|(of, _)| of == repo);
     }
 
+    /// The objects of all repositories, each with its file.
+    pub(super) fn objects(&self) -> io::Result<Vec<(RepoId, LfsOid, PathBuf)>> {
+        let mut found = Vec::new();
+        find_repositories(&self.root, &self.root, &mut found)?;
+        Ok(found.into_iter().map(|Object { key: (repo, oid), path, .. }| (repo, oid, path)).collect())
+    }
+
     pub(super) fn usage(&self) -> Usage {
         self.spool.usage()
     }

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use tarn_testkit::upstream::{Fault, Operation, lfs};
 
-use super::{cloned, expect_content, json_of, noise, object, post, scene, transfers, wanted};
+use super::{
+    ATTRIBUTES, TOKEN, cloned, expect_content, json_of, noise, object, post, scene, transfers, wanted,
+};
 use crate::scene::Scene;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,5 +149,37 @@ async fn an_upstream_without_lfs_is_named() -> Result<()> {
     let answer = post(&scene, &scene.path(), &[], &wanted(&[(&lfs::oid(b"x"), 1)])).await?;
     let message = json_of(&answer)?["message"].as_str().context("a message")?.to_owned();
     ensure!(answer.status == 404 && message.contains("has no LFS"), "{} {message}", answer.status);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_object_that_the_disk_damaged_is_found_and_fetched_again() -> Result<()> {
+    let content = noise(300_000);
+    let builder = crate::scene::agent().arg("--scrub-interval").arg("1");
+    let scene = Scene::of(builder, &[], async |upstream, origin| {
+        upstream.lfs().enable(TOKEN);
+        let pointer = upstream.lfs().put("a.git", &content);
+        origin.commit("main", &[(".gitattributes", ATTRIBUTES), ("big.bin", &pointer)]).await.map(drop)
+    })
+    .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    let answer = scene.agent.get(&object(&scene, &content)).await?;
+    ensure!(answer.status == 200 && answer.body == content, "{}", answer.status);
+    // It gets its name once it is whole, which is after its last byte was given out.
+    let file =
+        tarn_testkit::eventually::eventually(Duration::from_secs(30), "the object is kept", async || {
+            let files = crate::p4_never_stuck::files(&scene.agent.data().join("lfs"))?;
+            files.into_iter().find(|path| path.ends_with(lfs::oid(&content))).context("no such file")
+        })
+        .await?;
+    tarn_testkit::damage::flip(&file, 200_000)?;
+    tarn_testkit::eventually::eventually(Duration::from_secs(30), "the damage is found", async || {
+        let found: u64 = scene.agent.metric(r#"tarn_integrity_damages_total{what="lfs"}"#).await?;
+        ensure!(found == 1, "{found}");
+        Ok(())
+    })
+    .await?;
+    let answer = scene.agent.get(&object(&scene, &content)).await?;
+    ensure!(answer.status == 200 && answer.body == content, "{}", answer.status);
     Ok(())
 }
