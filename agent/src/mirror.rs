@@ -16,6 +16,7 @@ pub mod fetch;
 pub mod error;
 pub mod life;
 pub mod upkeep;
+pub mod seed;
 pub mod snapshots;
 pub mod view;
 pub mod findings;

@@ -240,10 +240,10 @@ mod tests {
     async fn a_dropped_ticket_passes_its_turn_on() {
         let popular = watch::Sender::new(0);
         let queue = queue(&popular);
-        let first = queue.acquire(Activity::Upkeep, &id("x"), Priority::Background).await;
-        let second = queue.enter(Activity::Upkeep, &id("x"), Priority::Background);
-        let mut third = queue.enter(Activity::Upkeep, &id("x"), Priority::Background);
-        let fourth = queue.enter(Activity::Upkeep, &id("x"), Priority::Background);
+        let first = queue.acquire(Activity::LargeUpkeep, &id("x"), Priority::Background).await;
+        let second = queue.enter(Activity::LargeUpkeep, &id("x"), Priority::Background);
+        let mut third = queue.enter(Activity::LargeUpkeep, &id("x"), Priority::Background);
+        let fourth = queue.enter(Activity::LargeUpkeep, &id("x"), Priority::Background);
         third.lift().lift();
         drop(second);
         drop(first);
@@ -251,9 +251,9 @@ mod tests {
         // Called, and never heard of it.
         drop(third);
         drop(fourth);
-        drop(queue.acquire(Activity::Upkeep, &id("x"), Priority::Background).await);
+        drop(queue.acquire(Activity::LargeUpkeep, &id("x"), Priority::Background).await);
         let metrics = queue.inner.metrics.clone();
-        let label = Activity::Upkeep.label();
+        let label = Activity::LargeUpkeep.label();
         assert_eq!(metrics.queue_waiting.get_or_create(&label).get(), 0);
         assert_eq!(metrics.queue_running.get_or_create(&label).get(), 0);
     }

@@ -20,6 +20,10 @@ const NEAR: usize = 100;
 /// Local work on packs; a repack of gigabytes on a slow disk takes minutes.
 const PACK_LIMIT: Duration = Duration::from_secs(3600);
 
+/// With more objects than this no bitmaps are made. They take some 700 bytes of memory for each while they are made (263 MB
+/// for git's own repository), which the whole pod would be killed for.
+const MAX_BITMAPPED: u64 = 10_000_000;
+
 /// Whether `wants` are at most [`NEAR`] commits ahead of `haves`. Haves that are not there count nothing.
 pub async fn is_near(git: &Git, dir: &Path, wants: &[Oid], haves: &[Oid]) -> bool {
     let command = git.command("rev-list").git_dir(dir).args(["--count", "--ignore-missing", "--stdin"]);
@@ -122,11 +126,15 @@ pub async fn put_in_order(git: &Git, dir: &Path) -> Result<(), GitError> {
     if count(dir) == 0 {
         return Ok(());
     }
+    let io_error = |source| GitError::Io { verb: "repack".into(), source };
+    let indices = files(dir, "idx").map_err(io_error)?;
+    let all: u64 = indices.iter().map(|index| objects(index)).sum::<io::Result<u64>>().map_err(io_error)?;
+    let bitmaps = if all <= MAX_BITMAPPED { Some("--write-bitmap-index") } else { None };
+    if bitmaps.is_none() {
+        tracing::info!(objects = all, "no bitmaps are made: they would take too much memory");
+    }
     let repack = frugal(git, "repack", dir);
-    repack
-        .args(["--geometric=2", "-d", "--quiet", "--write-midx", "--write-bitmap-index"])
-        .run(PACK_LIMIT)
-        .await?;
+    repack.args(["--geometric=2", "-d", "--quiet", "--write-midx"]).args(bitmaps).run(PACK_LIMIT).await?;
     let graph = git.command("commit-graph").git_dir(dir);
     graph.args(["write", "--reachable", "--no-progress"]).run(PACK_LIMIT).await?;
     Ok(())

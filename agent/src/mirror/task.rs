@@ -21,11 +21,7 @@ mod load;
 mod removal;
 mod healing;
 
-use std::{
-    mem,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{mem, sync::Arc, time::Duration};
 
 use tarn_crds::v1alpha1::Phase;
 use tokio::{
@@ -41,7 +37,6 @@ use super::{
     disk::size,
     fetch::FetchError,
     life::{Action, Event, Life},
-    room::Room,
 };
 use crate::{
     backoff::{interval_delay, retry_delay},
@@ -50,8 +45,7 @@ use crate::{
         restore::{Outcome, Restored},
     },
     git::{RefSet, remote::Patience},
-    peers::placement::Placement,
-    queue::{Priority, Queue},
+    queue::Priority,
     upstream::LookError,
 };
 use fetches::{Fetched, Fetches, Kind, Order, Wanted, WantedById};
@@ -79,11 +73,8 @@ pub(super) struct Task {
     site: Arc<Site>,
     settings: Arc<Settings>,
     upstream: Result<Upstream, Arc<LookError>>,
-    placement: Option<Placement>,
+    services: Services,
     demand: Demand,
-    queue: Queue,
-    room: Arc<Room>,
-    spread: Arc<AtomicU64>,
     life: Life,
     /// It is to be on the disk; otherwise nothing is done before somebody asks.
     wanted: bool,
@@ -110,11 +101,8 @@ impl Task {
         let task = Self {
             upstream: Upstream::connect(&site, &settings),
             settings,
-            placement: services.placement.clone(),
+            services: services.clone(),
             demand,
-            queue: services.queue.clone(),
-            room: services.room.clone(),
-            spread: services.spread.clone(),
             life: Life::default(),
             wanted: false,
             urgency: Priority::Background,
@@ -210,8 +198,8 @@ impl Task {
 
     /// Whether it belongs here, and would stay; otherwise requests go to those that keep it.
     fn keeps(&self) -> bool {
-        let owned = self.placement.as_ref().is_none_or(|placement| placement.keeps(&self.site.id));
-        owned && !(self.stored.is_none() && self.room.holds_off(&self.site.id))
+        let owned = self.services.placement.as_ref().is_none_or(|placement| placement.keeps(&self.site.id));
+        owned && !(self.stored.is_none() && self.services.room.holds_off(&self.site.id))
     }
 
     /// Somebody asks for the mirror: if it is to be restored or cloned, then before those that nobody has asked for.
@@ -358,7 +346,7 @@ impl Task {
         let held = self.looks.held_until();
         let held = [held, self.healing.changes_at()].into_iter().flatten().min();
         let Some(stored) = self.stored.clone() else { return held.map(Into::into) };
-        let upkeep = self.upkeep.start();
+        let upkeep = self.upkeep.start(self.bytes);
         let sound = self.is_sound() && !self.settings.suspend;
         let (coming, settings) = (self.fetches.is_running(), self.settings.checkpoint);
         let publish = self.publishing.start(&stored, sound, coming, settings);

@@ -1,7 +1,7 @@
 //! What is done to a mirror while it serves: repacking, bitmaps, the seed for shallow clones.
 //!
-//! What is due is decided by [`plan`], a pure function. One upkeep runs at a time in the whole agent, with
-//! one thread, and waits while requests keep the processors busy.
+//! What is due is decided by [`plan`], a pure function. It takes its turn in the queue, runs with one thread, and waits a
+//! while for a moment in which no child serves a client.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,8 +15,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::disk::Disk;
+use super::{disk::Disk, seed::Seed};
 use crate::{
+    backoff::backoff,
     git::{Git, GitError, Oid, pack},
     queue::{Activity, Priority, Queue},
 };
@@ -25,8 +26,13 @@ use crate::{
 const QUIET: Duration = Duration::from_secs(5);
 /// … or, where fetches never cease, this long after the last time.
 const AT_MOST: Duration = Duration::from_secs(300);
-/// A failed upkeep is tried again after this.
-const RETRY: Duration = Duration::from_secs(60);
+/// The first retry of failed upkeep comes after this, …
+const FIRST_RETRY: Duration = Duration::from_secs(60);
+/// … each further one twice as late, up to this: a repack that runs into its timeout has cost an hour.
+const LAST_RETRY: Duration = Duration::from_secs(6 * 3600);
+
+/// Mirrors from this size on are put in order one at a time, so that small ones do not wait for them.
+const LARGE: u64 = 1 << 30;
 
 /// Upkeep begins this long after it is due: whoever waits for the fetch that made it due is served first.
 const YIELD: Duration = Duration::from_millis(500);
@@ -57,11 +63,14 @@ pub struct Facts {
     pub repacked: Option<Instant>,
     /// When upkeep last failed.
     pub failed: Option<Instant>,
+    /// Failures in a row.
+    pub failures: u32,
 }
 
 /// What is due at `now`, or when to ask again; `None` until something happens.
 pub fn plan(facts: &Facts, now: Instant) -> Option<Result<Chore, Instant>> {
-    if let Some(again) = facts.failed.map(|failed| failed + RETRY).filter(|again| *again > now) {
+    let retry = backoff(FIRST_RETRY, LAST_RETRY, facts.failures, 1.0);
+    if let Some(again) = facts.failed.map(|failed| failed + retry).filter(|again| *again > now) {
         return Some(Err(again));
     }
     if let Some(head) = facts.head.filter(|head| facts.shallow_asked && facts.seeded != Some(*head)) {
@@ -89,6 +98,8 @@ pub struct Workshop {
     pub queue: Queue,
     /// Held while packs may disappear.
     pub packs: Arc<Mutex<()>>,
+    /// The mirror's size.
+    pub bytes: u64,
 }
 
 impl Workshop {
@@ -96,12 +107,14 @@ impl Workshop {
     ///
     /// # Errors
     /// Git fails; the mirror is as good as before.
-    pub async fn run(self, chore: Chore, seed: Option<PathBuf>) -> Result<Option<PathBuf>, GitError> {
-        let _turn = self.queue.acquire(Activity::Upkeep, &self.id, Priority::Background).await;
+    pub async fn run(self, chore: Chore, seed: Option<Arc<Seed>>) -> Result<Option<PathBuf>, GitError> {
+        // Before the turn: who waits for a calm moment keeps no other from working.
         calm(&self.queue).await;
+        let activity = if self.bytes < LARGE { Activity::Upkeep } else { Activity::LargeUpkeep };
+        let _turn = self.queue.acquire(activity, &self.id, Priority::Background).await;
         let started = Instant::now();
         let made = match chore {
-            Chore::Seed(tip) => Some(self.make_seed(tip, seed.as_deref()).await?),
+            Chore::Seed(tip) => Some(self.make_seed(tip, seed.as_ref().map(|seed| &*seed.dir)).await?),
             Chore::Repack => {
                 let _packs = self.packs.lock().await;
                 pack::put_in_order(&self.git, &self.dir).await?;
@@ -176,7 +189,15 @@ mod tests {
         let seeded = Facts { seeded: Some(oid(b'1')), ..asked };
         assert_eq!(plan(&seeded, now), None);
         assert_eq!(plan(&Facts { head: Some(oid(b'2')), ..seeded }, now), Some(Ok(Chore::Seed(oid(b'2')))));
-        let failed = Facts { failed: Some(now), ..asked };
-        assert_eq!(plan(&failed, now), Some(Err(now + RETRY)));
+    }
+
+    #[test]
+    fn failures_put_upkeep_off_for_longer_and_longer() {
+        let now = Instant::now();
+        let after = |failures| {
+            let facts = Facts { failed: Some(now), failures, fetched: Some(now), ..Facts::default() };
+            plan(&facts, now).and_then(Result::err).map(|at| (at - now).as_secs() / 60)
+        };
+        assert_eq!([1, 2, 3, 9, 99].map(after), [Some(1), Some(2), Some(4), Some(256), Some(360)]);
     }
 }

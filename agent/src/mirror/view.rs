@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tarn_crds::v1alpha1::{Phase, conditions::Reason};
 use tokio::sync::{OnceCell, watch};
 
-use super::{settings::Settings, snapshots::SnapshotView};
+use super::{seed::Seed, settings::Settings, snapshots::SnapshotView};
 use crate::{
     checkpoint::manifest::Checkpoint,
     git::{Oid, RefSet},
@@ -42,8 +42,8 @@ pub struct View {
     pub damage: Option<Trouble>,
     /// How often this process has replaced a damaged mirror: what was made of the former ones is not to be used.
     pub replaced: u64,
-    /// A repository that serves shallow clones cheaply, and the commit it was made for.
-    pub seed: Option<(PathBuf, Oid)>,
+    /// What serves shallow clones cheaply.
+    pub seed: Option<Arc<Seed>>,
     /// The upstream, for requests that are handed on to it.
     pub upstream: Option<Arc<Looker>>,
 }
@@ -107,7 +107,7 @@ impl View {
             && began == other.seen.as_ref().map(|seen| seen.1)
             && one(checkpoint.as_ref(), other.checkpoint.as_ref())
             && (damage, replaced) == (&other.damage, &other.replaced)
-            && *seed == other.seed
+            && one(seed.as_ref(), other.seed.as_ref())
             && one(upstream.as_ref(), other.upstream.as_ref())
     }
 

@@ -22,8 +22,10 @@ pub enum Activity {
     Look,
     /// Publishing a checkpoint.
     Publish,
-    /// Repacking, or making a seed.
+    /// Repacking a mirror, or making its seed.
     Upkeep,
+    /// The same for a large mirror.
+    LargeUpkeep,
     /// Building a snapshot.
     Snapshot,
     /// Asking the store for the newest snapshot.
@@ -50,6 +52,7 @@ enum Counted {
     Connections,
     Publishes,
     Upkeeps,
+    LargeUpkeeps,
     Snapshots,
     Finds,
     Packs,
@@ -74,6 +77,8 @@ const AWAITED: usize = 2;
 const FETCHES: usize = 16;
 /// Publishings at once: a large one must not keep small ones waiting for long.
 const PUBLISHES: usize = 2;
+/// Mirrors whose packs are put in order at once, one large one at most: each takes a processor, beside those who serve.
+const UPKEEPS: usize = 2;
 /// The store is asked for so many snapshots at once.
 const FINDS: usize = 8;
 /// Children that make answers, for each processor: they write to files, so they never wait for a client, and more of
@@ -131,7 +136,10 @@ impl Capacities {
             ]),
             Activity::Look => connection.into_iter().skip(1).collect(),
             Activity::Publish => [all(C::Publishes, Capacity::of(PUBLISHES))].into(),
-            Activity::Upkeep => [all(C::Upkeeps, Capacity::of(1))].into(),
+            Activity::Upkeep => [all(C::Upkeeps, Capacity::of(UPKEEPS))].into(),
+            Activity::LargeUpkeep => {
+                [all(C::Upkeeps, Capacity::of(UPKEEPS)), all(C::LargeUpkeeps, Capacity::of(1))].into()
+            }
             Activity::Snapshot => [all(C::Snapshots, Capacity::of(1))].into(),
             Activity::Find => [all(C::Finds, Capacity::of(FINDS))].into(),
             Activity::Pack(client) => {
@@ -161,7 +169,7 @@ impl Activity {
             Self::Fetch => "fetch",
             Self::Look => "look",
             Self::Publish => "publish",
-            Self::Upkeep => "upkeep",
+            Self::Upkeep | Self::LargeUpkeep => "upkeep",
             Self::Snapshot => "snapshot",
             Self::Find => "find",
             Self::Pack(_) => "pack",

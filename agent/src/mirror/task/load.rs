@@ -27,7 +27,7 @@ impl Task {
         if !self.site.dir.exists() {
             return Some(early);
         }
-        let mut turn = self.queue.enter(Activity::Load, &self.site.id, Priority::Background);
+        let mut turn = self.services.queue.enter(Activity::Load, &self.site.id, Priority::Background);
         let lift = turn.lift();
         loop {
             tokio::select! {
@@ -44,7 +44,7 @@ impl Task {
 
     /// Brings what was found on the disk up to date: at once, or among many within a while.
     pub(super) fn begin(&mut self) {
-        let spread = Duration::from_millis(self.spread.load(Ordering::Relaxed));
+        let spread = Duration::from_millis(self.services.spread.load(Ordering::Relaxed));
         if spread.is_zero() || self.settings.suspend {
             return self.want();
         }

@@ -188,6 +188,8 @@ impl Publishing {
                 }
                 tracing::info!("no checkpoint comes from the agents whose turn it is; taking over");
             }
+            // A repack under way is waited for outside the turn, which others can use.
+            drop(site.packs.lock().await);
             let _turn = queue.acquire(Activity::Publish, &site.id, Priority::Background).await;
             let made = archive.publish(publish).await;
             site.disk.clear(work).await;

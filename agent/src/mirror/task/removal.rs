@@ -66,10 +66,10 @@ impl Task {
         self.looks.forget();
         self.fetches.left();
         self.publishing.left();
-        let leftovers: Vec<PathBuf> = aside.into_iter().chain(self.upkeep.left()).collect();
+        self.upkeep.left();
         let disk = self.site.disk.clone();
         tokio::spawn(async move {
-            let remove = move || leftovers.iter().try_for_each(|dir| disk.discard(dir));
+            let remove = move || aside.map_or(Ok(()), |aside| disk.discard(&aside));
             if let Err(error) = blocking(remove).await {
                 tracing::warn!(%error, "what was moved away is removed at the next start");
             }

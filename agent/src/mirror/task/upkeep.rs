@@ -1,15 +1,18 @@
 //! Upkeep: starting what is due, and taking in what came of it.
 
-use std::{mem, path::PathBuf, sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::site::Site;
 use crate::{
-    git::{GitError, Oid, RefSet, pack},
+    git::{GitError, RefSet, pack},
     metrics::Work,
-    mirror::upkeep::{Chore, Facts, Workshop, plan},
+    mirror::{
+        seed::Seed,
+        upkeep::{Chore, Facts, Workshop, plan},
+    },
     queue::Queue,
 };
 
@@ -19,9 +22,7 @@ pub(super) struct Upkeep {
     queue: Queue,
     facts: Facts,
     running: Option<(Chore, Running)>,
-    seed: Option<(PathBuf, Oid)>,
-    /// Stays until the next one is replaced: children may read it still.
-    old_seed: Option<PathBuf>,
+    seed: Option<Arc<Seed>>,
 }
 
 /// Ends with the new seed, if one was made.
@@ -29,11 +30,11 @@ type Running = AbortOnDropHandle<Result<Option<PathBuf>, GitError>>;
 
 impl Upkeep {
     pub(super) fn new(site: Arc<Site>, queue: Queue) -> Self {
-        Self { site, queue, facts: Facts::default(), running: None, seed: None, old_seed: None }
+        Self { site, queue, facts: Facts::default(), running: None, seed: None }
     }
 
-    /// A repository that serves shallow clones cheaply, and the commit it was made for.
-    pub(super) fn seed(&self) -> Option<&(PathBuf, Oid)> {
+    /// What serves shallow clones cheaply.
+    pub(super) fn seed(&self) -> Option<&Arc<Seed>> {
         self.seed.as_ref()
     }
 
@@ -72,14 +73,13 @@ impl Upkeep {
         self.facts.repacked = Some(began);
     }
 
-    /// The mirror leaves the disk; gives what is left of it elsewhere.
-    pub(super) fn left(&mut self) -> impl Iterator<Item = PathBuf> + use<> {
-        (self.running, self.facts) = (None, Facts::default());
-        self.seed.take().map(|(seed, _)| seed).into_iter().chain(self.old_seed.take())
+    /// The mirror has left the disk.
+    pub(super) fn left(&mut self) {
+        (self.running, self.facts, self.seed) = (None, Facts::default(), None);
     }
 
-    /// Starts the upkeep that is due; otherwise says when to ask again.
-    pub(super) fn start(&mut self) -> Option<Instant> {
+    /// Starts the upkeep that is due for a mirror of so many `bytes`; otherwise says when to ask again.
+    pub(super) fn start(&mut self, bytes: u64) -> Option<Instant> {
         if self.running.is_some() {
             return None;
         }
@@ -94,13 +94,13 @@ impl Upkeep {
             id: self.site.id.clone(),
             queue: self.queue.clone(),
             packs: self.site.packs.clone(),
+            bytes,
         };
-        let seed = self.seed.as_ref().map(|(seed, _)| seed.clone());
         // What is fetched from now on is put in order the next time.
         if chore == Chore::Repack {
             self.facts.repacked = Some(Instant::now());
         }
-        let run = workshop.run(chore, seed).in_current_span();
+        let run = workshop.run(chore, self.seed.clone()).in_current_span();
         self.running = Some((chore, AbortOnDropHandle::new(tokio::spawn(run))));
         None
     }
@@ -119,6 +119,7 @@ impl Upkeep {
     pub(super) fn ended(&mut self, result: Result<Option<PathBuf>, GitError>) -> bool {
         let Some((chore, _)) = self.running.take() else { return false };
         if result.is_ok() {
+            self.facts.failures = 0;
             let work = match chore {
                 Chore::Seed(_) => "seed",
                 Chore::Repack => "repack",
@@ -128,16 +129,13 @@ impl Upkeep {
         match (result, chore) {
             (Ok(Some(view)), Chore::Seed(tip)) => {
                 self.facts.seeded = Some(tip);
-                let replaced = self.seed.replace((view, tip)).map(|(view, _)| view);
-                if let Some(older) = mem::replace(&mut self.old_seed, replaced) {
-                    let disk = self.site.disk.clone();
-                    tokio::task::spawn_blocking(move || disk.discard(&older));
-                }
+                self.seed = Some(Arc::new(Seed::new(view, tip, self.site.disk.clone())));
                 false
             }
             (Ok(_), _) => true,
             (Err(error), _) => {
-                tracing::warn!(%error, ?chore, "upkeep failed; it will be tried again");
+                self.facts.failures += 1;
+                tracing::warn!(%error, ?chore, failures = self.facts.failures, "upkeep failed; it will be tried again");
                 self.site.doubt(&error);
                 self.facts.failed = Some(Instant::now());
                 self.facts.repacked = self.facts.repacked.filter(|_| chore != Chore::Repack);

@@ -24,6 +24,7 @@ impl ObjectsWanted {
                 break turn;
             }
         };
+        // The view holds the seed that the child may read.
         let job = self.job(&view).await;
         let spooled = job.spool(&self.serving.git, file, |length| growth.grown(length)).await;
         spooled.inspect(|length| self.mirror.made(*length)).map_err(|error| {
@@ -37,7 +38,7 @@ impl ObjectsWanted {
         let mirror = self.mirror.dir().to_owned();
         let (repository, tuning) = match (&self.fetch, &view.seed) {
             (None, _) => (mirror, Tuning::Plain),
-            (Some(fetch), Some((seed, _))) if fetch.deepen.is_some() => (seed.clone(), Tuning::Seeded),
+            (Some(fetch), Some(seed)) if fetch.deepen.is_some() => (seed.dir.clone(), Tuning::Seeded),
             (Some(fetch), None) if fetch.deepen.is_some() => (mirror, Tuning::Unseeded),
             (Some(fetch), _) if fetch.haves.is_empty() => (mirror, Tuning::Plain),
             (Some(fetch), _) => {
