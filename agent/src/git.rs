@@ -4,6 +4,8 @@
 //! standard error is bounded, redacted and classified before anyone else sees it.
 
 pub mod command;
+pub mod error;
+pub mod pulse;
 pub mod object;
 pub mod negotiation;
 pub mod orphans;
@@ -15,6 +17,7 @@ pub mod remote;
 pub mod stderr;
 pub mod upload_pack;
 
-pub use command::{Git, GitError};
+pub use command::Git;
+pub use error::GitError;
 pub use object::{ObjectFormat, Oid};
 pub use refs::{Head, Ref, RefSet};

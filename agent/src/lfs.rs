@@ -17,6 +17,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::StreamExt;
@@ -84,11 +85,20 @@ impl FetchError {
                 .filter(|status| status.is_client_error() || status.is_server_error())
                 .unwrap_or(StatusCode::NOT_FOUND),
             Self::Upstream(LfsError::Absent | LfsError::Transport) => StatusCode::NOT_FOUND,
+            Self::Upstream(LfsError::Look { pause: Some(_), .. }) => StatusCode::TOO_MANY_REQUESTS,
             Self::Upstream(LfsError::Look { .. }) | Self::NoUpstream | Self::GivenUp => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Upstream(_) | Self::Mismatch(_) => StatusCode::BAD_GATEWAY,
             Self::Disk(_) => StatusCode::INSUFFICIENT_STORAGE,
+        }
+    }
+
+    /// For how long the upstream asks to be left alone, if it does: clients are told the same.
+    pub fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::Upstream(error) => error.pause(),
+            _ => None,
         }
     }
 

@@ -18,7 +18,7 @@ use crate::{
     metrics::{Ahead, Metrics},
     protocol::{fetch::Key, pktline},
     spool::{Bounds, Follower, Keep, NoRoom, Sink, Spool, SpoolError, Usage},
-    upstream::look::LookError,
+    upstream::LookError,
 };
 
 /// Answers nobody asked for in this long go even where there is room.

@@ -4,6 +4,7 @@
 //! it. Refs are answered from memory, objects by `git upload-pack`.
 
 pub mod body;
+pub mod headers;
 pub mod error;
 pub mod conditional;
 mod content;

@@ -1,12 +1,17 @@
 //! The upstream: what it says its refs are, with which credentials it is asked,
 //! and requests handed on to it.
 
-pub mod credentials;
+pub mod secret;
+pub mod http;
 pub mod github_app;
-pub mod forward;
+pub mod credentials;
+pub mod error;
 pub mod look;
+pub mod forward;
 pub mod admission;
 pub mod lfs;
 
-pub use credentials::{Credentials, Secret};
-pub use look::{LookError, Looker};
+pub use credentials::Credentials;
+pub use error::LookError;
+pub use look::Looker;
+pub use secret::Secret;

@@ -3,6 +3,7 @@
 mod damage;
 mod disk;
 mod moving;
+mod patience;
 mod retry;
 mod sigkill;
 

@@ -37,6 +37,7 @@ struct State {
     token: String,
     lifetime: Duration,
     minted: usize,
+    delay: Duration,
     status: Option<u16>,
     refusals: Vec<String>,
 }
@@ -55,6 +56,7 @@ impl GitHub {
             token: "ghs_first".into(),
             lifetime: Duration::from_secs(3600),
             minted: 0,
+            delay: Duration::ZERO,
             status: None,
             refusals: Vec::new(),
         };
@@ -64,8 +66,12 @@ impl GitHub {
         let listening = Listening::start("github", address, move |stream| {
             let state = Arc::clone(&shared);
             let service = hyper::service::service_fn(move |request| {
+                let delay = lock(&state).delay;
                 let answer = answer(&state, &request);
-                async move { Ok::<_, Infallible>(answer) }
+                async move {
+                    tokio::time::sleep(delay).await;
+                    Ok::<_, Infallible>(answer)
+                }
             });
             async move {
                 let io = hyper_util::rt::TokioIo::new(stream);
@@ -94,6 +100,11 @@ impl GitHub {
     /// Answers everything with this status; or as it should.
     pub fn fail(&self, status: Option<u16>) {
         lock(&self.state).status = status;
+    }
+
+    /// Answers everything this much later.
+    pub fn delay(&self, delay: Duration) {
+        lock(&self.state).delay = delay;
     }
 
     /// How many tokens were minted.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -50,6 +50,16 @@ pub enum Habits {
     Modern,
     /// As a server of ten years ago: the first protocol only, no partial clones, wants of tips only.
     Old,
+    /// As git 2.18 to 2.27: protocol v2 without `object-format`, and a server that dies of what it has not offered.
+    Strict,
+    /// As the public hosts, with packs that take so many milliseconds to begin, with or without keepalive packets each
+    /// second meanwhile.
+    Thinking {
+        /// How long.
+        millis: u32,
+        /// Whether the client hears that the server lives.
+        keepalives: bool,
+    },
 }
 
 /// A running git server for all repositories below one directory. It stops when dropped, its children too.
@@ -244,11 +254,20 @@ impl State {
                     self.lfs.answer(&parts, &repo, body).await?
                 } else {
                     let habits = *lock(&self.habits);
-                    cgi::run(&self.root, habits, &parts, body).await?
+                    if habits == Habits::Strict {
+                        strict(&self.root, &parts, body).await?
+                    } else {
+                        cgi::run(&self.root, habits, &parts, body).await?
+                    }
                 };
                 wrap.apply(answer).await?
             }
             Action::Answer { status, content_type, text } => plain(status, content_type, text),
+            Action::Later(seconds) => {
+                let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "text/plain", "too many requests\n");
+                answer.headers_mut().insert(RETRY_AFTER, seconds.into());
+                answer
+            }
             Action::Redirect(base) => {
                 let mut answer = plain(StatusCode::FOUND, "text/plain", "elsewhere\n");
                 let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
@@ -276,6 +295,32 @@ impl State {
             record.status = Some(status.as_u16());
         }
     }
+}
+
+/// What git 2.18 to 2.27 would answer: it offers no `object-format`, and ends without a word when it is asked for one.
+async fn strict(root: &Path, parts: &http::request::Parts, body: Body) -> Result<Response<Body>> {
+    const NEW: &[u8] = b"object-format=";
+    let has = |bytes: &[u8]| bytes.windows(NEW.len()).any(|part| part == NEW);
+    let whole = |bytes: Bytes| Full::new(bytes).map_err(|never| match never {}).boxed_unsync();
+    let asked = body.collect().await?.to_bytes();
+    if has(&asked) {
+        return Ok(plain(StatusCode::OK, "application/x-git-upload-pack-result", ""));
+    }
+    let answer = cgi::run(root, Habits::Modern, parts, whole(asked)).await?;
+    if !parts.uri.path().ends_with("/info/refs") {
+        return Ok(answer);
+    }
+    let (head, body) = answer.into_parts();
+    let (told, mut kept, mut at) = (body.collect().await?.to_bytes(), Vec::new(), 0);
+    while let Some(digits) = told.get(at..at + 4) {
+        let length = usize::from_str_radix(std::str::from_utf8(digits)?, 16)?.max(4);
+        let packet = told.get(at..at + length).context("a packet")?;
+        if !has(packet) {
+            kept.extend_from_slice(packet);
+        }
+        at += length;
+    }
+    Ok(Response::from_parts(head, whole(kept.into())))
 }
 
 fn plain(status: StatusCode, content_type: &'static str, text: &str) -> Response<Body> {

@@ -9,7 +9,7 @@ use std::{
     ffi::{OsStr, OsString},
     fmt, io,
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
+    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -22,9 +22,11 @@ use tokio::{
     time::timeout,
 };
 
+pub use super::error::{GitError, failure};
 use super::{
     orphans::{self, MARK, Own},
-    stderr::{Culprit, FailureKind, classify_ended, plain, redact, talks, telling_line},
+    pulse::silent,
+    stderr::{OTHERS, plain, redact},
 };
 
 /// The oldest git that works: 2.39 is Debian 12's, what all figures were taken with; `cat-file -Z`,
@@ -35,7 +37,7 @@ pub const MINIMUM_VERSION: (u32, u32) = (2, 39);
 const STDERR_KEPT: usize = 16 * 1024;
 
 /// How much a child whose whole output is wanted may print; 100,000 refs take 7.5 MB.
-const STDOUT_KEPT: u64 = 256 * 1024 * 1024;
+pub(super) const STDOUT_KEPT: u64 = 256 * 1024 * 1024;
 
 /// Variables that children inherit; everything else is dropped. They say where programs and certificates
 /// are and how to reach a proxy.
@@ -57,80 +59,6 @@ const INHERITED: &[&str] = &[
 /// The only configuration file children read. A command-line setting does not reach the `upload-pack` that
 /// a fetch from a file:// upstream starts, this file does.
 const CONFIG: &str = ".gitconfig";
-
-/// Why a git command gave no result.
-#[derive(Debug, thiserror::Error)]
-pub enum GitError {
-    /// There is no git.
-    #[error("cannot run git ({source}): install git {}.{} or newer and put it on PATH", MINIMUM_VERSION.0, MINIMUM_VERSION.1)]
-    Missing {
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// Git is too old, or says something else than its version.
-    #[error("{found:?} is too old: install git {}.{} or newer and put it first on PATH", MINIMUM_VERSION.0, MINIMUM_VERSION.1)]
-    TooOld {
-        /// What `git --version` printed.
-        found: String,
-    },
-    /// The process could not be started or talked to.
-    #[error("cannot run git {verb}: {source}")]
-    Io {
-        /// The git command.
-        verb: String,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// Git ended with an error.
-    #[error("git {verb} failed: {message}")]
-    Failed {
-        /// The git command.
-        verb: String,
-        /// What kind of failure the messages tell of.
-        kind: FailureKind,
-        /// The most telling line, redacted.
-        message: String,
-    },
-    /// Git took too long and was ended.
-    #[error("git {verb} took longer than {}s and was ended", limit.as_secs())]
-    TimedOut {
-        /// The git command.
-        verb: String,
-        /// How long it had.
-        limit: Duration,
-    },
-    /// Git printed more than is kept: nobody takes a part for the whole.
-    #[error("git {verb} printed more than {} MiB, which the agent does not read", STDOUT_KEPT >> 20)]
-    TooMuch {
-        /// The git command.
-        verb: String,
-    },
-}
-
-impl GitError {
-    /// What kind of failure it is.
-    pub fn kind(&self) -> FailureKind {
-        match self {
-            Self::Failed { kind, .. } => *kind,
-            Self::TimedOut { .. } => FailureKind::TimedOut,
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull
-                | io::ErrorKind::QuotaExceeded
-                | io::ErrorKind::ReadOnlyFilesystem => FailureKind::Disk,
-                _ => FailureKind::Machine,
-            },
-            Self::Missing { .. } | Self::TooOld { .. } | Self::TooMuch { .. } => FailureKind::Other,
-        }
-    }
-
-    /// Where the cause lies. A command that talks to nobody and takes too long is slow here.
-    pub fn culprit(&self) -> Culprit {
-        match self {
-            Self::TimedOut { verb, .. } if !talks(verb) => Culprit::Machine,
-            _ => self.kind().culprit(),
-        }
-    }
-}
 
 /// The installed git, ready to run commands for one data directory. Cheap to clone.
 #[derive(Clone)]
@@ -215,13 +143,31 @@ impl Git {
             "protocol.version=2",
             "core.hooksPath=/dev/null",
             "advice.detachedHead=false",
-            // Not by GIT_SSH_COMMAND, which would win over the one that names a Secret's key.
-            "core.sshCommand=ssh -oBatchMode=yes",
+            // A shell function stands before ssh, of which git would have to find out what it is.
+            "ssh.variant=ssh",
         ] {
             inner.args(["-c", setting]);
         }
-        Command { inner, verb: verb.to_owned(), verb_given: false, input: Some(Vec::new()), progress: None }
+        // Not by GIT_SSH_COMMAND, which would win over the one that names a Secret's key. Keys come of Secrets alone,
+        // never of the user that the agent happens to run as.
+        let ssh = "ssh -F none -oBatchMode=yes -oIdentitiesOnly=yes -oIdentityFile=none -oIdentityAgent=none";
+        inner.arg("-c").arg(format!("core.sshCommand={}", aside(ssh)));
+        Command {
+            inner,
+            verb: verb.to_owned(),
+            verb_given: false,
+            input: Some(Vec::new()),
+            progress: None,
+            silence: None,
+        }
     }
+}
+
+/// Shell text that runs `program` with the arguments behind it and marks each line of its standard error as the other
+/// side's: what ssh prints is the far git's words as well, which would read like those of git here.
+pub fn aside(program: &str) -> String {
+    let mark = OTHERS[1];
+    format!("t() {{ {{ {program} \"$@\" 2>&1 >&3 3>&- | sed -u 's/^/{mark} /' >&2 3>&-; }} 3>&1; }}; t")
 }
 
 impl fmt::Debug for Git {
@@ -243,6 +189,7 @@ pub struct Command {
     /// `None` where a file stands for it.
     input: Option<Vec<u8>>,
     progress: Option<Arc<watch::Sender<Option<String>>>>,
+    silence: Option<Duration>,
 }
 
 /// What a finished command printed.
@@ -312,6 +259,12 @@ impl Command {
         self
     }
 
+    /// Ends the command when it has shown no sign of life for `limit` (see `git::pulse`).
+    pub fn silence(mut self, limit: Duration) -> Self {
+        self.silence = Some(limit);
+        self
+    }
+
     fn name_verb(&mut self) {
         if !self.verb_given {
             self.inner.arg(&self.verb);
@@ -342,10 +295,11 @@ impl Command {
     pub async fn run(mut self, limit: Duration) -> Result<Output, GitError> {
         let started = std::time::Instant::now();
         let input = self.input.as_mut().map(std::mem::take).unwrap_or_default();
-        let progress = self.progress.take();
+        let (progress, silence) = (self.progress.take(), self.silence);
         let mut child = self.spawn()?;
         let verb = child.verb.clone();
         let io_error = |source| GitError::Io { verb: verb.clone(), source };
+        let died = silent(child.own.and_then(Own::group), silence);
         let (stdin, stdout, stderr) =
             (child.inner.stdin.take(), child.inner.stdout.take(), child.inner.stderr.take());
         let feed = async move {
@@ -360,7 +314,10 @@ impl Command {
             let status = child.inner.wait().await?;
             Ok::<_, io::Error>((bytes?, tail, status))
         };
-        let finished = timeout(limit, work).await;
+        let finished = tokio::select! {
+            finished = timeout(limit, work) => finished,
+            silence = died => return Err(GitError::Silent { verb, silence }),
+        };
         let (stdout, stderr, status) = match finished {
             Ok(finished) => finished.map_err(io_error)?,
             Err(_) => return Err(GitError::TimedOut { verb, limit }),
@@ -380,15 +337,6 @@ async fn collect(stdout: Option<impl AsyncRead + Unpin>, limit: u64) -> io::Resu
         stdout.take(limit + 1).read_to_end(&mut bytes).await?;
     }
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
-}
-
-/// The error that a child's exit status and standard error amount to.
-pub fn failure(verb: &str, status: ExitStatus, stderr: &str) -> GitError {
-    let message = match stderr.trim() {
-        "" => status.to_string(),
-        text => plain(telling_line(verb, text)),
-    };
-    GitError::Failed { verb: verb.to_owned(), kind: classify_ended(verb, status, stderr), message }
 }
 
 /// Reads standard error to its end, keeping the last [`STDERR_KEPT`] bytes, redacted; progress lines go
@@ -524,6 +472,6 @@ mod tests {
         let git = Git::detect(dir.path(), OsStr::new("test"), false).await.unwrap();
         let sleeper = git.command("nap").config("alias.nap=!sleep 30");
         let error = sleeper.run(Duration::from_millis(100)).await.unwrap_err();
-        assert_eq!(error.kind(), FailureKind::TimedOut);
+        assert_eq!(error.kind(), super::super::stderr::FailureKind::TimedOut);
     }
 }

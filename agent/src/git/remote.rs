@@ -12,7 +12,7 @@ use bstr::{BString, ByteSlice};
 use tokio::sync::watch;
 
 use super::{
-    command::{Command, Git, GitError},
+    command::{Command, Git, GitError, aside},
     object::{ObjectFormat, Oid},
     refs::{Head, Ref, RefSet},
     stderr::{Culprit, FailureKind, local, plain},
@@ -21,11 +21,6 @@ use crate::files::{self, remove_tree};
 
 /// Local commands that touch no upstream; generous, for a cold disk and 100,000 refs.
 const LOCAL_LIMIT: Duration = Duration::from_secs(120);
-
-/// Below this many bytes per second …
-const LOW_SPEED_LIMIT: u32 = 1000;
-/// … for this many seconds a transfer counts as dead. Servers send keepalives while they count objects.
-const LOW_SPEED_TIME: u32 = 60;
 
 /// Where fetches by name park refs until their objects are known to be there; the agent's own
 /// packed-refs never name it.
@@ -40,13 +35,22 @@ pub struct Remote {
     pub credentials: Option<PathBuf>,
 }
 
-/// How patient a fetch is with a silent upstream.
+/// How long a fetch may show no sign of life before it is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patience {
-    /// An ordinary fetch: give up when the transfer stalls.
-    StallsFail,
-    /// The first fetch: the server may compute for minutes before it sends a byte.
-    StallsAllowed,
+pub struct Patience(pub Duration);
+
+impl Patience {
+    /// With an ordinary fetch. Servers send keepalives every five seconds while they compute.
+    pub const UPDATE: Self = Self(Duration::from_secs(60));
+
+    /// With the first one: not every server sends keepalives, and it has most to do then.
+    pub const FIRST: Self = Self(Duration::from_secs(300));
+
+    /// The same after so many attempts in a row that were given up: each doubles it, lest the upstream compute the same
+    /// for ever.
+    pub fn after(self, given_up: u32) -> Self {
+        Self(self.0.saturating_mul(1 << given_up.min(10)))
+    }
 }
 
 impl Remote {
@@ -57,6 +61,15 @@ impl Remote {
         match &self.credentials {
             Some(file) => command.config(format!("include.path={}", file.display())),
             None => command,
+        }
+    }
+
+    /// What a local upstream's `upload-pack` prints is no word of git's here.
+    fn far_side(&self, command: Command) -> Command {
+        if self.url.starts_with("file://") {
+            command.arg(format!("--upload-pack={}", aside("git-upload-pack")))
+        } else {
+            command
         }
     }
 
@@ -121,18 +134,15 @@ impl Remote {
         progress: Arc<watch::Sender<Option<String>>>,
     ) -> Result<(), GitError> {
         // unpackLimit=1: never loose objects. fsckObjects stays off: the upstream's history is what it is.
-        let mut command = self.command(git, "fetch").git_dir(dir).config("fetch.unpackLimit=1");
-        if patience == Patience::StallsFail {
-            command = command
-                .config(format!("http.lowSpeedLimit={LOW_SPEED_LIMIT}"))
-                .config(format!("http.lowSpeedTime={LOW_SPEED_TIME}"));
-        }
-        let output = command
+        let command = self.command(git, "fetch").git_dir(dir).config("fetch.unpackLimit=1");
+        let output = self
+            .far_side(command)
             .args(["--progress", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance"])
             .args(["--no-recurse-submodules", "--refmap=", "--stdin"])
             .arg(&self.url)
             .input(refspecs)
             .progress(progress)
+            .silence(patience.0)
             .run(limit)
             .await?;
         // fetch-pack.c: update_shallow. The objects have arrived, but their history ends nowhere in particular.
@@ -153,7 +163,7 @@ impl Remote {
     /// # Errors
     /// What git says.
     pub async fn ls_remote(&self, git: &Git, limit: Duration) -> Result<RefSet, GitError> {
-        let command = self.command(git, "ls-remote").args(["--symref"]).arg(&self.url);
+        let command = self.far_side(self.command(git, "ls-remote")).args(["--symref"]).arg(&self.url);
         Ok(parse_ls_remote(&command.run(limit).await?.stdout))
     }
 }
@@ -259,6 +269,13 @@ pub fn clear_incoming(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patience_doubles_with_each_attempt_given_up() {
+        assert_eq!(Patience::UPDATE.after(0), Patience::UPDATE);
+        assert_eq!(Patience::UPDATE.after(3), Patience(Duration::from_secs(480)));
+        assert!(Patience::UPDATE.after(u32::MAX).0 > Patience::UPDATE.after(9).0);
+    }
 
     #[test]
     fn ls_remote_tells_head_tags_and_peels() {

@@ -2,7 +2,8 @@
 //!
 //! An answer rests on a look that began after the request arrived, or is as old as the user allows. While
 //! the upstream fails, `ServeStale` answers with what is on the disk, marked stale, and `Fail` with an
-//! error. Nobody waits longer than `lookTimeout`, nor, once a look has failed, longer than
+//! error. The patience of a look, `lookTimeout`, runs from when it is sent, not from when a request arrives: an upstream
+//! that is slow, or busy with others' looks, is not down. Once a look has failed, nobody waits longer than
 //! [`PROBE_WAIT`].
 
 use std::{
@@ -16,11 +17,18 @@ use tarn_crds::v1alpha1::OnUpstreamFailure;
 use tokio::time::timeout;
 
 use super::{Mirror, View};
-use crate::{git::RefSet, upstream::LookError};
+use crate::{
+    git::RefSet,
+    upstream::{LookError, http::HttpError},
+};
 
 /// How long requests wait for a look while the upstream is known to fail: long enough for one that has
 /// recovered to answer, short enough not to be in the way.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+/// How long requests wait for their look at most: for the one that runs when they come, for its own answer, and for a
+/// connection meanwhile. The looks' own patience ends them long before.
+const MOST_WAIT: Duration = Duration::from_secs(60);
 
 /// Refs to show, and how fresh they are.
 #[derive(Clone, Debug)]
@@ -98,11 +106,15 @@ pub async fn refs(mirror: &Mirror, prefixes: &[BString]) -> Result<Answer, Unava
     }
     let may_be_stale = settings.on_upstream_failure == OnUpstreamFailure::ServeStale;
     let probing = view.look_trouble.is_some() && may_be_stale && view.stored.is_some();
-    let patience = if probing { settings.look_timeout.min(PROBE_WAIT) } else { settings.look_timeout };
-    let error = match timeout(patience, mirror.look(prefixes)).await {
+    let wait = if probing {
+        settings.look_timeout.min(PROBE_WAIT)
+    } else {
+        MOST_WAIT.max(settings.look_timeout * 2)
+    };
+    let error = match timeout(wait, mirror.look(prefixes)).await {
         Ok(Ok((refs, _))) => return Ok(Answer { refs, freshness: Freshness::Verified }),
         Ok(Err(error)) => error,
-        Err(_) => Arc::new(LookError::TimedOut(patience)),
+        Err(_) => Arc::new(HttpError::TimedOut(wait).into()),
     };
     match stale(&mirror.view()) {
         Some(answer) if may_be_stale => Ok(answer),

@@ -334,7 +334,7 @@ impl Task {
             target: seen.clone(),
             stored: self.stored.as_ref().map(|stored| stored.refs.clone()),
             by_name: self.life.races > 0,
-            patience: if self.life.caught_up { Patience::StallsFail } else { Patience::StallsAllowed },
+            patience: if self.life.caught_up { Patience::UPDATE } else { Patience::FIRST },
             timeout: self.settings.timeout,
             urgency: self.urgency,
             awaited: self.looks.is_awaited(),

@@ -2,7 +2,7 @@
 
 use bstr::{BString, ByteSlice};
 
-use super::pktline::{FLUSH, PacketError, Packets, write};
+use super::pktline::{FLUSH, Packet, PacketError, Packets, write};
 use crate::git::{Head, ObjectFormat, Oid, Ref, RefSet, upload_pack::ProtocolVersion};
 
 const SERVICE: &[u8] = b"# service=git-upload-pack\n";
@@ -14,11 +14,53 @@ pub enum Advertisement {
     V2 {
         /// The hash function of its objects.
         format: ObjectFormat,
-        /// Whether `ls-refs` shows an unborn `HEAD`.
-        unborn: bool,
+        /// What requests may carry.
+        offered: Offered,
     },
     /// Protocol v0 or v1: the refs at once. An unborn `HEAD` does not show.
     Refs(RefSet),
+}
+
+/// Which capabilities an upstream advertises, of those that requests carry. A server dies of others: git 2.18 to 2.27 of
+/// `object-format` (serve.c, "unknown capability").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offered {
+    /// Whether `ls-refs` shows an unborn `HEAD`.
+    pub unborn: bool,
+    agent: bool,
+    object_format: bool,
+    session_id: bool,
+    server_option: bool,
+}
+
+impl Offered {
+    /// A request of protocol v2 without the capabilities that are not offered.
+    pub fn trim(&self, request: &[u8]) -> Vec<u8> {
+        let (mut kept, mut packets) = (Vec::with_capacity(request.len()), Packets::new(request));
+        loop {
+            let rest = packets.rest();
+            match packets.next() {
+                Some(Ok(Packet::Data(line))) if self.admits(line) => write(&mut kept, &[line]),
+                Some(Ok(Packet::Data(_))) => {}
+                // The arguments follow, or what is no request anyway.
+                _ => {
+                    kept.extend_from_slice(rest);
+                    return kept;
+                }
+            }
+        }
+    }
+
+    fn admits(&self, line: &[u8]) -> bool {
+        [
+            (self.agent, &b"agent="[..]),
+            (self.object_format, b"object-format="),
+            (self.session_id, b"session-id="),
+            (self.server_option, b"server-option="),
+        ]
+        .iter()
+        .all(|(offered, name)| *offered || !line.starts_with(name))
+    }
 }
 
 /// Why an advertisement makes no sense.
@@ -70,15 +112,22 @@ fn interpret(lines: &[&[u8]]) -> Result<Advertisement, AdvertisementError> {
         }
         [b"version 2", capabilities @ ..] => {
             let mut format = ObjectFormat::Sha1;
-            let mut unborn = false;
+            let mut offered = Offered::default();
             for capability in capabilities {
-                if let Some(name) = capability.strip_prefix(b"object-format=") {
-                    format = object_format(name)?;
-                } else if let Some(features) = capability.strip_prefix(b"ls-refs=") {
-                    unborn = features.split_str(" ").any(|feature| feature == b"unborn");
+                let (name, value) = capability.split_once_str("=").unwrap_or((capability, b""));
+                match name {
+                    b"object-format" => {
+                        format = object_format(value)?;
+                        offered.object_format = true;
+                    }
+                    b"ls-refs" => offered.unborn = value.split_str(" ").any(|feature| feature == b"unborn"),
+                    b"agent" => offered.agent = true,
+                    b"session-id" => offered.session_id = true,
+                    b"server-option" => offered.server_option = true,
+                    _ => {}
                 }
             }
-            Ok(Advertisement::V2 { format, unborn })
+            Ok(Advertisement::V2 { format, offered })
         }
         [b"version 1", refs @ ..] => Ok(Advertisement::Refs(parse_refs(refs)?)),
         refs => Ok(Advertisement::Refs(parse_refs(refs)?)),
@@ -244,7 +293,18 @@ mod tests {
     #[test]
     fn v2_advertises_no_refs() {
         let body = capabilities().advertise(ProtocolVersion::V2, &sample(Head::Missing));
-        assert_eq!(parse(&body).unwrap(), Advertisement::V2 { format: ObjectFormat::Sha1, unborn: true });
+        let offered = Offered { unborn: true, object_format: true, ..Offered::default() };
+        assert_eq!(parse(&body).unwrap(), Advertisement::V2 { format: ObjectFormat::Sha1, offered });
+    }
+
+    #[test]
+    fn only_what_is_offered_is_sent() {
+        let request = b"0014command=ls-refs\n0013agent=tarn/1.0\n0017object-format=sha1\n00010009peel\n0015ref-prefix agent=0000";
+        let none = b"0014command=ls-refs\n00010009peel\n0015ref-prefix agent=0000";
+        assert_eq!(Offered::default().trim(request).as_bstr(), none.as_bstr());
+        let all = Offered { agent: true, object_format: true, ..Offered::default() };
+        assert_eq!(all.trim(request).as_bstr(), request.as_bstr());
+        assert_eq!(Offered::default().trim(b"zzzz").as_bstr(), b"zzzz".as_bstr());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::git::{ObjectFormat, Oid};
+use crate::git::{ObjectFormat, Oid, stderr::plain};
 
 /// The type of the API's requests and answers.
 pub const MEDIA_TYPE: &str = "application/vnd.git-lfs+json";
@@ -237,7 +237,8 @@ pub fn parse_answer(body: &[u8]) -> Result<Answered, &'static str> {
         let download = object.actions.and_then(|actions| actions.download);
         let missing = || ObjectError { code: 404, message: "the upstream offers no download of it".into() };
         let outcome = match (object.error, download) {
-            (Some(error), _) => Err(error),
+            // It goes into logs and to terminals.
+            (Some(error), _) => Err(ObjectError { message: plain(&error.message), ..error }),
             (None, None) => Err(missing()),
             (None, Some(action)) => Ok(Action {
                 href: action.href,

@@ -1,14 +1,14 @@
 //! What goes wrong in a request: one plain line for the caller, the cause for the log.
 
-use std::fmt::Display;
+use std::{fmt::Display, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
 
 use super::{
+    headers::{PEER, Told},
     limits::Exceeded,
-    proxy::{PEER, Told},
 };
 use crate::{
     access::Refusal,
@@ -200,6 +200,14 @@ impl Failure {
         Self { retry_after, ..Self::new(status, "Lfs", reason) }
     }
 
+    /// Says when to try again, where the upstream has said so.
+    pub(super) fn after(mut self, pause: Option<Duration>) -> Self {
+        if let Some(pause) = pause {
+            self.retry_after = Some(u16::try_from(pause.as_secs().max(1)).unwrap_or(u16::MAX));
+        }
+        self
+    }
+
     /// The same failure as git-lfs shows it to the person at the terminal.
     pub fn into_lfs(self) -> Response {
         let message = format!("{}: {}", self.code, self.external);
@@ -254,13 +262,12 @@ impl From<Refusal> for Failure {
 
 impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
-        let code = match &error {
-            Unavailable::Upstream(error) => error.kind().reason().as_str(),
-            Unavailable::Suspended => "Suspended",
+        let (code, pause) = match &error {
+            Unavailable::Upstream(error) => (error.kind().reason().as_str(), error.pause()),
+            Unavailable::Suspended => ("Suspended", None),
         };
-        let mut failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error);
-        failure.retry_after = Some(5);
-        failure
+        let failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error);
+        failure.after(pause.or(Some(Duration::from_secs(5))))
     }
 }
 

@@ -18,8 +18,9 @@ use super::{
     Scheme, Serving, body,
     content::{self, Chunks, Content, header_value},
     error::Failure,
+    headers::{AGE, COMMIT},
     push,
-    snapshot::{AGE, COMMIT, KIND, age, wait},
+    snapshot::{KIND, age, wait},
 };
 use crate::{
     lfs::{FetchError, cache::LfsReader},
@@ -252,7 +253,7 @@ pub(super) async fn snapshot(serving: &Serving, mirror: &Mirror, parts: &Parts) 
 }
 
 fn failure(error: &FetchError) -> Failure {
-    Failure::lfs(error.status(), error)
+    Failure::lfs(error.status(), error).after(error.pause())
 }
 
 impl From<BatchError> for Failure {

@@ -23,23 +23,25 @@ use rustls::ClientConfig;
 use tarn_crds::repo::RepoId;
 use tokio::time::timeout;
 
+use super::headers::{AGE, BUNDLE, COMMIT, PEER, PROXIED_BY, Told};
 use crate::{
     access::Voucher,
+    backoff::backoff,
     metrics::{Metrics, Proxied},
     mirror::Mirror,
     peers::addresses::{Address, Addresses},
+    upstream::http::cause,
 };
-
-/// Marks a request that another agent hands on, with that agent's name.
-pub const PROXIED_BY: HeaderName = HeaderName::from_static("tarn-proxied-by");
-
-/// What the answer to such a request is worth: `warm`, `cold` or `failed`.
-pub const PEER: HeaderName = HeaderName::from_static("tarn-peer");
 
 /// How long a connection may take: a pod that is gone does not refuse, it is silent.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// How long a peer may take to answer, and be silent within an answer: as an upstream may. A cold one says so at once.
+/// How long a peer may be silent before it is asked whether it is there: a pod that hangs takes connections, and answers
+/// nothing, while one that makes a pack answers other requests. And how long it has to say so.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a peer that is there may take to answer, and be silent within an answer: as an upstream may. A cold one says
+/// so at once.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// Peers that are told of a webhook at once.
@@ -48,8 +50,8 @@ const TELLING: usize = 8;
 /// The most peers that one request asks.
 const TRIES: usize = 3;
 
-/// How long a peer that could not be reached is left alone.
-const AWAY: Duration = Duration::from_secs(5);
+/// How long a peer that could not be reached is left alone; each time in a row twice as long, up to the second.
+const AWAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
 /// What of a request is handed on.
 const FORWARDED: [HeaderName; 9] = [
@@ -75,9 +77,9 @@ const RETURNED: [HeaderName; 12] = [
     header::LAST_MODIFIED,
     header::RETRY_AFTER,
     super::FRESHNESS,
-    super::snapshot::COMMIT,
-    super::snapshot::BUNDLE,
-    super::snapshot::AGE,
+    COMMIT,
+    BUNDLE,
+    AGE,
 ];
 
 /// Who asks.
@@ -104,10 +106,6 @@ pub(super) fn mark(response: &mut Response) {
     let worth = HeaderValue::from_static(if failed { "failed" } else { "warm" });
     response.headers_mut().entry(PEER).or_insert(worth);
 }
-
-/// Marks an answer whose HTTP status says nothing of the failure that its body tells.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Told;
 
 /// Whether this agent has nothing of the mirror on its disk to answer from.
 pub(super) fn is_cold(mirror: &Mirror) -> bool {
@@ -156,7 +154,14 @@ pub struct Proxy {
     name: HeaderValue,
     addresses: Addresses,
     metrics: Metrics,
-    away: Mutex<HashMap<Address, Instant>>,
+    away: Mutex<HashMap<Address, Absence>>,
+}
+
+/// A peer that could not be reached.
+struct Absence {
+    /// How often in a row.
+    times: u32,
+    until: Instant,
 }
 
 impl Proxy {
@@ -195,6 +200,7 @@ impl Proxy {
                     let millis = started.elapsed().as_millis();
                     tracing::debug!(repo = %id, %peer, verb = ask.verb, millis, "answered by a peer");
                     self.metrics.proxied.get_or_create(&Proxied::SERVED).inc();
+                    self.lock().remove(&peer);
                     return Some(response);
                 }
                 Err(Passed::Cold) => {
@@ -207,7 +213,7 @@ impl Proxy {
                 }
                 Err(Passed::Unreachable(reason)) => {
                     tracing::warn!(repo = %id, %peer, reason, "a peer cannot be asked; the next one is");
-                    self.lock().insert(peer, Instant::now());
+                    self.is_gone(peer);
                     Proxied::UNREACHABLE
                 }
             };
@@ -265,8 +271,7 @@ impl Proxy {
         let url = peer.url(&format!("/git/{}{}", id.route(), ask.verb));
         let sending =
             self.client.request(ask.method.clone(), url).headers(headers).body(ask.body.clone()).send();
-        let silent = || Passed::Unreachable("it does not answer".to_owned());
-        let answer = timeout(SILENCE, sending).await.map_err(|_| silent())?.map_err(unreachable)?;
+        let answer = self.while_there(peer, sending).await?.map_err(unreachable)?;
         let status = answer.status();
         match answer.headers().get(PEER).map(HeaderValue::as_bytes) {
             Some(b"warm") if !status.is_server_error() => {}
@@ -281,12 +286,32 @@ impl Proxy {
             }
         }
         let mut chunks = Box::pin(answer.bytes_stream());
-        let first = match timeout(SILENCE, chunks.next()).await.map_err(|_| silent())? {
+        let first = match self.while_there(peer, chunks.next()).await? {
             Some(first) => Some(first.map_err(unreachable)?),
             None => None,
         };
         let body = self.body(first, chunks);
         response.body(body).map_err(|error| Passed::Unreachable(error.to_string()))
+    }
+
+    /// Waits for `answer` as long as the peer is there, and not for ever.
+    async fn while_there<T>(&self, peer: &Address, answer: impl Future<Output = T>) -> Result<T, Passed> {
+        let silent = || Passed::Unreachable("it does not answer".to_owned());
+        let mut answer = std::pin::pin!(answer);
+        let patient = async {
+            loop {
+                if let Ok(answered) = timeout(PATIENCE, &mut answer).await {
+                    return Ok(answered);
+                }
+                // Whatever it says, it is there.
+                let there = timeout(PATIENCE, self.client.get(peer.url("/")).send());
+                tokio::select! {
+                    answered = &mut answer => return Ok(answered),
+                    there = there => if !matches!(there, Ok(Ok(_))) { return Err(silent()) },
+                }
+            }
+        };
+        timeout(SILENCE, patient).await.unwrap_or_else(|_| Err(silent()))
     }
 
     /// What has arrived, then the rest; an error there breaks the connection, so that nobody takes what came before for
@@ -318,25 +343,30 @@ impl Proxy {
     }
 
     fn is_away(&self, peer: &Address) -> bool {
-        let mut away = self.lock();
-        away.retain(|_, since| since.elapsed() < AWAY);
-        away.contains_key(peer)
+        self.lock().get(peer).is_some_and(|absence| absence.until > Instant::now())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Address, Instant>> {
+    /// Leaves a peer alone for a while.
+    fn is_gone(&self, peer: Address) {
+        let (now, mut away) = (Instant::now(), self.lock());
+        // Those that have long been free to be asked are other pods by now, or nobody's.
+        away.retain(|_, absence| now.saturating_duration_since(absence.until) < AWAY.1);
+        let absence = away.entry(peer).or_insert(Absence { times: 0, until: now });
+        // Requests that were under way together find out together: that is one time.
+        if absence.until <= now {
+            absence.times += 1;
+            absence.until = now + backoff(AWAY.0, AWAY.1, absence.times, 1.0);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Address, Absence>> {
         // Whole entries come and go: a panic leaves none half written.
         self.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn unreachable(error: reqwest::Error) -> Passed {
-    // The cause at the bottom tells most; the URL is known and left out.
-    let error = error.without_url();
-    let mut cause: &dyn std::error::Error = &error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    Passed::Unreachable(cause.to_string())
+    Passed::Unreachable(cause(error))
 }
 
 #[cfg(test)]

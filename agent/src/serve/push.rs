@@ -10,7 +10,7 @@ use tarn_crds::v1alpha1::Access;
 
 use super::error::Failure;
 use crate::{
-    mirror::Mirror,
+    mirror::{Mirror, freshness::Unavailable},
     upstream::{LookError, Looker},
 };
 
@@ -38,7 +38,7 @@ pub async fn receive(mirror: &Mirror, headers: &HeaderMap, body: Body) -> Result
         return Err(Failure::media_type(REQUEST));
     }
     let response = forward(mirror, Method::POST, "/git-receive-pack", headers, body).await?;
-    if response.status() == StatusCode::OK && !mirror.settings().suspend {
+    if response.status() == StatusCode::OK {
         let mirror = mirror.clone();
         tokio::spawn(async move {
             // Its failure is known already where it matters: to the mirror's task.
@@ -56,7 +56,10 @@ pub(super) fn upstream(mirror: &Mirror) -> Result<Arc<Looker>, Failure> {
     if !matches!(settings.access, Access::Anonymous | Access::Upstream) {
         return Err(refused());
     }
-    mirror.view().upstream.filter(|upstream| upstream.can_push()).ok_or_else(refused)
+    if settings.suspend {
+        return Err(Unavailable::Suspended.into());
+    }
+    mirror.upstream().filter(|upstream| upstream.can_push()).ok_or_else(refused)
 }
 
 async fn forward(

@@ -5,7 +5,7 @@ use std::{ops::Range, time::Duration};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{HeaderName, Method, request::Parts};
+use http::{Method, request::Parts};
 use jiff::Timestamp;
 use prometheus_client::metrics::counter::Counter;
 
@@ -13,6 +13,7 @@ use super::{
     Serving,
     content::{self, Chunks, Content, header_value},
     error::Failure,
+    headers::{AGE, BUNDLE, COMMIT},
 };
 use crate::{
     blockfile::BlockFileError,
@@ -20,13 +21,6 @@ use crate::{
     popularity::day::Taken,
     snapshot::manifest::Snapshot,
 };
-
-/// The commit that is checked out; the name is cachew's, so that its clients work here too.
-pub(super) const COMMIT: HeaderName = HeaderName::from_static("x-cachew-snapshot-commit");
-/// Where what was pushed since is to be had.
-pub(super) const BUNDLE: HeaderName = HeaderName::from_static("x-cachew-bundle-url");
-/// Seconds since the snapshot was made.
-pub(super) const AGE: HeaderName = HeaderName::from_static("tarn-snapshot-age");
 
 pub(super) const KIND: &str = "application/zstd";
 

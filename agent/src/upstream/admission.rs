@@ -4,7 +4,11 @@ use futures_util::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use reqwest::Response;
 
-use super::look::{LookError, Looker, check_type};
+use super::{
+    error::LookError,
+    http::{SILENCE, chunks},
+    look::{Looker, check_type, redirected},
+};
 use crate::protocol::pktline::{Packet, PacketError, Packets};
 
 /// How much of the answer is read: it begins with what decides.
@@ -50,7 +54,8 @@ impl Looker {
             headers.insert(header::AUTHORIZATION, value.clone());
         }
         let url = format!("{}/info/refs?service=git-upload-pack", self.url());
-        let response = self.client.get(url).headers(headers).send().await?;
+        let request = self.host.client().get(url).headers(headers);
+        let response = self.host.send(&self.host.caller(authorization), request, SILENCE).await?;
         match response.status() {
             StatusCode::OK => begins(response).await,
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
@@ -59,7 +64,7 @@ impl Looker {
                 Ok(Admission::Refused { status: status.as_u16(), challenge })
             }
             // To a page that asks for a password, say; those within the host were followed.
-            status if status.is_redirection() => Err(LookError::Redirected(status.as_u16())),
+            status if status.is_redirection() => Err(redirected(&response)),
             status => Err(LookError::Status(status.as_u16())),
         }
     }
@@ -69,7 +74,7 @@ impl Looker {
 /// with status 200.
 async fn begins(response: Response) -> Result<Admission, LookError> {
     check_type(&response, "application/x-git-upload-pack-advertisement")?;
-    let (mut body, mut chunks) = (Vec::new(), response.bytes_stream());
+    let (mut body, mut chunks) = (Vec::new(), std::pin::pin!(chunks(response, SILENCE)));
     while let Some(chunk) = chunks.next().await {
         body.extend_from_slice(&chunk?);
         if let Some(decided) = decide(&body)? {

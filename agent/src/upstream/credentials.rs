@@ -1,11 +1,11 @@
 //! Credentials for an upstream: as HTTP headers for looks, as a private configuration file for git.
 //!
-//! A [`Secret`] cannot be printed. Git gets credentials in a file that only this user can read, named on
+//! Git gets credentials in a file that only this user can read, named on
 //! its command line and removed with the value: never in an argument, a URL or the environment.
 
 use std::{
     collections::BTreeMap,
-    fmt, fs, io,
+    fs, io,
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -15,29 +15,8 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use tarn_crds::repo::{Scheme, UpstreamUrl};
 
-use super::github_app::App;
-
-/// A text that cannot be printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps `text`.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text, for where it must be sent.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(***)")
-    }
-}
+use super::{github_app::App, secret::Secret};
+use crate::git::command::aside;
 
 /// How the agent proves itself to an upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,7 +106,8 @@ impl Credentials {
                 Some(app.map_err(|(key, problem)| CredentialsError::Key { key, problem })?)
             }
         };
-        let secret = |key| Ok(text(key)?.map(Secret::new));
+        // Whatever editor wrote it: ssh takes no key whose lines end as Windows' do.
+        let secret = |key| Ok(text(key)?.map(|text| Secret::new(text.replace("\r\n", "\n"))));
         let found = Self {
             app,
             authorization: authorization.map(Secret::new),
@@ -196,10 +176,12 @@ impl Credentials {
                 installed.write(&dir.join(format!("{name}.key")), &format!("{}\n", identity.expose()))?;
             let known_hosts = installed
                 .write(&dir.join(format!("{name}.hosts")), &format!("{}\n", known_hosts.expose()))?;
-            config.push_str(&format!(
-                "[core]\n\tsshCommand = \"ssh -oBatchMode=yes -oIdentitiesOnly=yes -oStrictHostKeyChecking=yes \
-                 -oUserKnownHostsFile={known_hosts} -i {identity}\"\n"
+            let ssh = aside(&format!(
+                "ssh -oBatchMode=yes -oIdentitiesOnly=yes -oStrictHostKeyChecking=yes \
+                 -oUserKnownHostsFile={known_hosts} -i {identity}"
             ));
+            let quoted = ssh.replace('\\', "\\\\").replace('"', "\\\"");
+            config.push_str(&format!("[core]\n\tsshCommand = \"{quoted}\"\n"));
         }
         installed.rest = config;
         installed.files.extend([installed.config.clone(), installed.staged()]);
@@ -293,6 +275,14 @@ mod tests {
         let bearer = parse(&[("bearerToken", "t")], HTTPS).unwrap();
         assert_eq!(bearer.authorization().unwrap().expose(), "Bearer t");
         assert!(parse(&[("identity", "k"), ("known_hosts", "h")], "ssh://git@h/o/r").is_ok());
+    }
+
+    #[test]
+    fn keys_written_on_windows_are_ssh_keys_all_the_same() {
+        let pairs = [("identity", "-----BEGIN\r\nk\r\n-----END\r\n"), ("known_hosts", "h a\r\nh b\r\n")];
+        let found = parse(&pairs, "ssh://git@h/o/r").unwrap();
+        assert_eq!(found.identity.unwrap().expose(), "-----BEGIN\nk\n-----END");
+        assert_eq!(found.known_hosts.unwrap().expose(), "h a\nh b");
     }
 
     #[test]

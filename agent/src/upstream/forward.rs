@@ -1,24 +1,22 @@
 //! Requests handed on to the upstream: reads while the mirror is not there yet, with the mirror's
 //! credentials; pushes, with the caller's own.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, Method, header};
 use reqwest::{Body, Response};
 use tarn_crds::repo::Scheme;
-use tokio::time::timeout;
 
-use super::look::{LookError, Looker, check_type};
+use super::{
+    error::LookError,
+    http::{SILENCE, chunks},
+    look::{Looker, check_type},
+};
 use crate::{
     git::{stderr::plain, upload_pack::ProtocolVersion},
     protocol::response::{AnswerCheck, Broken},
     spool::Sink,
 };
-
-/// An upstream that sends nothing for this long is given up; git servers send keepalives every 5 s.
-pub(super) const SILENCE: Duration = Duration::from_secs(60);
 
 /// How an answer ended that was handed on to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,21 +70,19 @@ impl Looker {
             let length = job.spool(&self.git, file, |length| growth.grown(length)).await?;
             return Ok((length, Ending::Whole));
         }
-        let post = self
-            .client
+        // A client says what this agent's git takes; the upstream's may be older.
+        let request = if version == ProtocolVersion::V2 { self.trim(&request) } else { request };
+        let client = self.host.client();
+        let post = client
             .post(format!("{}/git-upload-pack", self.url()))
             .header(header::CONTENT_TYPE, "application/x-git-upload-pack-request")
             .header(header::ACCEPT, "application/x-git-upload-pack-result")
             .body(request);
-        let response = timeout(SILENCE, self.send_as(post, version))
-            .await
-            .map_err(|_| LookError::TimedOut(SILENCE))??;
+        let response = self.send(post, version, SILENCE).await?;
         check_type(&response, "application/x-git-upload-pack-result")?;
-        let mut chunks = response.bytes_stream().ready_chunks(WRITTEN_AT_ONCE);
+        let mut chunks = std::pin::pin!(chunks(response, SILENCE).ready_chunks(WRITTEN_AT_ONCE));
         let mut length = 0;
-        while let Some(chunks) =
-            timeout(SILENCE, chunks.next()).await.map_err(|_| LookError::TimedOut(SILENCE))?
-        {
+        while let Some(chunks) = chunks.next().await {
             let chunks = chunks.into_iter().collect::<Result<Vec<_>, _>>()?;
             let work = move || (chunks.into_iter().map(|chunk| check.pass(chunk)).collect(), check);
             (length, check) = sink.append(work).await.map_err(stored)?;
@@ -114,31 +110,28 @@ impl Looker {
         from: &HeaderMap,
         body: Body,
     ) -> Result<Response, LookError> {
-        self.hand_on(method, format!("{}{verb}", self.url()), from, body).await
+        let mut headers = kept(from);
+        // Many a server, and many a proxy before one, takes no body of unknown length.
+        if let Some(length) = from.get(header::CONTENT_LENGTH) {
+            headers.insert(header::CONTENT_LENGTH, length.clone());
+        }
+        self.hand_on(method, format!("{}{verb}", self.url()), headers, body).await
     }
 
-    /// Sends a caller's request to `url`, with the caller's own credentials and never the mirror's.
+    /// Sends a caller's request to `url`, with the caller's own `headers` and never the mirror's.
     pub(super) async fn hand_on(
         &self,
         method: Method,
         url: String,
-        from: &HeaderMap,
+        headers: HeaderMap,
         body: Body,
     ) -> Result<Response, LookError> {
-        let mut headers = HeaderMap::new();
-        for name in FORWARDED {
-            if let Some(value) = from.get(&name) {
-                headers.insert(name, value.clone());
-            }
-        }
-        Ok(self.client.request(method, url).headers(headers).body(body).send().await?)
+        Ok(self.host.client().request(method, url).headers(headers).body(body).send().await?)
     }
+}
 
-    async fn send_as(
-        &self,
-        request: reqwest::RequestBuilder,
-        version: ProtocolVersion,
-    ) -> Result<Response, LookError> {
-        self.send_with(request, HeaderValue::from_static(version.env())).await
-    }
+/// Those of a caller's headers that are handed on.
+pub(super) fn kept(from: &HeaderMap) -> HeaderMap {
+    let kept = FORWARDED.into_iter().filter_map(|name| Some((name.clone(), from.get(&name)?.clone())));
+    kept.collect()
 }

@@ -1,13 +1,14 @@
 //! Tokens of a GitHub App's installation: minted with the App's key, renewed before they expire.
 //!
 //! The App proves itself to GitHub's API with a short-lived JWT signed by its private key, and gets a token of an hour
-//! that git takes as a password. All mirrors that name the same installation share one [`Tokens`], and who asks while
-//! one is being minted waits for that. Neither key nor tokens are ever printed.
+//! that git takes as a password. All mirrors that name the same installation share one [`Tokens`]. A token is minted in
+//! a task of its own, which no impatient look ends: who has none waits for it, who has one that still holds uses that
+//! meanwhile. Neither key nor tokens are ever printed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
-    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -15,19 +16,23 @@ use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
-use futures_util::StreamExt;
 use http::{HeaderName, StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
-use reqwest::{Client, Response, redirect};
 use ring::{rand::SystemRandom, rsa::KeyPair, signature::RSA_PKCS1_SHA256};
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 use serde::Deserialize;
 use serde_json::json;
 use tarn_crds::repo::{Scheme, UpstreamUrl};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use url::Url;
 
-use super::credentials::Secret;
+use super::{
+    http::{Host, HttpError, read},
+    secret::Secret,
+};
 use crate::git::stderr::FailureKind;
 
 /// A token is renewed when it is this close to its end: whoever begins with one has time to use it.
@@ -38,6 +43,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// After a refusal the API is left alone for so long.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// A token a minute may be minted, and a few at once: revoked ones are replaced quickly, and an upstream that refuses
+/// every token does not have one minted for each look.
+const PACE: Duration = Duration::from_secs(60);
+const AT_ONCE: usize = 3;
 
 /// The longest answer that is read: GitHub's has about 2 kB.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -142,18 +152,54 @@ impl TokenError {
     }
 }
 
+impl From<HttpError> for TokenError {
+    fn from(error: HttpError) -> Self {
+        let text = match &error {
+            HttpError::TimedOut(_) => "GitHub's API did not answer in time".to_owned(),
+            HttpError::Network(cause) => format!("cannot reach GitHub's API: {cause}"),
+            HttpError::TooLong(_) => "GitHub's API answers too much".to_owned(),
+            HttpError::Paused(paused) => {
+                format!("GitHub's API asks for fewer requests (HTTP {})", paused.status)
+            }
+            HttpError::Setup(problem) => (*problem).to_owned(),
+        };
+        Self::new(error.kind(), text)
+    }
+}
+
 /// The tokens of one installation.
 pub(super) struct Tokens {
     app: App,
-    client: Client,
-    /// Held while one is minted.
-    state: tokio::sync::Mutex<State>,
+    host: Arc<Host>,
+    state: Mutex<State>,
+    /// Counts the attempts to mint that have ended.
+    ended: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct State {
     token: Option<(Secret, Timestamp)>,
     refused: Option<(TokenError, Instant)>,
+    minting: bool,
+    /// When the last few were minted.
+    minted: VecDeque<Instant>,
+}
+
+impl State {
+    /// Why none may be minted now; `None` where one may.
+    fn held_back(&self, now: Instant) -> Option<TokenError> {
+        if let Some((error, at)) = &self.refused
+            && now.duration_since(*at) < RETRY
+        {
+            return Some(error.clone());
+        }
+        let first = self.minted.front().filter(|_| self.minted.len() >= AT_ONCE)?;
+        let soon = now.duration_since(*first) < PACE * AT_ONCE as u32;
+        soon.then(|| {
+            let text = "the upstream refuses GitHub's tokens one after another: check what the App may read";
+            TokenError::new(FailureKind::Unauthorized, text)
+        })
+    }
 }
 
 /// One for each App, installation, key and API, for as long as a mirror uses it: the mirrors of an organisation share
@@ -161,10 +207,10 @@ struct State {
 static SHARED: LazyLock<Mutex<HashMap<[u8; 32], Weak<Tokens>>>> = LazyLock::new(Mutex::default);
 
 impl Tokens {
-    /// Those of `app`, which other mirrors may use already; `ca` is trusted besides the system's certificates.
-    pub(super) fn of(app: &App, ca: Option<&Secret>) -> Result<Arc<Self>, TokenError> {
+    /// Those of `app`, which other mirrors may use already; what is `trusted` is so besides the system's certificates.
+    pub(super) fn of(app: &App, trusted: Option<&Secret>) -> Result<Arc<Self>, TokenError> {
         let mut hash = blake3::Hasher::new();
-        let ca = ca.map_or("", Secret::expose);
+        let ca = trusted.map_or("", Secret::expose);
         for part in [&app.id, &app.installation, &app.api, app.key.expose(), ca] {
             hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
@@ -173,78 +219,109 @@ impl Tokens {
         if let Some(known) = shared.get(&key).and_then(Weak::upgrade) {
             return Ok(known);
         }
-        let failed = |error: reqwest::Error| TokenError::new(FailureKind::Other, error.without_url());
-        // The JWT goes to the API and nowhere else.
-        let mut builder = Client::builder().redirect(redirect::Policy::none()).timeout(PATIENCE);
-        if !ca.is_empty() {
-            let certificates = reqwest::Certificate::from_pem_bundle(ca.as_bytes()).map_err(failed)?;
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let client =
-            builder.user_agent(concat!("tarn/", env!("CARGO_PKG_VERSION"))).build().map_err(failed)?;
-        let made = Arc::new(Self { app: app.clone(), client, state: tokio::sync::Mutex::default() });
+        // The JWT goes to the API and nowhere else: no redirect is followed.
+        let host = Host::of(&app.api, trusted, false)?;
+        let (state, ended) = (Mutex::default(), watch::Sender::new(0));
+        let made = Arc::new(Self { app: app.clone(), host, state, ended });
         shared.retain(|_, tokens| tokens.strong_count() > 0);
         shared.insert(key, Arc::downgrade(&made));
         Ok(made)
     }
 
-    /// The value of an `Authorization` header that holds for five minutes at least.
-    pub(super) async fn authorization(&self) -> Result<Secret, TokenError> {
-        let mut state = self.state.lock().await;
-        let now = Timestamp::now();
-        if let Some((token, until)) = &state.token
-            && until.duration_since(now) > MARGIN
-        {
-            return Ok(token.clone());
-        }
-        if let Some((error, at)) = &state.refused
-            && at.elapsed() < RETRY
-        {
-            return Err(error.clone());
-        }
-        let minted = timeout(PATIENCE, self.mint(now)).await;
-        let minted = minted.unwrap_or_else(|_| {
-            Err(TokenError::new(FailureKind::TimedOut, "GitHub's API did not answer in time"))
-        });
-        match minted {
-            Ok((token, until)) => {
-                tracing::info!(app = self.app.id, installation = self.app.installation, %until, "token minted");
-                *state = State { token: Some((token.clone(), until)), refused: None };
-                Ok(token)
-            }
-            Err(error) => {
-                tracing::warn!(app = self.app.id, installation = self.app.installation, %error, "no token");
-                state.refused = Some((error.clone(), Instant::now()));
-                // One that still holds is better than none.
+    /// The value of an `Authorization` header that still holds. Shortly before its end another one is minted, and this
+    /// one used meanwhile. A dropped future stops waiting, not the minting.
+    ///
+    /// # Errors
+    /// There is none, and none can be had now.
+    pub(super) async fn authorization(self: &Arc<Self>) -> Result<Secret, TokenError> {
+        let mut ended = self.ended.subscribe();
+        for again in [true, false] {
+            {
+                let mut state = self.lock();
+                let now = Timestamp::now();
                 let held = state.token.clone().filter(|(_, until)| *until > now);
-                held.map(|(token, _)| token).ok_or(error)
+                let fresh = held.as_ref().is_some_and(|(_, until)| until.duration_since(now) > MARGIN);
+                let refused = if fresh { None } else { self.see_to(&mut state) };
+                match (held, refused) {
+                    (Some((token, _)), _) => return Ok(token),
+                    (None, Some(error)) => return Err(error),
+                    (None, None) if again => {}
+                    (None, None) => break,
+                }
             }
+            let _ = timeout(PATIENCE, ended.changed()).await;
         }
+        Err(HttpError::TimedOut(PATIENCE).into())
     }
 
-    /// Notes that the upstream has refused a token: the next one who asks gets another.
-    pub(super) async fn refused(&self, value: &[u8]) {
-        let mut state = self.state.lock().await;
+    /// Has a token minted, unless that is under way; why not, where it must not be.
+    fn see_to(self: &Arc<Self>, state: &mut State) -> Option<TokenError> {
+        if state.minting {
+            return None;
+        }
+        let held_back = state.held_back(Instant::now());
+        if held_back.is_none() {
+            state.minting = true;
+            let own = Arc::clone(self);
+            tokio::spawn(async move {
+                let now = Timestamp::now();
+                let minted = timeout(PATIENCE, own.mint(now)).await;
+                own.minted(minted.unwrap_or_else(|_| Err(HttpError::TimedOut(PATIENCE).into())));
+            });
+        }
+        held_back
+    }
+
+    fn minted(&self, minted: Result<(Secret, Timestamp), TokenError>) {
+        let (app, installation) = (&self.app.id, &self.app.installation);
+        let mut state = self.lock();
+        state.minting = false;
+        match minted {
+            Ok((token, until)) => {
+                tracing::info!(app, installation, %until, "token minted");
+                (state.token, state.refused) = (Some((token, until)), None);
+                state.minted.push_back(Instant::now());
+                if state.minted.len() > AT_ONCE {
+                    state.minted.pop_front();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(app, installation, %error, "no token");
+                state.refused = Some((error, Instant::now()));
+            }
+        }
+        drop(state);
+        self.ended.send_modify(|ended| *ended += 1);
+    }
+
+    /// The token that is there now, if any.
+    pub(super) fn held(&self) -> Option<Secret> {
+        self.lock().token.as_ref().map(|(token, _)| token.clone())
+    }
+
+    /// Notes that the upstream does not know a token: the next one who asks gets another.
+    pub(super) fn refused(&self, value: &[u8]) {
+        let mut state = self.lock();
         if state.token.as_ref().is_some_and(|(token, _)| token.expose().as_bytes() == value) {
             state.token = None;
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each step leaves the state whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn mint(&self, now: Timestamp) -> Result<(Secret, Timestamp), TokenError> {
         let App { id: _, installation, key: _, api } = &self.app;
         let jwt = self.jwt(now)?;
-        let request = self
-            .client
+        let client = self.host.client();
+        let request = client
             .post(format!("{api}/app/installations/{installation}/access_tokens"))
             .bearer_auth(jwt.expose())
             .header(header::ACCEPT, "application/vnd.github+json")
             .header(HeaderName::from_static("x-github-api-version"), "2022-11-28");
-        let response = request.send().await.map_err(|error| {
-            TokenError::new(
-                FailureKind::Network,
-                format!("cannot reach GitHub's API at {api}: {}", bottom(error)),
-            )
-        })?;
+        let response = self.host.send(&self.host.caller(None), request, PATIENCE).await?;
         let said = |kind, text: &str| Err(TokenError::new(kind, text));
         match response.status() {
             StatusCode::CREATED | StatusCode::OK => {}
@@ -268,15 +345,12 @@ impl Tokens {
                      githubAppInstallationID, or install the App for the repository's owner",
                 );
             }
-            StatusCode::TOO_MANY_REQUESTS => {
-                return said(FailureKind::RateLimited, "GitHub's API asks for fewer requests (HTTP 429)");
-            }
             status => {
                 let text = format!("GitHub's API answers HTTP {}", status.as_u16());
                 return said(FailureKind::Status, &text);
             }
         }
-        let body = read(response).await?;
+        let body = read(response, MAX_ANSWER, PATIENCE).await?;
         // Serde's own words may repeat a value.
         let minted: Minted = serde_json::from_slice(&body)
             .map_err(|_| TokenError::new(FailureKind::NotGit, "GitHub's API answers with no token"))?;
@@ -308,31 +382,6 @@ struct Minted {
     expires_at: Timestamp,
 }
 
-async fn read(response: Response) -> Result<Vec<u8>, TokenError> {
-    let (mut body, mut chunks) = (Vec::new(), response.bytes_stream());
-    while let Some(chunk) = chunks.next().await {
-        let broken = |error| {
-            TokenError::new(FailureKind::Network, format!("GitHub's API breaks off: {}", bottom(error)))
-        };
-        let chunk = chunk.map_err(broken)?;
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(TokenError::new(FailureKind::NotGit, "GitHub's API answers too much"));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-/// The cause at the bottom, which tells most.
-fn bottom(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut cause: &dyn std::error::Error = &error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -358,6 +407,21 @@ mod tests {
             assert!(!api_at(wrong, &https).unwrap_err().contains("canary"), "{wrong}");
         }
         assert!(api_at("http://api.corp", &url("http://git.corp/o/r")).is_ok());
+    }
+
+    #[test]
+    fn tokens_are_minted_a_few_at_once_and_then_one_a_minute() {
+        let now = Instant::now();
+        let mut state = State::default();
+        for _ in 0..AT_ONCE {
+            assert!(state.held_back(now).is_none());
+            state.minted.push_back(now);
+        }
+        assert_eq!(state.held_back(now).unwrap().kind, FailureKind::Unauthorized);
+        assert!(state.held_back(now + PACE * 3).is_none());
+        state.refused = Some((TokenError::new(FailureKind::Network, "x"), now + PACE * 3));
+        assert_eq!(state.held_back(now + PACE * 3).unwrap().kind, FailureKind::Network);
+        assert!(state.held_back(now + PACE * 3 + RETRY).is_none());
     }
 
     #[test]

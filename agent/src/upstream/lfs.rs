@@ -5,16 +5,18 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use reqwest::{Response, Url};
+use reqwest::Url;
 use tarn_crds::{repo::Scheme, v1alpha1::conditions::Reason};
 use tokio::time::timeout;
 
 use super::{
-    forward::SILENCE,
-    look::{LookError, Looker},
+    error::LookError,
+    forward::kept,
+    http::{Caller, HttpError, SILENCE, chunks, read},
+    look::Looker,
 };
 use crate::protocol::lfs::{Action, Answered, MEDIA_TYPE, Object, ask, parse_answer};
 
@@ -44,6 +46,8 @@ pub enum LfsError {
         reason: Reason,
         /// For people.
         text: String,
+        /// For how long the upstream asks to be left alone.
+        pause: Option<Duration>,
     },
     /// An answer that is none.
     #[error("the upstream's LFS does not answer as it should: {0}")]
@@ -68,13 +72,26 @@ impl LfsError {
 
 impl From<LookError> for LfsError {
     fn from(error: LookError) -> Self {
-        Self::Look { reason: error.kind().reason(), text: error.to_string() }
+        Self::Look { reason: error.kind().reason(), text: error.to_string(), pause: error.pause() }
     }
 }
 
-impl From<reqwest::Error> for LfsError {
-    fn from(error: reqwest::Error) -> Self {
-        LookError::from(error).into()
+impl From<HttpError> for LfsError {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::TooLong(_) => Self::NotLfs("its answer is too long"),
+            error => LookError::from(error).into(),
+        }
+    }
+}
+
+impl LfsError {
+    /// For how long the upstream asks to be left alone, if it does.
+    pub fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::Look { pause, .. } => *pause,
+            _ => None,
+        }
     }
 }
 
@@ -105,16 +122,17 @@ impl Looker {
     /// # Errors
     /// No answer that makes sense.
     pub async fn lfs_batch(&self, objects: &[Object]) -> Result<Answered, LfsError> {
-        let mut post = self
-            .client
+        let client = self.host.client();
+        let mut post = client
             .post(format!("{}/objects/batch", self.lfs_url()?))
             .header(header::ACCEPT, MEDIA_TYPE)
             .header(header::CONTENT_TYPE, MEDIA_TYPE)
             .body(ask(objects));
-        if let Some(value) = self.authorization().await? {
-            post = post.header(header::AUTHORIZATION, value);
+        let authorization = self.authorization().await?;
+        if let Some(value) = &authorization {
+            post = post.header(header::AUTHORIZATION, value.clone());
         }
-        let response = patient(post.send()).await??;
+        let response = self.host.send(&self.host.caller(authorization.as_ref()), post, SILENCE).await?;
         match response.status() {
             StatusCode::OK => {}
             // What servers without LFS say of a path that they do not know.
@@ -126,7 +144,7 @@ impl Looker {
             }
             status => return Err(LookError::Status(status.as_u16()).into()),
         }
-        let body = read(response).await?;
+        let body = read(response, MAX_ANSWER, SILENCE).await?;
         parse_answer(&body).map_err(LfsError::NotLfs)
     }
 
@@ -153,10 +171,12 @@ impl Looker {
             if !matches!(url.scheme(), "http" | "https") {
                 return Err(bad(String::new()));
             }
-            let response = patient(self.client.get(url).headers(headers.clone()).send()).await??;
+            let caller = Caller::of(&url.origin().ascii_serialization(), headers.get(header::AUTHORIZATION));
+            let get = self.host.client().get(url).headers(headers.clone());
+            let response = self.host.send(&caller, get, SILENCE).await?;
             let status = response.status();
             if status == StatusCode::OK {
-                return Ok((response.content_length(), chunks(response)));
+                return Ok((response.content_length(), chunks(response, SILENCE).map(|chunk| Ok(chunk?))));
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             let Some(location) = location.filter(|_| status.is_redirection()) else {
@@ -182,9 +202,10 @@ impl Looker {
         body: Bytes,
     ) -> Result<Answer, LfsError> {
         let url = format!("{}{rest}", self.lfs_url()?);
-        let response = patient(self.hand_on(method, url, from, body.into())).await??;
+        let sent = timeout(SILENCE, self.hand_on(method, url, kept(from), body.into())).await;
+        let response = sent.map_err(|_| HttpError::TimedOut(SILENCE))??;
         let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Answer { status, headers, body: read(response).await? })
+        Ok(Answer { status, headers, body: read(response, MAX_ANSWER, SILENCE).await? })
     }
 }
 
@@ -201,38 +222,4 @@ fn given(action: &Action) -> HeaderMap {
         }
     }
     headers
-}
-
-async fn patient<T>(work: impl Future<Output = T>) -> Result<T, LfsError> {
-    timeout(SILENCE, work).await.map_err(|_| silent(SILENCE))
-}
-
-fn silent(limit: Duration) -> LfsError {
-    LookError::TimedOut(limit).into()
-}
-
-/// The body, each piece of which must come in time.
-fn chunks(response: Response) -> impl Stream<Item = Result<Bytes, LfsError>> + Send + use<> {
-    futures_util::stream::unfold(Some(response.bytes_stream().boxed()), |stream| async move {
-        let mut stream = stream?;
-        match patient(stream.next()).await {
-            Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some(stream))),
-            Ok(Some(Err(error))) => Some((Err(error.into()), None)),
-            Ok(None) => None,
-            Err(error) => Some((Err(error), None)),
-        }
-    })
-}
-
-async fn read(response: Response) -> Result<Bytes, LfsError> {
-    let mut body = BytesMut::new();
-    let mut chunks = std::pin::pin!(chunks(response));
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk?;
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(LfsError::NotLfs("its answer is too long"));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
 }

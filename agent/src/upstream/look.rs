@@ -7,7 +7,7 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
-use reqwest::{Client, Response, redirect};
+use reqwest::{Client, RequestBuilder, Response};
 use sha2::{Digest, Sha256};
 use tarn_crds::{
     repo::{Scheme, UpstreamUrl},
@@ -25,20 +25,19 @@ use tarn_crds::{
 use tokio::time::timeout;
 
 use super::{
-    credentials::{Credentials, Installed, Secret},
-    github_app::{TokenError, Tokens},
+    credentials::{Credentials, Installed},
+    error::LookError,
+    github_app::Tokens,
+    http::{Caller, Host, HttpError, PAUSE, read},
+    secret::Secret,
 };
 use crate::{
     git::{
-        Git, GitError, ObjectFormat, RefSet,
-        remote::Remote,
-        stderr::{FailureKind, plain},
-        upload_pack,
-        upload_pack::ProtocolVersion,
+        Git, ObjectFormat, RefSet, remote::Remote, stderr::plain, upload_pack, upload_pack::ProtocolVersion,
     },
     protocol::{
-        advertisement::{self, Advertisement, AdvertisementError},
-        ls_refs::{LsRefs, LsRefsError, parse_response},
+        advertisement::{self, Advertisement, Offered},
+        ls_refs::{LsRefs, parse_response},
     },
 };
 
@@ -48,112 +47,10 @@ const MAX_REF_LIST: usize = 256 * 1024 * 1024;
 /// What the agent calls itself upstream.
 const AGENT: &str = concat!("tarn/", env!("CARGO_PKG_VERSION"));
 
-/// Connections to a host that are kept though nobody uses them.
-const IDLE: usize = 8;
-
-/// The client of all upstreams whose certificates the system's authorities vouch for.
-static SHARED: OnceLock<Client> = OnceLock::new();
+/// How many times the patience a look may take that is being answered: an upstream that sends is not called down.
+const MOST: u32 = 4;
 
 const GIT_PROTOCOL: HeaderName = HeaderName::from_static("git-protocol");
-
-/// Why a look gave no answer. The texts hold no secrets and go into status and answers.
-#[derive(Debug, thiserror::Error)]
-pub enum LookError {
-    /// No answer in time.
-    #[error("the upstream did not answer within {}s", .0.as_secs_f32())]
-    TimedOut(Duration),
-    /// No connection, or it broke.
-    #[error("cannot reach the upstream: {0}")]
-    Network(String),
-    /// It wants other credentials, or any.
-    #[error("the upstream refuses access (HTTP {0}): check the credentials in spec.secretRef")]
-    Unauthorized(u16),
-    /// No such repository.
-    #[error("the upstream has no such repository (HTTP 404), or hides it without credentials")]
-    NotFound,
-    /// It is elsewhere.
-    #[error("the upstream redirects to another host (HTTP {0}): write that URL into spec.url")]
-    Redirected(u16),
-    /// Another HTTP error.
-    #[error("the upstream answers HTTP {0}")]
-    Status(u16),
-    /// Not git's protocol: a web page, say.
-    #[error("the upstream does not speak git's protocol: {0}")]
-    NotGit(String),
-    /// It speaks git, but says it cannot.
-    #[error("{0}")]
-    Refused(String),
-    /// The credentials that the declaration names are missing, so the upstream is not asked.
-    #[error("{0}")]
-    NoCredentials(String),
-    /// A GitHub App's installation has no token for the mirror.
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// A git command failed.
-    #[error(transparent)]
-    Git(#[from] GitError),
-}
-
-impl LookError {
-    /// The kind of failure, whose code is the reason in status and metrics.
-    pub fn kind(&self) -> FailureKind {
-        match self {
-            Self::TimedOut(_) => FailureKind::TimedOut,
-            Self::Network(text) if text.contains("certificate") => FailureKind::Untrusted,
-            Self::Network(_) => FailureKind::Network,
-            Self::Status(429) => FailureKind::RateLimited,
-            Self::Status(_) | Self::Redirected(_) => FailureKind::Status,
-            Self::Unauthorized(_) | Self::NoCredentials(_) => FailureKind::Unauthorized,
-            Self::NotFound => FailureKind::NotFound,
-            Self::NotGit(_) => FailureKind::NotGit,
-            Self::Refused(_) => FailureKind::Other,
-            Self::Token(error) => error.kind,
-            Self::Git(error) => error.kind(),
-        }
-    }
-}
-
-impl LookError {
-    /// Whether the same look may succeed at once: not where the upstream has said what it thinks.
-    fn may_pass(&self) -> bool {
-        match self {
-            Self::Network(_) | Self::NotGit(_) => true,
-            Self::Status(status) => *status >= 500,
-            Self::TimedOut(_) | Self::Unauthorized(_) | Self::NotFound | Self::Redirected(_) => false,
-            Self::Refused(_) | Self::NoCredentials(_) | Self::Token(_) | Self::Git(_) => false,
-        }
-    }
-}
-
-impl From<AdvertisementError> for LookError {
-    fn from(error: AdvertisementError) -> Self {
-        match error {
-            AdvertisementError::Remote(_) => Self::Refused(plain(&error.to_string())),
-            _ => Self::NotGit(plain(&error.to_string())),
-        }
-    }
-}
-
-impl From<LsRefsError> for LookError {
-    fn from(error: LsRefsError) -> Self {
-        match error {
-            LsRefsError::Remote(_) => Self::Refused(plain(&error.to_string())),
-            _ => Self::NotGit(plain(&error.to_string())),
-        }
-    }
-}
-
-impl From<reqwest::Error> for LookError {
-    fn from(error: reqwest::Error) -> Self {
-        // The cause at the bottom tells most ("Connection refused"); the URL is known and left out.
-        let error = error.without_url();
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
-        }
-        Self::Network(plain(&cause.to_string()))
-    }
-}
 
 /// What the upstream is asked with.
 enum Authorization {
@@ -168,7 +65,7 @@ pub struct Looker {
     pub(super) git: Git,
     pub(super) url: UpstreamUrl,
     remote: Remote,
-    pub(super) client: Client,
+    pub(super) host: Arc<Host>,
     authorization: Authorization,
     /// Which refs are mirrored; the others are left out of every answer.
     declared: Refs,
@@ -190,7 +87,7 @@ struct Known {
     /// The repository's URL, after redirects.
     base: String,
     format: ObjectFormat,
-    unborn: bool,
+    offered: Offered,
 }
 
 fn sensitive(header: &Secret) -> Result<HeaderValue, LookError> {
@@ -220,43 +117,19 @@ impl Looker {
         installed: Option<Arc<Installed>>,
         declared: Refs,
     ) -> Result<Self, LookError> {
-        let same_host = redirect::Policy::custom(|attempt| {
-            let from = attempt.previous().last();
-            let same = from.is_some_and(|from| {
-                from.host_str() == attempt.url().host_str()
-                    && from.port_or_known_default() == attempt.url().port_or_known_default()
-                    && (from.scheme() == "http" || attempt.url().scheme() == "https")
-            });
-            if same && attempt.previous().len() <= 5 { attempt.follow() } else { attempt.stop() }
-        });
-        let mut builder = Client::builder()
-            .redirect(same_host)
-            .pool_max_idle_per_host(IDLE)
-            .user_agent(concat!("git/2.39 tarn/", env!("CARGO_PKG_VERSION")));
-        if let Some(ca) = credentials.ca() {
-            let bad = |_| LookError::Refused("the Secret's key \"ca.crt\" holds no PEM certificates".into());
-            let certificates = reqwest::Certificate::from_pem_bundle(ca.expose().as_bytes()).map_err(bad)?;
-            builder = builder.tls_certs_merge(certificates);
-        }
+        // One for all that trust the same: they share connections, and what it takes to check certificates.
+        let origin = format!("{}://{}", url.scheme().as_str(), url.id().host());
+        let host = Host::of(&origin, credentials.ca(), true)?;
         let authorization = match (credentials.authorization(), credentials.app()) {
             (Some(header), _) => Authorization::Fixed(sensitive(header)?),
             (None, Some(app)) => Authorization::App(Tokens::of(app, credentials.ca())?, installed),
             (None, None) => Authorization::None,
         };
-        // One for all that trust the same: they share connections, and what it takes to check certificates.
-        let client = match (SHARED.get(), credentials.ca()) {
-            (Some(shared), None) => shared.clone(),
-            (None, None) => {
-                let built = builder.build()?;
-                SHARED.get_or_init(|| built).clone()
-            }
-            (_, Some(_)) => builder.build()?,
-        };
         Ok(Self {
             git,
             url,
             remote,
-            client,
+            host,
             authorization,
             declared,
             known: Mutex::new(None),
@@ -264,24 +137,26 @@ impl Looker {
         })
     }
 
-    /// Asks for the refs that start with one of `prefixes`, all where there are none, for at most `limit`.
-    /// What fails at once is tried once more. An upstream that cannot select sends more than was asked for.
-    /// A dropped future closes the connection.
+    /// Asks for the refs that start with one of `prefixes`, all where there are none. Each answer must begin within
+    /// `patience` of the request, and go on within it; the look must end within [`MOST`] times that. What fails at once
+    /// is tried once more. An upstream that cannot select sends more than was asked for. A dropped future closes the
+    /// connection.
     ///
     /// # Errors
     /// No answer, or none that makes sense.
-    pub async fn look(&self, prefixes: &[BString], limit: Duration) -> Result<Arc<RefSet>, LookError> {
+    pub async fn look(&self, prefixes: &[BString], patience: Duration) -> Result<Arc<RefSet>, LookError> {
         let started = std::time::Instant::now();
         let look = async {
-            match self.look_once(prefixes, limit).await {
+            match self.look_once(prefixes, patience).await {
                 Err(error) if error.may_pass() => {
                     tracing::debug!(repo = %self.url.id(), %error, "look failed; trying once more");
-                    self.look_once(prefixes, limit).await
+                    self.look_once(prefixes, patience).await
                 }
                 result => result,
             }
         };
-        let result = timeout(limit, look).await.unwrap_or(Err(LookError::TimedOut(limit)));
+        let most = patience * MOST;
+        let result = timeout(most, look).await.unwrap_or(Err(HttpError::TimedOut(most).into()));
         let millis = started.elapsed().as_millis();
         match &result {
             Ok(refs) => tracing::debug!(repo = %self.url.id(), millis, refs = refs.refs().len(), "look"),
@@ -290,17 +165,23 @@ impl Looker {
         result
     }
 
-    async fn look_once(&self, prefixes: &[BString], limit: Duration) -> Result<Arc<RefSet>, LookError> {
+    async fn look_once(&self, prefixes: &[BString], patience: Duration) -> Result<Arc<RefSet>, LookError> {
         match self.url.scheme() {
-            Scheme::Https | Scheme::Http => self.look_over_http(prefixes).await,
-            Scheme::File => self.look_at_file(prefixes).await,
-            Scheme::Ssh => Ok(self.selected(self.remote.ls_remote(&self.git, limit).await?)),
+            Scheme::Https | Scheme::Http => self.look_over_http(prefixes, patience).await,
+            Scheme::File => timeout(patience, self.look_at_file(prefixes))
+                .await
+                .unwrap_or(Err(HttpError::TimedOut(patience).into())),
+            Scheme::Ssh => Ok(self.selected(self.remote.ls_remote(&self.git, patience).await?)),
         }
     }
 
-    async fn look_over_http(&self, prefixes: &[BString]) -> Result<Arc<RefSet>, LookError> {
+    async fn look_over_http(
+        &self,
+        prefixes: &[BString],
+        patience: Duration,
+    ) -> Result<Arc<RefSet>, LookError> {
         if let Some(known) = self.known() {
-            match self.ls_refs(&known, prefixes).await {
+            match self.ls_refs(&known, prefixes, patience).await {
                 // The upstream may have moved, or been replaced by one that speaks otherwise: ask anew.
                 Err(
                     LookError::NotFound | LookError::Status(_) | LookError::NotGit(_) | LookError::Refused(_),
@@ -311,18 +192,21 @@ impl Looker {
             }
         }
         let url = format!("{}/info/refs?service=git-upload-pack", self.url);
-        let response = self.send(self.client.get(url)).await?;
+        let response = self.ask(|client| client.get(&url), patience).await?;
         // Where redirects within the host have led.
-        let base = response.url().as_str();
-        let base = base.split("/info/refs").next().unwrap_or(base).to_owned();
-        let body = read(response, "application/x-git-upload-pack-advertisement").await?;
+        let base = repository(response.url().as_str()).to_owned();
+        let body = read_refs(response, "application/x-git-upload-pack-advertisement", patience).await?;
         match advertisement::parse(&body)? {
             Advertisement::Refs(refs) => Ok(self.selected(refs)),
-            Advertisement::V2 { format, unborn } => {
-                let known = Known { base, format, unborn };
-                let refs = self.ls_refs(&known, prefixes).await?;
-                self.remember(Some(known));
-                Ok(refs)
+            Advertisement::V2 { format, offered } => {
+                let known = Known { base, format, offered };
+                // A slow upstream need not be asked this again, should it be too slow for the rest.
+                self.remember(Some(known.clone()));
+                let refs = self.ls_refs(&known, prefixes, patience).await;
+                if refs.as_ref().is_err_and(|error| !matches!(error, LookError::Http(_))) {
+                    self.remember(None);
+                }
+                refs
             }
         }
     }
@@ -342,20 +226,67 @@ impl Looker {
         }
     }
 
-    async fn ls_refs(&self, known: &Known, prefixes: &[BString]) -> Result<Arc<RefSet>, LookError> {
-        let request = LsRefs { unborn: known.unborn, prefixes: prefixes.into(), ..LsRefs::everything() };
-        let post = self
-            .client
-            .post(format!("{}/git-upload-pack", known.base))
-            .header(header::CONTENT_TYPE, "application/x-git-upload-pack-request")
-            .header(header::ACCEPT, "application/x-git-upload-pack-result")
-            .body(request.to_request(known.format, AGENT));
-        let body = read(self.send(post).await?, "application/x-git-upload-pack-result").await?;
+    /// What the upstream is known to take, of a request in protocol v2; all, where nothing is known.
+    pub(super) fn trim(&self, request: &Bytes) -> Bytes {
+        self.known().map_or_else(|| request.clone(), |known| known.offered.trim(request).into())
+    }
+
+    async fn ls_refs(
+        &self,
+        known: &Known,
+        prefixes: &[BString],
+        patience: Duration,
+    ) -> Result<Arc<RefSet>, LookError> {
+        let asked =
+            LsRefs { unborn: known.offered.unborn, prefixes: prefixes.into(), ..LsRefs::everything() };
+        let request = Bytes::from(known.offered.trim(&asked.to_request(known.format, AGENT)));
+        let url = format!("{}/git-upload-pack", known.base);
+        let post = |client: &Client| {
+            client
+                .post(&url)
+                .header(header::CONTENT_TYPE, "application/x-git-upload-pack-request")
+                .header(header::ACCEPT, "application/x-git-upload-pack-result")
+                .body(request.clone())
+        };
+        let response = self.ask(post, patience).await?;
+        let body = read_refs(response, "application/x-git-upload-pack-result", patience).await?;
         self.understand(&body, known.format)
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, LookError> {
-        self.send_with(request, HeaderValue::from_static("version=2")).await
+    /// Asks with the mirror's credentials in protocol v2, over a new connection if the old ones seem dead.
+    async fn ask(
+        &self,
+        build: impl Fn(&Client) -> RequestBuilder,
+        patience: Duration,
+    ) -> Result<Response, LookError> {
+        let authorization = self.authorization().await?;
+        let headers = headers(authorization.as_ref(), ProtocolVersion::V2);
+        let caller = self.host.caller(authorization.as_ref());
+        let sent = self.host.ask(&caller, |client| build(client).headers(headers.clone()), patience).await?;
+        self.judge(sent, authorization.as_ref())
+    }
+
+    /// Whether the upstream may be asked now with the mirror's credentials; where not, for how long.
+    ///
+    /// # Errors
+    /// It has asked to be left alone.
+    pub fn may_ask(&self) -> Result<(), LookError> {
+        Ok(self.caller().may_ask()?)
+    }
+
+    /// Notes that the upstream has asked git for fewer requests; git does not tell for how long.
+    pub fn limited(&self) {
+        self.caller().pause(StatusCode::TOO_MANY_REQUESTS, PAUSE);
+    }
+
+    /// Who the mirror is to the upstream, as far as is known without asking anyone.
+    fn caller(&self) -> Caller {
+        let value = match &self.authorization {
+            Authorization::None => None,
+            Authorization::Fixed(value) => Some(value.clone()),
+            Authorization::App(tokens, _) => tokens.held().and_then(|token| sensitive(&token).ok()),
+        };
+        self.host.caller(value.as_ref())
     }
 
     /// The mirror's credentials as they are now. A token that is about to expire is renewed first, for git as well.
@@ -378,30 +309,34 @@ impl Looker {
         }
     }
 
-    /// Sends `request` with the mirror's credentials in the protocol version that `protocol` names.
-    pub(super) async fn send_with(
+    /// Sends `request` with the mirror's credentials in the protocol version `version`.
+    pub(super) async fn send(
         &self,
-        request: reqwest::RequestBuilder,
-        protocol: HeaderValue,
+        request: RequestBuilder,
+        version: ProtocolVersion,
+        patience: Duration,
     ) -> Result<Response, LookError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(GIT_PROTOCOL, protocol);
         let authorization = self.authorization().await?;
-        if let Some(value) = &authorization {
-            headers.insert(header::AUTHORIZATION, value.clone());
-        }
-        let response = request.headers(headers).send().await?;
+        let request = request.headers(headers(authorization.as_ref(), version));
+        let sent = self.host.send(&self.host.caller(authorization.as_ref()), request, patience).await?;
+        self.judge(sent, authorization.as_ref())
+    }
+
+    fn judge(&self, response: Response, sent: Option<&HeaderValue>) -> Result<Response, LookError> {
         match response.status() {
             StatusCode::OK => Ok(response),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                // Revoked before its time, or the installation's rights have changed: the next look has another.
-                if let (Authorization::App(tokens, _), Some(value)) = (&self.authorization, &authorization) {
-                    tokens.refused(value.as_bytes()).await;
+                // A token that was revoked before its time: the next look has another. 403 says that it is known, and
+                // may not do this: another one may not either.
+                if let (Authorization::App(tokens, _), Some(value), StatusCode::UNAUTHORIZED) =
+                    (&self.authorization, sent, status)
+                {
+                    tokens.refused(value.as_bytes());
                 }
                 Err(LookError::Unauthorized(status.as_u16()))
             }
             StatusCode::NOT_FOUND => Err(LookError::NotFound),
-            status if status.is_redirection() => Err(LookError::Redirected(status.as_u16())),
+            status if status.is_redirection() => Err(redirected(&response)),
             status => Err(LookError::Status(status.as_u16())),
         }
     }
@@ -424,11 +359,11 @@ impl Looker {
     async fn look_at_file(&self, prefixes: &[BString]) -> Result<Arc<RefSet>, LookError> {
         let path = self.path();
         let body = upload_pack::advertise(&self.git, &path, ProtocolVersion::V2).await?;
-        let Advertisement::V2 { format, unborn } = advertisement::parse(&body)? else {
+        let Advertisement::V2 { format, offered } = advertisement::parse(&body)? else {
             return Err(LookError::NotGit("git speaks an old protocol".into()));
         };
-        let request =
-            LsRefs { unborn, prefixes: prefixes.into(), ..LsRefs::everything() }.to_request(format, AGENT);
+        let asked = LsRefs { unborn: offered.unborn, prefixes: prefixes.into(), ..LsRefs::everything() };
+        let request = asked.to_request(format, AGENT);
         let answer = self.file_job(path, ProtocolVersion::V2, request.into()).stream(&self.git)?;
         let mut answer = std::pin::pin!(answer);
         let mut body = BString::default();
@@ -468,18 +403,37 @@ pub(super) fn check_type(response: &Response, expected: &str) -> Result<(), Look
     Err(LookError::NotGit(format!("it sends {:?}", kind.get(..60).unwrap_or(kind))))
 }
 
-async fn read(response: Response, expected: &str) -> Result<BString, LookError> {
-    check_type(&response, expected)?;
-    let (mut body, mut chunks) = (BString::default(), response.bytes_stream());
-    while let Some(chunk) = chunks.next().await {
-        extend(&mut body, &chunk?)?;
+/// The repository's URL in one of its requests.
+fn repository(url: &str) -> &str {
+    let url = url.split("/info/refs").next().unwrap_or(url);
+    url.strip_suffix("/git-upload-pack").unwrap_or(url)
+}
+
+/// Where an answer leads that is not followed.
+pub(super) fn redirected(response: &Response) -> LookError {
+    let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let to = location.and_then(|location| response.url().join(location).ok());
+    let to = to.map_or_else(|| "another place".to_owned(), |to| plain(repository(to.as_str())));
+    LookError::Redirected { status: response.status().as_u16(), to }
+}
+
+fn headers(authorization: Option<&HeaderValue>, version: ProtocolVersion) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(GIT_PROTOCOL, HeaderValue::from_static(version.env()));
+    if let Some(value) = authorization {
+        headers.insert(header::AUTHORIZATION, value.clone());
     }
-    Ok(body)
+    headers
+}
+
+async fn read_refs(response: Response, expected: &str, silence: Duration) -> Result<Bytes, LookError> {
+    check_type(&response, expected)?;
+    Ok(read(response, MAX_REF_LIST, silence).await?)
 }
 
 fn extend(body: &mut BString, chunk: &[u8]) -> Result<(), LookError> {
     if body.len() + chunk.len() > MAX_REF_LIST {
-        return Err(LookError::NotGit(format!("its ref list is longer than {MAX_REF_LIST} bytes")));
+        return Err(HttpError::TooLong(MAX_REF_LIST).into());
     }
     body.extend_from_slice(chunk);
     Ok(())

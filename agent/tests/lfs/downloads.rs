@@ -183,3 +183,24 @@ async fn a_kept_object_that_the_disk_damaged_is_found_and_fetched_again() -> Res
     ensure!(answer.status == 200 && answer.body == content, "{}", answer.status);
     Ok(())
 }
+
+#[tokio::test]
+async fn clients_are_told_for_how_long_the_upstream_wants_to_be_left_alone() -> Result<()> {
+    let content = noise(1000);
+    let scene = scene(&content).await?;
+    scene.upstream.fault_on(Operation::LfsBatch, Fault::Limited(77));
+    scene.upstream.clear_log();
+    let body = wanted(&[(&lfs::oid(&content), content.len())]).to_string();
+    for _ in 0..3 {
+        let mut connection = scene.connect().await?;
+        let target = format!("{}/info/lfs/objects/batch", scene.path());
+        let headers =
+            [("content-type", "application/vnd.git-lfs+json"), ("accept", "application/vnd.git-lfs+json")];
+        let answer = connection.ask("POST", &target, &headers, body.as_bytes()).await?;
+        ensure!(answer.status == 429, "{} {}", answer.status, answer.text());
+        let seconds: u64 = answer.header("retry-after").unwrap_or_default().parse()?;
+        ensure!((60..=77).contains(&seconds), "{seconds}");
+    }
+    ensure!(scene.upstream.count("a.git", Operation::LfsBatch) == 1, "asked again");
+    Ok(())
+}

@@ -8,7 +8,7 @@ use tarn_testkit::agent::{Agent, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::github::GitHub;
-use tarn_testkit::upstream::{Auth, Upstream};
+use tarn_testkit::upstream::{Auth, Fault, Operation, Upstream};
 
 use super::credentials::{CANARY, expect_no_canary};
 use crate::scene::{agent, message};
@@ -153,4 +153,48 @@ async fn what_the_api_refuses_is_told_with_its_remedy_and_mended_without_a_resta
     agent.write_manifest("a.yaml", &hub.yaml(&["a"], GitHub::INSTALLATION))?;
     agent.wait_ready(&[&hub.repo()]).await?;
     hub.expect_silence(&agent).await
+}
+
+#[tokio::test]
+async fn a_slow_api_yields_a_token_and_one_that_holds_is_used_meanwhile() -> Result<()> {
+    let hub = Hub::new().await?;
+    // Longer than a look may take, and held by none.
+    hub.github.delay(Duration::from_secs(6));
+    let agent = hub.start(&["a"], GitHub::INSTALLATION).await?;
+    agent.wait_ready(&[&hub.repo()]).await?;
+    ensure!(hub.github.minted() <= 2, "{} tokens", hub.github.minted());
+    // Close to its end, and the API does not answer at all: what holds is good enough.
+    hub.token(&format!("{CANARY}-2"), 200);
+    eventually(Duration::from_secs(60), "a short token", async || {
+        Git::new()?.ls_remote(&agent.git_url(&hub.repo())?).await?;
+        ensure!(hub.github.minted() >= 2, "{}", hub.github.minted());
+        let target = format!("/git/{}/info/refs?service=git-upload-pack", hub.repo());
+        let answer = agent.get(&target).await?;
+        ensure!(answer.header("tarn-freshness") == Some("verified"), "{:?}", answer.header("tarn-freshness"));
+        Ok(())
+    })
+    .await?;
+    hub.github.delay(Duration::from_secs(3600));
+    let pushed = hub.origin.commit("main", &[("f", "2")]).await?;
+    let refs = Git::new()?.ls_remote(&agent.git_url(&hub.repo())?).await?;
+    ensure!(refs.get("HEAD") == Some(&pushed), "{refs:?}");
+    hub.expect_silence(&agent).await
+}
+
+#[tokio::test]
+async fn an_upstream_that_forbids_one_repository_costs_no_tokens() -> Result<()> {
+    let hub = Hub::new().await?;
+    hub.upstream.seed("b.git").await?;
+    hub.upstream.fault_in("b.git", Fault::Status(403));
+    let agent = hub.start(&["a", "b"], GitHub::INSTALLATION).await?;
+    agent.wait_ready(&[&hub.repo()]).await?;
+    let other = repo_id(&hub.upstream.url("b.git"));
+    for _ in 0..10 {
+        let target = format!("/git/{other}/info/refs?service=git-upload-pack");
+        let answer = agent.get(&target).await?;
+        ensure!(answer.status == 503, "{}", answer.status);
+    }
+    ensure!(hub.upstream.count("b.git", Operation::Advertise) >= 3, "it is asked");
+    ensure!(hub.github.minted() == 1, "{} tokens", hub.github.minted());
+    Ok(())
 }

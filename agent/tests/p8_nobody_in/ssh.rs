@@ -93,3 +93,28 @@ async fn a_key_for_ssh_is_used_kept_private_and_rotated_without_a_restart() -> R
     ensure!(clone.rev_parse("HEAD").await? == pushed, "old");
     expect_no_canary(&agent).await
 }
+
+#[tokio::test]
+async fn what_ssh_says_reaches_whoever_reads_the_status() -> Result<()> {
+    for (line, reason) in [
+        ("ssh: connect to host git.example port 22: No route to host", "UpstreamUnreachable"),
+        ("kex_exchange_identification: Connection closed by remote host", "UpstreamUnreachable"),
+        ("Load key: error in libcrypto", "AuthenticationFailed"),
+        ("fatal: write error: No space left on device", "GitFailed"),
+    ] {
+        let dir = tempfile::tempdir()?;
+        let bin = dir.path().join("bin");
+        std::fs::create_dir(&bin)?;
+        let script = format!("#!/bin/sh\necho 'banner' >&2\necho '{line}' >&2\nexit 255\n");
+        std::fs::write(bin.join("ssh"), script)?;
+        std::fs::set_permissions(bin.join("ssh"), std::fs::Permissions::from_mode(0o755))?;
+        let path = std::env::var("PATH").context("PATH")?;
+        let agent = agent().env("PATH", format!("{}:{path}", bin.display()));
+        let agent = agent.start_with(&[("a.yaml", &yaml("key"))]).await?;
+        let told = |status: &serde_json::Value| {
+            message(status).starts_with(reason) && message(status).contains(line)
+        };
+        agent.wait_status(REPO, line, told).await?;
+    }
+    Ok(())
+}

@@ -73,3 +73,22 @@ async fn a_peer_that_dies_while_it_answers_is_passed_over_by_the_next_attempt() 
     clone(&scene, &cold, "again").await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn peers_that_hang_are_passed_over_within_seconds_and_then_left_alone() -> Result<()> {
+    let scene = warm().await?;
+    let mut lines = Vec::new();
+    for _ in 0..3 {
+        let line = FaultProxy::start(scene.agent.git_address()?)?;
+        line.set(Trouble { blackhole: true, ..Trouble::default() });
+        lines.push(line);
+    }
+    let addresses: Vec<_> = lines.iter().map(FaultProxy::address).collect();
+    let cold = cold(&scene, &addresses).await?;
+    let began = Instant::now();
+    clone(&scene, &cold, "clone").await?;
+    // A minute for each of them and each request, once.
+    ensure!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
+    ensure!(proxied(&cold, "unreachable").await? >= 3, "{}", cold.metrics().await?);
+    Ok(())
+}

@@ -55,3 +55,47 @@ async fn a_mirror_of_a_file_url_names_the_way_to_push() -> Result<()> {
     ensure!(answer.status == 403 && answer.text().contains("pushInsteadOf"), "{}", answer.text());
     Ok(())
 }
+
+#[tokio::test]
+async fn a_push_of_known_length_arrives_with_its_length() -> Result<()> {
+    let scene = Scene::ready().await?;
+    let clone = scene.clone("clone", &[]).await?;
+    // More than git sends in one piece of its own accord, so that the client's configuration decides.
+    let noise: String = (0..400_000_u64).map(|at| char::from(b'a' + (at * at % 23) as u8)).collect();
+    std::fs::write(clone.path().join("big"), noise + &"x".repeat(2_000_000))?;
+    clone.git(&["add", "big"]).await?;
+    clone.git(&["commit", "--quiet", "--message", "big"]).await?;
+    scene.upstream.clear_log();
+    clone
+        .git(&["-c", "http.postBuffer=100000000", "push", "--quiet", "origin", "HEAD:refs/heads/main"])
+        .await?;
+    let log = scene.upstream.log();
+    let pushes: Vec<_> = log.iter().filter(|seen| seen.operation == Operation::Push).collect();
+    ensure!(pushes.len() >= 2 && pushes.iter().all(|push| push.sized), "{pushes:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_suspended_mirror_hands_no_push_to_its_upstream() -> Result<()> {
+    let scene = Scene::with(&["suspend: false"]).await?;
+    let clone = scene.clone("clone", &[]).await?;
+    clone.git(&["commit", "--quiet", "--allow-empty", "--message", "mine"]).await?;
+    let yaml = tarn_testkit::agent::manifest("a", &scene.upstream.url("a.git"), &["suspend: true"]);
+    scene.agent.write_manifest("a.yaml", &yaml)?;
+    let target = format!("{}/info/refs?service=git-receive-pack", scene.path());
+    tarn_testkit::eventually::eventually(std::time::Duration::from_secs(20), "the refusal", async || {
+        let answer = scene.agent.get(&target).await?;
+        ensure!(
+            answer.status == 503 && answer.text().starts_with("Suspended"),
+            "{} {}",
+            answer.status,
+            answer.text()
+        );
+        Ok(())
+    })
+    .await?;
+    scene.upstream.clear_log();
+    ensure!(clone.push("origin", &["HEAD:refs/heads/main"]).await.is_err(), "it was pushed");
+    ensure!(scene.upstream.log().is_empty(), "{:?}", scene.upstream.log());
+    Ok(())
+}

@@ -153,3 +153,80 @@ async fn a_shallow_upstream_is_refused_with_the_remedy_and_mirrored_once_it_is_w
     let clone = git.clone_repo(&agent.git_url(&repo)?, &dir.path().join("clone"), &[]).await?;
     clone.fsck().await
 }
+
+#[tokio::test]
+async fn a_server_that_dies_of_what_it_has_not_offered_is_mirrored_and_followed() -> Result<()> {
+    let scene = Scene::prepared(&[], async |upstream, origin| {
+        upstream.behave(Habits::Strict);
+        // While the mirror is made, clients' requests go to the upstream as they are.
+        upstream.fault_on(Operation::Fetch, Fault::Throttle(50_000));
+        origin.grow("main", 4, 50_000, 1).await.map(drop)
+    })
+    .await?;
+    scene.agent.wait_phase(&scene.repo(), "Cloning").await?;
+    scene.clone("cold", &[]).await?.fsck().await?;
+    scene.upstream.mend();
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    let pushed = scene.origin.commit("main", &[("f", "2")]).await?;
+    assert_eq!(scene.expect_upstream_refs().await?["HEAD"], pushed);
+    scene.clone("clone", &["--mirror"]).await?.fsck().await
+}
+
+#[tokio::test]
+async fn an_upstream_that_has_moved_to_another_port_is_named_where_its_users_see_it() -> Result<()> {
+    let scene = Scene::ready().await?;
+    scene.upstream.fault(Fault::Redirect("https://127.0.0.1:9443".into()));
+    scene.refs().await?;
+    let told = "redirects to https://127.0.0.1:9443/a.git (HTTP 302): write that URL into spec.url";
+    let says = |status: &serde_json::Value| crate::scene::message(status).contains(told);
+    scene.agent.wait_status(&scene.repo(), "the new place", says).await.map(drop)
+}
+
+#[tokio::test]
+async fn an_upstream_that_asks_for_fewer_requests_is_left_alone_as_long_as_it_says() -> Result<()> {
+    let scene = Scene::ready().await?;
+    scene.agent.wait_settled(&scene.repo()).await?;
+    scene.upstream.fault(Fault::Limited(60));
+    scene.upstream.clear_log();
+    for _ in 0..10 {
+        let (git, url) = (scene.git.clone(), scene.url()?);
+        let five = (0..5).map(|_| git.ls_remote(&url));
+        futures_util::future::try_join_all(five).await?;
+    }
+    let freshness = scene.freshness().await?;
+    assert!(freshness.starts_with("stale; age="), "{freshness}");
+    assert!(scene.upstream.log().len() <= 2, "50 clients cost {} requests", scene.upstream.log().len());
+    let told = |status: &serde_json::Value| crate::scene::message(status).starts_with("RateLimited");
+    scene.agent.wait_status(&scene.repo(), "the limit", told).await.map(drop)
+}
+
+#[tokio::test]
+async fn an_upstream_that_was_left_alone_is_asked_again_when_the_time_is_over() -> Result<()> {
+    let scene = Scene::ready().await?;
+    scene.upstream.fault(Fault::Limited(2));
+    scene.refs().await?;
+    scene.upstream.mend();
+    let pushed = scene.origin.commit("main", &[("f", "2")]).await?;
+    eventually(Duration::from_secs(20), "the push", async || {
+        let refs = scene.refs().await?;
+        ensure!(refs.get("HEAD") == Some(&pushed), "{refs:?}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(scene.freshness().await?, "verified");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_slow_upstream_is_waited_for_and_not_called_down() -> Result<()> {
+    let scene = Scene::with(&["freshness: {lookTimeout: 4s}"]).await?;
+    scene.upstream.fault(Fault::Delay(Duration::from_millis(2_500)));
+    // The second one comes while the first one's look runs, and waits longer than one look may take.
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        scene.freshness().await
+    };
+    let (first, second) = tokio::join!(scene.freshness(), second);
+    assert_eq!((first?.as_str(), second?.as_str()), ("verified", "verified"));
+    Ok(())
+}

@@ -49,8 +49,15 @@ pub(super) async fn run(
         }
     }
     let mut config = ALWAYS.to_vec();
+    let hook;
     match habits {
-        Habits::Modern => config.extend(MODERN),
+        Habits::Modern | Habits::Strict => config.extend(MODERN),
+        Habits::Thinking { millis, keepalives } => {
+            config.extend(MODERN);
+            hook = format!("sleep {}; exec", f64::from(millis) / 1000.0);
+            config.push(("uploadpack.packObjectsHook", &hook));
+            config.push(("uploadpack.keepAlive", if keepalives { "1" } else { "0" }));
+        }
         Habits::Old => {
             git.env_remove("GIT_PROTOCOL");
         }

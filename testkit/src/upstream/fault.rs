@@ -24,6 +24,8 @@ pub enum Fault {
     HoldAnswer,
     /// This status, with a line of text.
     Status(u16),
+    /// 429 that asks to be left alone for so many seconds.
+    Limited(u64),
     /// 200 with a web page, as a captive portal or a login form gives.
     Html,
     /// 302 to the same path and query below this URL.
@@ -60,6 +62,8 @@ pub(super) enum Action {
     Pass { wrap: Wrap },
     /// Answer this instead.
     Answer { status: StatusCode, content_type: &'static str, text: &'static str },
+    /// Ask the client to come back after so many seconds.
+    Later(u64),
     /// Send the client there, with the path and query it asked for.
     Redirect(String),
 }
@@ -125,6 +129,7 @@ pub(super) async fn meet(mut faults: watch::Receiver<Faults>, repo: &str, operat
             let text = "<!DOCTYPE html><html><body>Please log in</body></html>\n";
             Action::Answer { status: StatusCode::OK, content_type: "text/html; charset=utf-8", text }
         }
+        Fault::Limited(seconds) => Action::Later(seconds),
         Fault::Redirect(base) => Action::Redirect(base),
         Fault::Delay(delay) => {
             tokio::time::sleep(delay).await;

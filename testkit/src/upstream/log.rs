@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_ENCODING};
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 
@@ -54,6 +54,8 @@ pub struct Record {
     pub agent: Option<String>,
     /// Whether it carried credentials.
     pub authorized: bool,
+    /// Whether it said how long its body is.
+    pub sized: bool,
     /// The answer's status, once the answer is there (or held back by [`super::Fault::HoldAnswer`]).
     pub status: Option<u16>,
 }
@@ -68,6 +70,7 @@ impl Record {
             protocol: text("git-protocol"),
             agent: text("user-agent"),
             authorized: parts.headers.contains_key(AUTHORIZATION),
+            sized: parts.method != http::Method::POST || parts.headers.contains_key(CONTENT_LENGTH),
             status: None,
         }
     }

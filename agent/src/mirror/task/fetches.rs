@@ -21,7 +21,7 @@ use tracing::Instrument;
 
 use super::{site::Site, upstream::Upstream};
 use crate::{
-    git::{Oid, RefSet, remote::Patience, stderr::FailureKind},
+    git::{GitError, Oid, RefSet, remote::Patience, stderr::FailureKind},
     metrics::Outcome,
     mirror::{
         BringError, Settled, Trouble,
@@ -31,7 +31,7 @@ use crate::{
         services::Services,
     },
     queue::{Activity, Lift, Priority, Queue},
-    upstream::LookError,
+    upstream::{LookError, Looker},
 };
 use by_id::Brought;
 use unknown::Unknown;
@@ -56,6 +56,8 @@ pub(super) struct Fetches {
     former: Kind,
     last: Option<Timestamp>,
     trouble: Option<Trouble>,
+    /// Attempts in a row that were given up because nothing was heard: the next one is more patient.
+    given_up: u32,
 }
 
 /// A request that waits for objects which the refs may lead to.
@@ -183,6 +185,7 @@ impl Fetches {
             former: Kind::ById,
             last: None,
             trouble: None,
+            given_up: 0,
         }
     }
 
@@ -293,13 +296,14 @@ impl Fetches {
             stored,
             target: target.clone(),
             by_name,
-            patience,
+            patience: patience.after(self.given_up),
             timeout,
             progress: self.site.progress.clone(),
             ticket,
         };
         let tips = target.tips().collect();
-        let result = AbortOnDropHandle::new(tokio::spawn(fetch.run().in_current_span()));
+        let fetch = mannerly(upstream.looker.clone(), fetch.run());
+        let result = AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span()));
         let fetch = Fetched { target, tips, looked, began: Instant::now() };
         self.running = Some(Running::Refs { fetch, lift, result });
     }
@@ -318,17 +322,19 @@ impl Fetches {
         };
         let (site, remote, installed) = (self.site.clone(), upstream.remote(), upstream.installed());
         let oids = wanted.iter().flat_map(|wanted| &wanted.oids).copied().collect();
+        let patience = Patience::UPDATE.after(self.given_up);
         let mut ticket = self.queue.enter(Activity::Fetch, &site.id, Priority::Awaited);
         let fetch = async move {
             ticket.called().await;
             let brought = by_id::fetch(oids, timeout, async |oids, limit| {
                 let progress = site.progress.clone();
-                remote.fetch(&site.git, &site.dir, &oids, Patience::StallsFail, limit, progress).await
+                remote.fetch(&site.git, &site.dir, &oids, patience, limit, progress).await
             });
             let brought = brought.await?;
             drop(installed);
             Ok((brought, tokio::task::spawn_blocking(move || size(&site.dir)).await.unwrap_or(0)))
         };
+        let fetch = mannerly(upstream.looker.clone(), fetch);
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span()));
         self.running = Some(Running::ById { wanted, result });
     }
@@ -349,6 +355,11 @@ impl Fetches {
     pub(super) fn ended(&mut self, finished: Finished) -> Option<Ended> {
         match (self.running.take()?, finished) {
             (Running::Refs { fetch, .. }, Finished::Refs(result)) => {
+                match &result {
+                    Ok(_) => self.given_up = 0,
+                    Err(FetchError::Git(GitError::Silent { .. })) => self.given_up += 1,
+                    Err(_) => {}
+                }
                 let metrics = &self.site.metrics;
                 let outcome = Outcome::of(&result, |error| error.kind().reason());
                 metrics.fetches.get_or_create(&outcome).inc();
@@ -422,6 +433,24 @@ impl Fetches {
             self.by_id.extend(wanted);
         }
     }
+}
+
+/// Runs a fetch unless the upstream has asked to be left alone, and notes if it does so now.
+async fn mannerly<T>(
+    looker: Arc<Looker>,
+    fetch: impl Future<Output = Result<T, FetchError>>,
+) -> Result<T, FetchError> {
+    let paused = |error: LookError| GitError::Failed {
+        verb: "fetch".into(),
+        kind: error.kind(),
+        message: error.to_string(),
+    };
+    looker.may_ask().map_err(paused)?;
+    let fetched = fetch.await;
+    if fetched.as_ref().is_err_and(|error| error.kind() == FailureKind::RateLimited) {
+        looker.limited();
+    }
+    fetched
 }
 
 #[cfg(test)]

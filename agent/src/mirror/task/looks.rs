@@ -166,6 +166,8 @@ impl Looks {
         let look = async move {
             match looker {
                 Ok(looker) => {
+                    // Whom the upstream has asked to wait needs no turn to be told so.
+                    looker.may_ask()?;
                     ticket.called().await;
                     looker.look(&asked, limit).await
                 }
