@@ -14,7 +14,7 @@ use std::{
 
 use bstr::BString;
 use tarn_crds::v1alpha1::OnUpstreamFailure;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Mirror, View};
 use crate::{
@@ -111,15 +111,31 @@ pub async fn refs(mirror: &Mirror, prefixes: &[BString]) -> Result<Answer, Unava
     } else {
         MOST_WAIT.max(settings.look_timeout * 2)
     };
-    let error = match timeout(wait, mirror.look(prefixes)).await {
-        Ok(Ok((refs, _))) => return Ok(Answer { refs, freshness: Freshness::Verified }),
-        Ok(Err(error)) => error,
-        Err(_) => Arc::new(HttpError::TimedOut(wait).into()),
+    let mut views = mirror.watch();
+    // The look that runs may fail now: whoever waits for the next one knows as much as whoever comes then.
+    let failed = async {
+        if view.look_trouble.is_none() && views.wait_for(|view| view.look_trouble.is_some()).await.is_ok() {
+            sleep(settings.look_timeout.min(PROBE_WAIT)).await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    };
+    let looked = tokio::select! {
+        looked = timeout(wait, mirror.look(prefixes)) => looked.unwrap_or_else(|_| Err(late(wait))),
+        () = failed => Err(late(settings.look_timeout)),
+    };
+    let error = match looked {
+        Ok((refs, _)) => return Ok(Answer { refs, freshness: Freshness::Verified }),
+        Err(error) => error,
     };
     match stale(&mirror.view()) {
         Some(answer) if may_be_stale => Ok(answer),
         _ => Err(Unavailable::Upstream(error)),
     }
+}
+
+fn late(wait: Duration) -> Arc<LookError> {
+    Arc::new(HttpError::TimedOut(wait).into())
 }
 
 fn reused(view: &View, max_staleness: Duration, now: Instant) -> Option<Answer> {
