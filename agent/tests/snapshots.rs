@@ -72,7 +72,7 @@ async fn download(stage: &Stage, agent: &Agent) -> Result<Answer> {
 }
 
 /// Extracts an archive as `tar --zstd -x` would, times included.
-fn extract(archive: &[u8], into: &Path) -> Result<()> {
+pub(crate) fn extract(archive: &[u8], into: &Path) -> Result<()> {
     std::fs::create_dir(into)?;
     let mut tar = tar::Archive::new(zstd::stream::read::Decoder::new(archive)?);
     tar.set_preserve_mtime(true);

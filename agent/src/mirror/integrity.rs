@@ -95,7 +95,7 @@ pub enum Cause {
 ///
 /// Of several the one that is due longest comes first.
 pub fn next<'a, K>(
-    all: impl Iterator<Item = (K, &'a Standing)> + Clone,
+    all: &(impl Iterator<Item = (K, &'a Standing)> + Clone),
     causes: &[Cause],
     now: Instant,
 ) -> Result<(K, Cause), Option<Instant>> {
@@ -169,7 +169,7 @@ impl Integrity {
     pub fn take(&self, causes: &[Cause]) -> Result<(RepoId, Cause, String), Option<Instant>> {
         let mut standings = self.lock();
         let all = standings.iter().map(|(id, standing)| (id.clone(), standing));
-        let (id, cause) = next(all, causes, Instant::now())?;
+        let (id, cause) = next(&all, causes, Instant::now())?;
         let standing = standings.entry(id.clone()).or_insert_with(|| Standing::new(Instant::now()));
         (standing.under_way, standing.made) = (true, 0);
         // A doubt that is raised from now on is another one.
@@ -230,7 +230,7 @@ mod tests {
 
     /// What is due of mirrors `a`, `b`, … at `now`.
     fn due(standings: &[Standing], now: Instant) -> Result<(char, Cause), Option<Instant>> {
-        next("abcdefgh".chars().zip(standings), ALL, now)
+        next(&"abcdefgh".chars().zip(standings), ALL, now)
     }
 
     #[test]

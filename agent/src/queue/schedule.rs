@@ -129,7 +129,7 @@ impl<K: Clone + Eq + Hash, O: Clone + Eq + Hash, W> Schedule<K, O, W> {
         self.clock += 1;
         let ticket = self.clock;
         let Request { bounds, priority, rank, weight, owner } = request;
-        let called = self.insert(ticket, (priority, rank, bounds), weight, owner, who);
+        let called = self.insert(ticket, &(priority, rank, bounds), weight, owner, who);
         (ticket, called)
     }
 
@@ -148,7 +148,7 @@ impl<K: Clone + Eq + Hash, O: Clone + Eq + Hash, W> Schedule<K, O, W> {
             return None;
         }
         let (owner, who) = self.take_out(ticket)?;
-        self.insert(ticket, (Priority::Awaited, rank, bounds), weight, owner, who)
+        self.insert(ticket, &(Priority::Awaited, rank, bounds), weight, owner, who)
     }
 
     /// Gives up a ticket, or the work that it has become; returns who may begin now.
@@ -189,7 +189,7 @@ impl<K: Clone + Eq + Hash, O: Clone + Eq + Hash, W> Schedule<K, O, W> {
         }
     }
 
-    fn insert(&mut self, ticket: u64, key: LaneKey<K>, weight: u64, owner: O, who: W) -> Option<W> {
+    fn insert(&mut self, ticket: u64, key: &LaneKey<K>, weight: u64, owner: O, who: W) -> Option<W> {
         self.clock += 1;
         let turn = self.clock;
         let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane {
@@ -204,7 +204,7 @@ impl<K: Clone + Eq + Hash, O: Clone + Eq + Hash, W> Schedule<K, O, W> {
         let order = (Reverse(weight), *last, ticket);
         lane.waiting.insert(order, (owner, who));
         self.tickets.insert(ticket, State::Waiting(key.clone(), order));
-        self.advance(&key)
+        self.advance(key)
     }
 
     /// Takes a waiting ticket out.

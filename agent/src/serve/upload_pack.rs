@@ -116,7 +116,7 @@ pub async fn handle(
     let taken = wanted.taken;
     let mut response = match &wanted.fetch {
         Some(fetch) if fetch.begins_with_pack() => {
-            waiting::patiently(Box::pin(async move { wanted.serve(&wants).await })).await
+            waiting::patiently(Box::pin(async move { Box::pin(wanted.serve(&wants)).await })).await
         }
         _ => Box::pin(wanted.serve(&wants)).await.unwrap_or_else(Failure::into_packet),
     };

@@ -255,13 +255,8 @@ async fn no_snapshot_is_built_of_a_damaged_pack() -> Result<()> {
     ensure!(met == 1, "{met} damages, {status}");
     let archive = scene.agent.get(&format!("{}/snapshot.tar.zst", scene.path())).await?;
     ensure!(archive.status == 200, "{}", archive.status);
-    let (file, to) = (scene.place("snapshot.tar.zst"), scene.place("extracted"));
-    std::fs::write(&file, &archive.body)?;
-    std::fs::create_dir(&to)?;
-    let mut tar = std::process::Command::new("tar");
-    tar.arg("-C").arg(&to).arg("--zstd").arg("-xf").arg(&file);
-    let output = tarn_testkit::process::run(tar, b"", HEALED).await?;
-    ensure!(output.status.success(), "{}", output.stderr);
+    let to = scene.place("extracted");
+    crate::snapshots::extract(&archive.body, &to)?;
     Repo::open(Git::new()?, &to).fsck().await
 }
 
