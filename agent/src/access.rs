@@ -157,7 +157,7 @@ impl Guard {
 
     fn count(&self, access: Access, judged: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
         let outcome = judged.as_ref().map_or_else(Refusal::label, |_| "allowed");
-        self.metrics.decisions.get_or_create(&Decision { access: access.as_str(), outcome }).inc();
+        self.metrics.access.decisions.get_or_create(&Decision { access: access.as_str(), outcome }).inc();
         judged
     }
 

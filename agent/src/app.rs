@@ -1,10 +1,12 @@
 //! The one place where parts are put together: configuration in, running agent out.
 
+mod error;
+mod shares;
+
 use std::{
     future::pending,
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -16,33 +18,29 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     access::{
         self, Guard, Means,
-        peers::{Judge, OwnToken, PeersError},
+        peers::{Judge, OwnToken},
         reviews::Reviews,
-        tokens::{Tokens, TokensError},
+        tokens::Tokens,
     },
     admin::{self, Admin, gauges::Gauges, status::Probed},
     backoff::retry_delay,
     checkpoint::Archive,
     config::{self, Pod},
-    descriptors::{self, Raised, Shares},
+    descriptors::Shares,
     fleet::{
         Fleet, budget,
-        cluster::{self, Cluster, ClusterError, Scope, cleanup::Cleanup, endpoints},
+        cluster::{self, Cluster, Scope, cleanup::Cleanup, endpoints},
         declarations::{Flag, Rules},
         last_known::{LastKnown, Origin},
         manifests::Manifests,
         prewarm::{self, Warmer},
         scrub::Scrubber,
     },
-    git::{Git, GitError, orphans},
+    git::{Git, orphans},
     lfs::Lfs,
-    listen::{self, ConnectionLimits},
+    listen,
     metrics::Metrics,
-    mirror::{
-        Services,
-        disk::{Disk, DiskError},
-        integrity::Integrity,
-    },
+    mirror::{Services, disk::Disk, integrity::Integrity},
     packs::Packs,
     peers::{
         Heart, Peers,
@@ -52,12 +50,14 @@ use crate::{
     popularity::{self, Popularity},
     queue::{Capacities, Queue},
     report::{Reporter, lease},
-    serve::{self, ServeError, Serving, hooks::Hooks, lately::Lately, limits::RequestLimits, proxy::Proxy},
-    shutdown,
-    store::{self, StoreError},
+    serve::{self, Serving, hooks::Hooks, lately::Lately, proxy::Proxy},
+    shutdown, store,
     supervisor::{Ended, Tasks},
-    tls::{Tls, TlsError},
+    tls::Tls,
 };
+use shares::{admin_limits, connection_limits, request_limits, shares};
+
+pub use error::StartError;
 
 /// The most that cached answers take on the disk, if an eighth of the budget is not less.
 const PACK_BUDGET: u64 = 10 << 30;
@@ -65,71 +65,8 @@ const PACK_BUDGET: u64 = 10 << 30;
 /// The most that LFS objects take on the disk, if an eighth of the budget is not less.
 const LFS_BUDGET: u64 = 10 << 30;
 
-/// How long a connection to the admin port may be silent: probes ask at once.
-const ADMIN_SILENCE: Duration = Duration::from_secs(5);
-
 /// How long the last words to other agents may take.
 const LAST_WORDS: Duration = Duration::from_secs(6);
-
-/// Why the agent cannot start, or go on. Each says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The data directory.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// Git.
-    #[error(transparent)]
-    Git(#[from] GitError),
-    /// Serving.
-    #[error(transparent)]
-    Serve(#[from] ServeError),
-    /// The store's location makes no sense, or its directory cannot be used.
-    #[error("--store: {0}")]
-    Store(#[from] StoreError),
-    /// The callers' tokens.
-    #[error("--tokens: {0}")]
-    Tokens(#[from] TokensError),
-    /// The certificate.
-    #[error("--tls-cert, --tls-key: {0}")]
-    Tls(#[from] TlsError),
-    /// What the agent proves itself with.
-    #[error("--peer-token: {0}")]
-    PeerToken(#[from] PeersError),
-    /// `--mirror` or `--peer` values; all that are wrong.
-    #[error("{0}")]
-    Flags(String),
-    /// The client for other agents.
-    #[error("cannot set up the client for other agents: {0}")]
-    Client(#[from] reqwest::Error),
-    /// The manifests directory.
-    #[error("cannot read {path}: {source}; --manifests must name a directory that this user may read")]
-    Manifests {
-        /// The directory.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// The downward API.
-    #[error("--in-cluster: not set: {0}; the pod's downward API sets them")]
-    Pod(String),
-    /// The API server.
-    #[error("--in-cluster: {0}")]
-    Cluster(#[from] ClusterError),
-    /// A port.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// A task of its own has ended, while it ran.
-    #[error(transparent)]
-    Task(#[from] Ended),
-    /// Signals cannot be handled, or standard output is closed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
 
 /// Runs the agent until a signal stops it.
 ///
@@ -421,60 +358,6 @@ async fn declare(
     Ok(())
 }
 
-/// Raises the limit of open files, and says what of it clients may take.
-fn shares(flags: &config::LimitFlags) -> Shares {
-    let limit = match descriptors::raise() {
-        Ok(Raised { from, to }) => {
-            if from < to {
-                tracing::info!(from, to, "the limit of open files is raised");
-            }
-            to
-        }
-        Err(error) => {
-            tracing::warn!(%error, "the limit of open files cannot be raised");
-            descriptors::limit()
-        }
-    };
-    let shares = Shares::of(limit, flags.max_connections, flags.max_requests);
-    if shares.connections < flags.max_connections || shares.requests < flags.max_requests {
-        let (connections, requests) = (shares.connections, shares.requests);
-        tracing::warn!(
-            limit,
-            connections,
-            requests,
-            "fewer connections and requests than --max-connections and --max-requests allow: the limit of open files is too low for more (ulimit -n)"
-        );
-    }
-    shares
-}
-
-fn connection_limits(flags: &config::LimitFlags, shares: Shares) -> ConnectionLimits {
-    ConnectionLimits {
-        total: shares.connections,
-        per_client: part(flags.max_connections_per_client, shares.connections, flags.max_connections),
-        silence: Duration::from_secs(flags.client_timeout.into()),
-    }
-}
-
-/// A quarter of the connections at most for one address: it is full for all only if four are up to it at once.
-fn admin_limits(shares: Shares) -> ConnectionLimits {
-    ConnectionLimits { total: shares.admin, per_client: shares.admin.div_ceil(4), silence: ADMIN_SILENCE }
-}
-
-fn request_limits(flags: &config::LimitFlags, shares: Shares) -> RequestLimits {
-    RequestLimits {
-        total: shares.requests,
-        per_client: part(flags.max_requests_per_client, shares.requests, flags.max_requests),
-        rate: flags.max_rate,
-        rate_per_client: flags.max_rate_per_client,
-    }
-}
-
-/// The same part of what is `granted` as `own` is of what is `wanted`.
-fn part(own: usize, granted: usize, wanted: usize) -> usize {
-    if granted >= wanted { own } else { (own.min(wanted).saturating_mul(granted) / wanted.max(1)).max(1) }
-}
-
 /// What callers are judged by.
 fn means(config: &config::Serve, scope: Option<&Scope>, tasks: &mut Tasks) -> Result<Means, StartError> {
     let tokens = config.tokens.as_deref().map(Tokens::open).transpose()?;
@@ -563,7 +446,7 @@ async fn probe(archive: Arc<Archive>, metrics: Metrics) {
                         store = archive.store.location(),
                         "the store ignores conditions: agents take turns by a lease, which is best effort; use a store that honours If-None-Match"
                     );
-                    metrics.unconditional.set(1);
+                    metrics.store.unconditional.set(1);
                 }
                 tracing::info!(store = archive.store.location(), conditional_create = honoured, "store");
                 return;

@@ -181,7 +181,7 @@ impl Lfs {
         let (own, from) = (self.clone(), repo.clone());
         let fill = move |sink| async move {
             let result = own.fill(&from, upstream.as_deref(), object, sink).await;
-            own.metrics.lfs_downloads.get_or_create(&Outcome::of(&result, FetchError::reason)).inc();
+            own.metrics.lfs.downloads.get_or_create(&Outcome::of(&result, FetchError::reason)).inc();
             result.inspect_err(
                 |error| tracing::warn!(repo = %from, oid = %object.oid, %error, "an LFS object cannot be had"),
             )

@@ -100,11 +100,11 @@ impl Port {
         let seat = match self.open.admit(client.ip()) {
             Admitted::Yes(seat) => seat,
             Admitted::Instead(seat) => {
-                self.metrics.replaced_connections.inc();
+                self.metrics.serve.replaced_connections.inc();
                 seat
             }
             Admitted::No => {
-                self.metrics.refused_connections.inc();
+                self.metrics.serve.refused_connections.inc();
                 tokio::spawn(refuse(stream, self.tls.is_some()));
                 return;
             }

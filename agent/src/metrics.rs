@@ -1,4 +1,5 @@
-//! Every metric of the agent, in one place: names, labels, meaning.
+//! Every metric of the agent, in one place: names, labels, meaning. A metric's doc comment begins with its full name:
+//! that is where its registered name, its unit and its help come from.
 //!
 //! Labels come from closed enums; `mirror` stands only on per-mirror gauges, which are read from the fleet
 //! when they are asked for (see `admin`). No ref, URL or error text is ever a label.
@@ -9,7 +10,7 @@ use prometheus_client::{
     collector::Collector,
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 use tarn_crds::v1alpha1::conditions::Reason;
 
@@ -163,295 +164,241 @@ pub struct HookOutcome {
     pub outcome: &'static str,
 }
 
-/// Handles on all metrics. Cheap to clone.
-#[derive(Clone)]
-pub struct Metrics {
-    registry: Arc<Mutex<Registry>>,
-    /// `tarn_serve_requests_total`: requests to the git port.
-    pub requests: Family<Route, Counter>,
-    /// `tarn_access_decisions_total`: requests, by how their callers were judged.
-    pub decisions: Family<Decision, Counter>,
-    /// `tarn_serve_answers_total`: answers about refs.
-    pub answers: Family<Basis, Counter>,
-    /// `tarn_serve_sent_bytes_total`: bytes of packs sent.
-    pub sent: Counter,
-    /// `tarn_serve_proxied_total`: requests handed to peers, each attempt.
-    pub proxied: Family<Proxied, Counter>,
-    /// `tarn_serve_proxied_bytes_total`: bytes of peers' answers sent on.
-    pub proxied_bytes: Counter,
-    /// `tarn_serve_refused_connections_total`: connections that were too many.
-    pub refused_connections: Counter,
-    /// `tarn_serve_replaced_connections_total`: idle connections that made way for others.
-    pub replaced_connections: Counter,
-    /// `tarn_serve_hooks_total`: webhooks.
-    pub hooks: Family<HookOutcome, Counter>,
-    /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
-    pub pack_lookups: Family<Lookup, Counter>,
-    /// `tarn_packs_ahead_total`: answers made before anyone asked for them.
-    pub packs_ahead: Family<Ahead, Counter>,
-    /// `tarn_packs_ahead_seconds_total`: time spent on them.
-    pub packs_ahead_seconds: Counter<f64, AtomicU64>,
-    /// `tarn_spool_bytes`: bytes of cached answers and LFS objects.
-    pub spool_bytes: Family<SpoolPart, Gauge>,
-    /// `tarn_spool_files`: their number.
-    pub spool_files: Family<SpoolPart, Gauge>,
-    /// `tarn_spool_cut_total`: readers that were cut because they were slow and others needed their room.
-    pub spool_cut: Counter,
-    /// `tarn_serve_upload_packs`: running `git upload-pack` children.
-    pub upload_packs: Gauge,
-    /// `tarn_mirror_looks_total`: looks at upstreams.
-    pub looks: Family<Outcome, Counter>,
-    /// `tarn_mirror_look_duration_seconds`: how long looks took.
-    pub look_seconds: Histogram,
-    /// `tarn_mirror_fetches_total`: clones and fetches.
-    pub fetches: Family<Outcome, Counter>,
-    /// `tarn_mirror_upkeeps_total`: repacks done and seeds made.
-    pub upkeeps: Family<Work, Counter>,
-    /// `tarn_mirror_fetch_duration_seconds`: how long clones and fetches took.
-    pub fetch_seconds: Histogram,
-    /// `tarn_checkpoint_publishes_total`: attempts to publish.
-    pub publishes: Family<Outcome, Counter>,
-    /// `tarn_checkpoint_uploaded_bytes_total`: bytes of published checkpoints that this agent uploaded.
-    pub uploaded: Counter,
-    /// `tarn_checkpoint_restores_total`: attempts to restore.
-    pub restores: Family<Outcome, Counter>,
-    /// `tarn_checkpoint_restore_duration_seconds`: how long restores took, waiting for their turn included.
-    pub restore_seconds: Histogram,
-    /// `tarn_snapshot_builds_total`: attempts to build a snapshot.
-    pub snapshot_builds: Family<Outcome, Counter>,
-    /// `tarn_snapshot_build_duration_seconds`: how long they took.
-    pub snapshot_build_seconds: Histogram,
-    /// `tarn_snapshot_downloads_total`: downloads of snapshots from the store.
-    pub snapshot_downloads: Family<Outcome, Counter>,
-    /// `tarn_snapshot_sent_bytes_total`: bytes of snapshots sent to clients.
-    pub snapshot_sent: Counter,
-    /// `tarn_lfs_lookups_total`: downloads of LFS objects, by how they met the cache.
-    pub lfs_lookups: Family<Lookup, Counter>,
-    /// `tarn_lfs_downloads_total`: downloads of LFS objects from upstreams.
-    pub lfs_downloads: Family<Outcome, Counter>,
-    /// `tarn_lfs_sent_bytes_total`: bytes of LFS objects sent to clients.
-    pub lfs_sent: Counter,
-    /// `tarn_lfs_snapshot_builds_total`: attempts to build an archive of the LFS objects that a worktree needs.
-    pub lfs_snapshot_builds: Family<Outcome, Counter>,
-    /// `tarn_store_unconditional`: 1 where the store ignores conditions, so that two agents may both create.
-    pub unconditional: Gauge,
-    /// `tarn_store_agents`: living agents that share the store, this one included.
-    pub agents: Gauge,
-    /// `tarn_upstream_connections`: looks and fetches under way, at all upstream hosts.
-    pub upstream_connections: Gauge,
-    /// `tarn_queue_running`: work that has its turn.
-    pub queue_running: Family<Work, Gauge>,
-    /// `tarn_queue_waiting`: work that waits for its turn.
-    pub queue_waiting: Family<Work, Gauge>,
-    /// `tarn_upstream_waiting`: looks and fetches that wait for a connection.
-    pub upstream_waiting: Gauge,
-    /// `tarn_integrity_examinations_total`: comparisons of a mirror's files with their checksums.
-    pub examinations: Family<Outcome, Counter>,
-    /// `tarn_integrity_read_bytes_total`: bytes read for them.
-    pub examined_bytes: Counter,
-    /// `tarn_integrity_damages_total`: damage found on the disk.
-    pub damages: Family<Damaged, Counter>,
-    /// `tarn_disk_evictions_total`: what left the disk so that others have room.
-    pub evictions: Family<Work, Counter>,
-    /// `tarn_disk_evicted_bytes_total`: its bytes.
-    pub evicted: Counter,
-    /// `tarn_prewarm_attempts_total`: mirrors brought before anyone asked, by what came of it.
-    pub prewarms: Family<Outcome, Counter>,
-    /// `tarn_report_writes_total`: attempts to write an entry of a GitMirror's status.
-    pub report_writes: Family<ApiOutcome, Counter>,
-    /// `tarn_report_waiting`: mirrors whose newest state the API server has not been told yet.
-    pub report_waiting: Gauge,
-    /// `tarn_report_renewals_total`: attempts to renew the pod's Lease.
-    pub renewals: Family<ApiOutcome, Counter>,
-    /// `tarn_cluster_watch_errors_total`: failed lists and broken watches.
-    pub watch_errors: Counter,
-    /// `tarn_cluster_synced`: 1 once the cluster's GitMirrors have been listed.
-    pub synced: Gauge,
+/// A metric as it is before anything has happened.
+trait Fresh {
+    fn fresh() -> Self;
+}
+
+impl<L: Clone + std::hash::Hash + Eq, M: Default> Fresh for Family<L, M> {
+    fn fresh() -> Self {
+        Self::default()
+    }
+}
+
+impl Fresh for Counter {
+    fn fresh() -> Self {
+        Self::default()
+    }
+}
+
+impl Fresh for Counter<f64, AtomicU64> {
+    fn fresh() -> Self {
+        Self::default()
+    }
+}
+
+impl Fresh for Gauge {
+    fn fresh() -> Self {
+        Self::default()
+    }
+}
+
+impl Fresh for Histogram {
+    fn fresh() -> Self {
+        Self::new(SECONDS)
+    }
+}
+
+/// Registers a metric by its doc comment: `` `tarn_PART_NAME_UNIT_total`: help. ``.
+fn register(registry: &mut Registry, doc: &str, metric: impl Metric) {
+    let (name, help) = doc.trim().strip_prefix('`').and_then(|doc| doc.split_once("`: ")).unwrap_or_default();
+    let name = name.trim_start_matches("tarn_").trim_end_matches("_total");
+    let help = help.trim_end_matches('.');
+    for (ending, unit) in [("_bytes", Unit::Bytes), ("_seconds", Unit::Seconds)] {
+        if let Some(name) = name.strip_suffix(ending) {
+            return registry.register_with_unit(name, help, unit, metric);
+        }
+    }
+    registry.register(name, help, metric);
+}
+
+/// Declares the metrics of each part, and [`Metrics`], which holds the parts.
+macro_rules! metrics {
+    ($($(#[$of:meta])* $part:ident: $type:ident { $(#[doc = $doc:literal] $(#[$more:meta])* $name:ident: $metric:ty,)* })*) => {
+        $($(#[$of])*
+        #[derive(Clone)]
+        pub struct $type {
+            $(#[doc = $doc] $(#[$more])* pub $name: $metric,)*
+        }
+
+        impl $type {
+            fn new(registry: &mut Registry) -> Self {
+                let part = Self { $($name: Fresh::fresh(),)* };
+                $(register(registry, $doc, part.$name.clone());)*
+                part
+            }
+        })*
+
+        /// Handles on all metrics, by part. Cheap to clone.
+        #[derive(Clone)]
+        pub struct Metrics {
+            registry: Arc<Mutex<Registry>>,
+            $($(#[$of])* pub $part: $type,)*
+        }
+
+        impl Metrics {
+            /// Registers all metrics.
+            pub fn new() -> Self {
+                let mut registry = Registry::with_prefix("tarn");
+                $(let $part = $type::new(&mut registry);)*
+                Self { registry: Arc::new(Mutex::new(registry)), $($part,)* }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Requests to the git port, and answers.
+    serve: ServeMetrics {
+        /// `tarn_serve_requests_total`: requests to the git port.
+        requests: Family<Route, Counter>,
+        /// `tarn_serve_answers_total`: answers about refs.
+        answers: Family<Basis, Counter>,
+        /// `tarn_serve_sent_bytes_total`: bytes of packs sent.
+        sent: Counter,
+        /// `tarn_serve_proxied_total`: requests handed to peers, each attempt.
+        proxied: Family<Proxied, Counter>,
+        /// `tarn_serve_proxied_bytes_total`: bytes of peers' answers sent on.
+        proxied_bytes: Counter,
+        /// `tarn_serve_refused_connections_total`: connections that were too many.
+        refused_connections: Counter,
+        /// `tarn_serve_replaced_connections_total`: idle connections that made way for others.
+        replaced_connections: Counter,
+        /// `tarn_serve_hooks_total`: webhooks.
+        hooks: Family<HookOutcome, Counter>,
+        /// `tarn_serve_upload_packs`: running `git upload-pack` children.
+        upload_packs: Gauge,
+    }
+    /// Judgements of callers.
+    access: AccessMetrics {
+        /// `tarn_access_decisions_total`: requests, by how their callers were judged.
+        decisions: Family<Decision, Counter>,
+    }
+    /// Answers to requests for packs.
+    packs: PacksMetrics {
+        /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
+        lookups: Family<Lookup, Counter>,
+        /// `tarn_packs_ahead_total`: answers made before anyone asked for them.
+        ahead: Family<Ahead, Counter>,
+        /// `tarn_packs_ahead_seconds_total`: time spent on them.
+        ahead_seconds: Counter<f64, AtomicU64>,
+    }
+    /// Files that grow.
+    spool: SpoolMetrics {
+        /// `tarn_spool_bytes`: bytes of cached answers and LFS objects.
+        bytes: Family<SpoolPart, Gauge>,
+        /// `tarn_spool_files`: their number.
+        files: Family<SpoolPart, Gauge>,
+        /// `tarn_spool_cut_total`: readers that were cut because they were slow and others needed their room.
+        cut: Counter,
+    }
+    /// Looks, fetches and maintenance.
+    mirror: MirrorMetrics {
+        /// `tarn_mirror_looks_total`: looks at upstreams.
+        looks: Family<Outcome, Counter>,
+        /// `tarn_mirror_look_duration_seconds`: how long looks took.
+        look_seconds: Histogram,
+        /// `tarn_mirror_fetches_total`: clones and fetches.
+        fetches: Family<Outcome, Counter>,
+        /// `tarn_mirror_upkeeps_total`: repacks done and seeds made.
+        upkeeps: Family<Work, Counter>,
+        /// `tarn_mirror_fetch_duration_seconds`: how long clones and fetches took.
+        fetch_seconds: Histogram,
+    }
+    /// Checkpoints.
+    checkpoint: CheckpointMetrics {
+        /// `tarn_checkpoint_publishes_total`: attempts to publish.
+        publishes: Family<Outcome, Counter>,
+        /// `tarn_checkpoint_uploaded_bytes_total`: bytes of published checkpoints that this agent uploaded.
+        uploaded: Counter,
+        /// `tarn_checkpoint_restores_total`: attempts to restore.
+        restores: Family<Outcome, Counter>,
+        /// `tarn_checkpoint_restore_duration_seconds`: how long restores took, waiting for their turn included.
+        restore_seconds: Histogram,
+    }
+    /// Snapshots.
+    snapshot: SnapshotMetrics {
+        /// `tarn_snapshot_builds_total`: attempts to build a snapshot.
+        builds: Family<Outcome, Counter>,
+        /// `tarn_snapshot_build_duration_seconds`: how long they took.
+        build_seconds: Histogram,
+        /// `tarn_snapshot_downloads_total`: downloads of snapshots from the store.
+        downloads: Family<Outcome, Counter>,
+        /// `tarn_snapshot_sent_bytes_total`: bytes of snapshots sent to clients.
+        sent: Counter,
+    }
+    /// Git LFS.
+    lfs: LfsMetrics {
+        /// `tarn_lfs_lookups_total`: downloads of LFS objects, by how they met the cache.
+        lookups: Family<Lookup, Counter>,
+        /// `tarn_lfs_downloads_total`: downloads of LFS objects from upstreams.
+        downloads: Family<Outcome, Counter>,
+        /// `tarn_lfs_sent_bytes_total`: bytes of LFS objects sent to clients.
+        sent: Counter,
+        /// `tarn_lfs_snapshot_builds_total`: attempts to build an archive of the LFS objects that a worktree needs.
+        snapshot_builds: Family<Outcome, Counter>,
+    }
+    /// The store.
+    store: StoreMetrics {
+        /// `tarn_store_unconditional`: 1 where the store ignores conditions, so that two agents may both create.
+        unconditional: Gauge,
+        /// `tarn_store_agents`: living agents that share the store, this one included.
+        agents: Gauge,
+    }
+    /// Connections to upstreams.
+    upstream: UpstreamMetrics {
+        /// `tarn_upstream_connections`: looks and fetches under way, at all upstream hosts.
+        connections: Gauge,
+        /// `tarn_upstream_waiting`: looks and fetches that wait for a connection.
+        waiting: Gauge,
+    }
+    /// The queue.
+    queue: QueueMetrics {
+        /// `tarn_queue_running`: work that has its turn.
+        running: Family<Work, Gauge>,
+        /// `tarn_queue_waiting`: work that waits for its turn.
+        waiting: Family<Work, Gauge>,
+    }
+    /// Damage on the disk.
+    integrity: IntegrityMetrics {
+        /// `tarn_integrity_examinations_total`: comparisons of a mirror's files with their checksums.
+        examinations: Family<Outcome, Counter>,
+        /// `tarn_integrity_read_bytes_total`: bytes read for them.
+        examined_bytes: Counter,
+        /// `tarn_integrity_damages_total`: damage found on the disk.
+        damages: Family<Damaged, Counter>,
+    }
+    /// The disk budget.
+    disk: DiskMetrics {
+        /// `tarn_disk_evictions_total`: what left the disk so that others have room.
+        evictions: Family<Work, Counter>,
+        /// `tarn_disk_evicted_bytes_total`: its bytes.
+        evicted: Counter,
+    }
+    /// Mirrors brought before anyone asks.
+    prewarm: PrewarmMetrics {
+        /// `tarn_prewarm_attempts_total`: mirrors brought before anyone asked, by what came of it.
+        prewarms: Family<Outcome, Counter>,
+    }
+    /// Writes to the API server.
+    report: ReportMetrics {
+        /// `tarn_report_writes_total`: attempts to write an entry of a GitMirror's status.
+        writes: Family<ApiOutcome, Counter>,
+        /// `tarn_report_waiting`: mirrors whose newest state the API server has not been told yet.
+        waiting: Gauge,
+        /// `tarn_report_renewals_total`: attempts to renew the pod's Lease.
+        renewals: Family<ApiOutcome, Counter>,
+    }
+    /// What is watched in the cluster.
+    cluster: ClusterMetrics {
+        /// `tarn_cluster_watch_errors_total`: failed lists and broken watches.
+        watch_errors: Counter,
+        /// `tarn_cluster_synced`: 1 once the cluster's GitMirrors have been listed.
+        synced: Gauge,
+    }
 }
 
 impl Metrics {
-    /// Registers all metrics.
-    pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("tarn");
-        let metrics = Self {
-            registry: Arc::default(),
-            requests: Family::default(),
-            decisions: Family::default(),
-            answers: Family::default(),
-            sent: Counter::default(),
-            proxied: Family::default(),
-            proxied_bytes: Counter::default(),
-            refused_connections: Counter::default(),
-            replaced_connections: Counter::default(),
-            hooks: Family::default(),
-            pack_lookups: Family::default(),
-            packs_ahead: Family::default(),
-            packs_ahead_seconds: Counter::default(),
-            spool_bytes: Family::default(),
-            spool_files: Family::default(),
-            spool_cut: Counter::default(),
-            upload_packs: Gauge::default(),
-            looks: Family::default(),
-            look_seconds: Histogram::new(SECONDS),
-            fetches: Family::default(),
-            upkeeps: Family::default(),
-            fetch_seconds: Histogram::new(SECONDS),
-            publishes: Family::default(),
-            uploaded: Counter::default(),
-            restores: Family::default(),
-            restore_seconds: Histogram::new(SECONDS),
-            snapshot_builds: Family::default(),
-            snapshot_build_seconds: Histogram::new(SECONDS),
-            snapshot_downloads: Family::default(),
-            snapshot_sent: Counter::default(),
-            lfs_lookups: Family::default(),
-            lfs_downloads: Family::default(),
-            lfs_sent: Counter::default(),
-            lfs_snapshot_builds: Family::default(),
-            unconditional: Gauge::default(),
-            agents: Gauge::default(),
-            upstream_connections: Gauge::default(),
-            queue_running: Family::default(),
-            queue_waiting: Family::default(),
-            upstream_waiting: Gauge::default(),
-            examinations: Family::default(),
-            examined_bytes: Counter::default(),
-            damages: Family::default(),
-            evictions: Family::default(),
-            evicted: Counter::default(),
-            prewarms: Family::default(),
-            report_writes: Family::default(),
-            report_waiting: Gauge::default(),
-            renewals: Family::default(),
-            watch_errors: Counter::default(),
-            synced: Gauge::default(),
-        };
-        let serve = registry.sub_registry_with_prefix("serve");
-        serve.register("requests", "Requests to the git port", metrics.requests.clone());
-        serve.register("answers", "Answers about refs, by what they rested on", metrics.answers.clone());
-        serve.register_with_unit("sent", "Bytes of packs sent", Unit::Bytes, metrics.sent.clone());
-        serve.register("proxied", "Requests handed to peers", metrics.proxied.clone());
-        let bytes = metrics.proxied_bytes.clone();
-        serve.register_with_unit("proxied", "Bytes of peers' answers sent on", Unit::Bytes, bytes);
-        let refused = metrics.refused_connections.clone();
-        serve.register("refused_connections", "Connections that were too many", refused);
-        let replaced = metrics.replaced_connections.clone();
-        serve.register("replaced_connections", "Idle connections that made way for others", replaced);
-        serve.register("hooks", "Webhooks", metrics.hooks.clone());
-        serve.register("upload_packs", "Running git upload-pack children", metrics.upload_packs.clone());
-        let access = registry.sub_registry_with_prefix("access");
-        access.register("decisions", "Requests, by how their callers were judged", metrics.decisions.clone());
-        let packs = registry.sub_registry_with_prefix("packs");
-        packs.register(
-            "lookups",
-            "Requests for packs, by how they met the cache",
-            metrics.pack_lookups.clone(),
-        );
-        packs.register("ahead", "Answers made before anyone asked", metrics.packs_ahead.clone());
-        let seconds = metrics.packs_ahead_seconds.clone();
-        packs.register_with_unit(
-            "ahead",
-            "Time spent on answers nobody had asked for",
-            Unit::Seconds,
-            seconds,
-        );
-        let spool = registry.sub_registry_with_prefix("spool");
-        spool.register("bytes", "Bytes of cached answers and LFS objects", metrics.spool_bytes.clone());
-        spool.register("files", "Their number", metrics.spool_files.clone());
-        spool.register("cut", "Readers that were cut for others' room", metrics.spool_cut.clone());
-        let mirror = registry.sub_registry_with_prefix("mirror");
-        mirror.register("looks", "Looks at upstreams", metrics.looks.clone());
-        mirror.register_with_unit(
-            "look_duration",
-            "Time looks took",
-            Unit::Seconds,
-            metrics.look_seconds.clone(),
-        );
-        mirror.register("upkeeps", "Repacks done and seeds made", metrics.upkeeps.clone());
-        mirror.register("fetches", "Clones and fetches", metrics.fetches.clone());
-        mirror.register_with_unit(
-            "fetch_duration",
-            "Time fetches took",
-            Unit::Seconds,
-            metrics.fetch_seconds.clone(),
-        );
-        let checkpoint = registry.sub_registry_with_prefix("checkpoint");
-        checkpoint.register("publishes", "Attempts to publish a checkpoint", metrics.publishes.clone());
-        checkpoint.register_with_unit("uploaded", "Bytes uploaded", Unit::Bytes, metrics.uploaded.clone());
-        checkpoint.register("restores", "Attempts to restore a checkpoint", metrics.restores.clone());
-        checkpoint.register_with_unit(
-            "restore_duration",
-            "Time restores took",
-            Unit::Seconds,
-            metrics.restore_seconds.clone(),
-        );
-        let snapshot = registry.sub_registry_with_prefix("snapshot");
-        snapshot.register("builds", "Attempts to build a snapshot", metrics.snapshot_builds.clone());
-        snapshot.register_with_unit(
-            "build_duration",
-            "Time building took",
-            Unit::Seconds,
-            metrics.snapshot_build_seconds.clone(),
-        );
-        let downloads = metrics.snapshot_downloads.clone();
-        snapshot.register("downloads", "Downloads of snapshots from the store", downloads);
-        let sent = metrics.snapshot_sent.clone();
-        snapshot.register_with_unit("sent", "Bytes of snapshots sent to clients", Unit::Bytes, sent);
-        let lfs = registry.sub_registry_with_prefix("lfs");
-        let lookups = metrics.lfs_lookups.clone();
-        lfs.register("lookups", "Downloads of LFS objects, by how they met the cache", lookups);
-        let downloads = metrics.lfs_downloads.clone();
-        lfs.register("downloads", "Downloads of LFS objects from upstreams", downloads);
-        let sent = metrics.lfs_sent.clone();
-        lfs.register_with_unit("sent", "Bytes of LFS objects sent to clients", Unit::Bytes, sent);
-        let builds = metrics.lfs_snapshot_builds.clone();
-        lfs.register("snapshot_builds", "Attempts to build an archive of LFS objects", builds);
-        let store = registry.sub_registry_with_prefix("store");
-        store.register(
-            "unconditional",
-            "1 where the store ignores conditions",
-            metrics.unconditional.clone(),
-        );
-        store.register("agents", "Living agents that share the store", metrics.agents.clone());
-        let upstream = registry.sub_registry_with_prefix("upstream");
-        upstream.register("connections", "Looks and fetches under way", metrics.upstream_connections.clone());
-        upstream.register(
-            "waiting",
-            "Looks and fetches that wait for a connection",
-            metrics.upstream_waiting.clone(),
-        );
-        let queue = registry.sub_registry_with_prefix("queue");
-        queue.register("running", "Bounded work that has its turn", metrics.queue_running.clone());
-        queue.register("waiting", "Bounded work that waits for its turn", metrics.queue_waiting.clone());
-        let integrity = registry.sub_registry_with_prefix("integrity");
-        let (examinations, read) = (metrics.examinations.clone(), metrics.examined_bytes.clone());
-        integrity.register(
-            "examinations",
-            "Comparisons of mirrors' files with their checksums",
-            examinations,
-        );
-        integrity.register_with_unit("read", "Bytes read for them", Unit::Bytes, read);
-        integrity.register("damages", "Damage found on the disk", metrics.damages.clone());
-        let disk = registry.sub_registry_with_prefix("disk");
-        disk.register("evictions", "What left the disk for want of room", metrics.evictions.clone());
-        disk.register_with_unit("evicted", "Bytes of it", Unit::Bytes, metrics.evicted.clone());
-        let prewarm = registry.sub_registry_with_prefix("prewarm");
-        prewarm.register("attempts", "Mirrors brought before anyone asked", metrics.prewarms.clone());
-        let report = registry.sub_registry_with_prefix("report");
-        report.register("writes", "Attempts to write an entry of status", metrics.report_writes.clone());
-        report.register(
-            "waiting",
-            "Mirrors whose newest state is not told yet",
-            metrics.report_waiting.clone(),
-        );
-        report.register("renewals", "Attempts to renew the pod's Lease", metrics.renewals.clone());
-        let cluster = registry.sub_registry_with_prefix("cluster");
-        cluster.register("watch_errors", "Failed lists and broken watches", metrics.watch_errors.clone());
-        cluster.register("synced", "1 once the GitMirrors have been listed", metrics.synced.clone());
-        metrics.lock(|slot| *slot = registry);
-        metrics
-    }
-
     /// Adds metrics that are computed when they are asked for.
     pub fn collect_from(&self, collector: Box<dyn Collector>) {
         self.lock(|registry| registry.register_collector(collector));

@@ -90,9 +90,9 @@ impl Packs {
     {
         let pack = self.spool.get_or_make(key, keep, make).await;
         if pack.is_first() {
-            self.metrics.packs_ahead.get_or_create(&Ahead::USED).inc();
+            self.metrics.packs.ahead.get_or_create(&Ahead::USED).inc();
         }
-        self.metrics.pack_lookups.get_or_create(&pack.lookup()).inc();
+        self.metrics.packs.lookups.get_or_create(&pack.lookup()).inc();
         pack
     }
 
@@ -111,14 +111,14 @@ impl Packs {
     /// Lets an answer go that was made before anyone asked, if nobody ever has.
     pub fn discard_unused(&self, key: &Key) {
         if self.spool.discard_unasked(key) {
-            self.metrics.packs_ahead.get_or_create(&Ahead::UNUSED).inc();
+            self.metrics.packs.ahead.get_or_create(&Ahead::UNUSED).inc();
         }
     }
 
     /// The answer called `key`, if it is there or being made.
     pub async fn get(&self, key: &Key) -> Option<Pack> {
         let pack = self.spool.get(key).await?;
-        self.metrics.pack_lookups.get_or_create(&pack.lookup()).inc();
+        self.metrics.packs.lookups.get_or_create(&pack.lookup()).inc();
         Some(pack)
     }
 

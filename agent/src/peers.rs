@@ -201,7 +201,7 @@ impl Heart {
     }
 
     fn tell(&self, living: Vec<String>) {
-        self.metrics.agents.set(i64::try_from(living.len()).unwrap_or(i64::MAX));
+        self.metrics.store.agents.set(i64::try_from(living.len()).unwrap_or(i64::MAX));
         self.known.send_if_modified(|known| {
             let changed = known.as_deref() != Some(&*living);
             if changed {

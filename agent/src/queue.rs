@@ -138,9 +138,9 @@ impl Inner {
 
     fn waits(&self, state: &mut State, activity: Activity, more: i8) {
         let metrics = &self.metrics;
-        metrics.queue_waiting.get_or_create(&activity.label()).inc_by(more.into());
+        metrics.queue.waiting.get_or_create(&activity.label()).inc_by(more.into());
         if activity.is_upstream() {
-            metrics.upstream_waiting.inc_by(more.into());
+            metrics.upstream.waiting.inc_by(more.into());
         }
         if activity.is_caused_by_clients() {
             state.crowd = state.crowd.saturating_add_signed(more.into());
@@ -149,12 +149,12 @@ impl Inner {
 
     fn works(&self, activity: Activity, more: i8) {
         let metrics = &self.metrics;
-        metrics.queue_running.get_or_create(&activity.label()).inc_by(more.into());
+        metrics.queue.running.get_or_create(&activity.label()).inc_by(more.into());
         if activity.is_upstream() {
-            metrics.upstream_connections.inc_by(more.into());
+            metrics.upstream.connections.inc_by(more.into());
         }
         if matches!(activity, Activity::Pack(_)) {
-            metrics.upload_packs.inc_by(more.into());
+            metrics.serve.upload_packs.inc_by(more.into());
             self.packs.send_modify(|packs| *packs = packs.saturating_add_signed(more.into()));
         }
     }
@@ -254,8 +254,8 @@ mod tests {
         drop(queue.acquire(Activity::LargeUpkeep, &id("x"), Priority::Background).await);
         let metrics = queue.inner.metrics.clone();
         let label = Activity::LargeUpkeep.label();
-        assert_eq!(metrics.queue_waiting.get_or_create(&label).get(), 0);
-        assert_eq!(metrics.queue_running.get_or_create(&label).get(), 0);
+        assert_eq!(metrics.queue.waiting.get_or_create(&label).get(), 0);
+        assert_eq!(metrics.queue.running.get_or_create(&label).get(), 0);
     }
 
     #[tokio::test]

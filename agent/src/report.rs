@@ -165,7 +165,7 @@ impl Reporter {
         for name in std::mem::take(&mut self.dirty) {
             self.look_at(&name, now);
         }
-        self.metrics.report_waiting.set(i64::try_from(self.plan.waiting()).unwrap_or(i64::MAX));
+        self.metrics.report.waiting.set(i64::try_from(self.plan.waiting()).unwrap_or(i64::MAX));
     }
 
     /// Takes in which mirrors have come, changed or gone, and what is refused.
@@ -267,7 +267,7 @@ impl Reporter {
                 outcome
             }
         };
-        self.metrics.report_writes.get_or_create(&ApiOutcome { outcome }).inc();
+        self.metrics.report.writes.get_or_create(&ApiOutcome { outcome }).inc();
     }
 }
 

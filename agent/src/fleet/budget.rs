@@ -181,8 +181,8 @@ impl Keeper {
             let went = self.let_go(&item.what, lacks).await;
             if went > 0 {
                 let kind = Work { work: item.what.label() };
-                self.metrics.evictions.get_or_create(&kind).inc();
-                self.metrics.evicted.inc_by(went);
+                self.metrics.disk.evictions.get_or_create(&kind).inc();
+                self.metrics.disk.evicted.inc_by(went);
                 freed += went;
                 if let What::Mirror(id) = item.what {
                     self.hold_off(id, memory);

@@ -181,7 +181,7 @@ impl Cluster {
                 // The first list is a change even if it is empty: from now on it is known that it is.
                 let first = first && self.objects.listed();
                 if first {
-                    self.metrics.synced.set(1);
+                    self.metrics.cluster.synced.set(1);
                     tracing::info!(cache = self.scope.cache, "the cluster's GitMirrors are known");
                 }
                 let changed = first || !edits.is_empty();
@@ -194,7 +194,7 @@ impl Cluster {
                 changed
             }
             Err(error) => {
-                self.metrics.watch_errors.inc();
+                self.metrics.cluster.watch_errors.inc();
                 let reason = watching::reason(&error);
                 tracing::warn!(reason, "GitMirrors cannot be watched; what runs goes on, trying again");
                 self.be_alone()

@@ -170,7 +170,7 @@ impl Warmer {
             tokio::select! {
                 () = moved => anew = true,
                 Some((id, outcome)) = running.next() => {
-                    self.metrics.prewarms.get_or_create(&Outcome { outcome }).inc();
+                    self.metrics.prewarm.prewarms.get_or_create(&Outcome { outcome }).inc();
                     self.tell(|told| match outcome {
                         "ok" => drop(told.failed.remove(&id)),
                         _ => drop(told.failed.insert(id.clone())),

@@ -87,7 +87,7 @@ impl Scrubber {
                     Ok(false) => {
                         tracing::warn!(%repo, %oid, "a kept LFS object is damaged; it is fetched again");
                         lfs.discard(&repo, oid);
-                        self.metrics.damages.get_or_create(&Damaged::LFS).inc();
+                        self.metrics.integrity.damages.get_or_create(&Damaged::LFS).inc();
                     }
                     // Evicted meanwhile, for one.
                     Err(error) => tracing::debug!(%repo, %oid, %error, "an LFS object cannot be examined"),
@@ -110,7 +110,7 @@ impl Scrubber {
                 Ok((file, hash, u64::try_from(count).unwrap_or(SLICE)))
             })
             .await?;
-            self.metrics.examined_bytes.inc_by(count);
+            self.metrics.integrity.examined_bytes.inc_by(count);
             if count == 0 {
                 let sum = hash.finish();
                 return Ok(sum
@@ -154,7 +154,7 @@ impl Scrubber {
             Verdict::Failing(_) => "failing",
             Verdict::Unknown(_) => "unknown",
         };
-        self.metrics.examinations.get_or_create(&Outcome { outcome }).inc();
+        self.metrics.integrity.examinations.get_or_create(&Outcome { outcome }).inc();
         let millis = took.as_millis();
         let trouble = |reason, message| Trouble { reason, message };
         let damage = match verdict {

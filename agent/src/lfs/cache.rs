@@ -78,7 +78,7 @@ impl Cache {
         let to = self.dir(repo).join(oid.path());
         let keep = Keep::As(Box::new(move |from| place(from, &to).map(|()| Some(to))));
         let follower = self.spool.get_or_make((repo.clone(), oid), keep, fill).await;
-        self.metrics.lfs_lookups.get_or_create(&follower.lookup()).inc();
+        self.metrics.lfs.lookups.get_or_create(&follower.lookup()).inc();
         if follower.lookup() == Lookup::HIT {
             follower.touch();
         }

@@ -116,7 +116,7 @@ impl Examiner {
                 Ok((summing, read, intact))
             })
             .await?;
-            self.metrics.examined_bytes.inc_by(read);
+            self.metrics.integrity.examined_bytes.inc_by(read);
             if let Some(intact) = intact {
                 return Ok(intact);
             }

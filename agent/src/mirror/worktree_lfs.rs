@@ -199,7 +199,7 @@ impl Keeper {
             }
             let result = self.make(&commit).await;
             let outcome = Outcome::of(&result, Error::reason);
-            self.metrics.lfs_snapshot_builds.get_or_create(&outcome).inc();
+            self.metrics.lfs.snapshot_builds.get_or_create(&outcome).inc();
             match result {
                 Ok(state) => {
                     (failures, done) = (0, Some(commit));

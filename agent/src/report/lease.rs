@@ -48,7 +48,7 @@ pub async fn run(scope: Scope, pod: Pod, metrics: Metrics) {
             Ok(Err(error)) => outcome(&error).1,
             Err(_) => "unreachable",
         };
-        metrics.renewals.get_or_create(&ApiOutcome { outcome: result }).inc();
+        metrics.report.renewals.get_or_create(&ApiOutcome { outcome: result }).inc();
         let wait = if result == "ok" {
             failures = 0;
             RENEW

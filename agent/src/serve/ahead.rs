@@ -188,9 +188,9 @@ impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let spent = self.begun.elapsed();
         self.credit.charge(spent);
-        self.metrics.packs_ahead_seconds.inc_by(spent.as_secs_f64());
+        self.metrics.packs.ahead_seconds.inc_by(spent.as_secs_f64());
         if let Some(outcome) = &self.outcome {
-            self.metrics.packs_ahead.get_or_create(outcome).inc();
+            self.metrics.packs.ahead.get_or_create(outcome).inc();
         }
     }
 }

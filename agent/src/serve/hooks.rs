@@ -108,7 +108,7 @@ pub(super) async fn handle(
         Ok(Heard::Nothing) => "ignored",
         Err(failure) => failure.code(),
     };
-    serving.metrics.hooks.get_or_create(&HookOutcome { outcome }).inc();
+    serving.metrics.serve.hooks.get_or_create(&HookOutcome { outcome }).inc();
     let text = match heard? {
         Heard::Looks => "the mirror looks at its upstream\n",
         Heard::Nothing => "this event moves no refs: nothing follows\n",

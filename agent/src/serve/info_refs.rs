@@ -48,6 +48,6 @@ pub async fn fresh_refs(
 ) -> Result<freshness::Answer, Failure> {
     let result = freshness::refs(mirror, prefixes).await;
     let label = result.as_ref().map_or("error", |answer| answer.freshness.label());
-    serving.metrics.answers.get_or_create(&Basis { freshness: label }).inc();
+    serving.metrics.serve.answers.get_or_create(&Basis { freshness: label }).inc();
     Ok(result?)
 }

@@ -188,7 +188,7 @@ async fn object(serving: &Serving, mirror: &Mirror, oid: LfsOid, parts: &Parts) 
 }
 
 fn send(serving: &Serving, reading: &LfsReader, part: Range<u64>) -> Chunks<SpoolError<FetchError>> {
-    let sent = serving.metrics.lfs_sent.clone();
+    let sent = serving.metrics.lfs.sent.clone();
     let count = move |chunk: &Result<Bytes, _>| match chunk {
         Ok(chunk) => drop(sent.inc_by(chunk.len() as u64)),
         Err(error) => tracing::debug!(%error, "an LFS object breaks off; the connection is cut"),
@@ -231,7 +231,7 @@ pub(super) async fn snapshot(serving: &Serving, mirror: &Mirror, parts: &Parts) 
     let tag = held.digest.to_string();
     let (what, kind, modified) = ("snapshot", KIND, held.time);
     let content = Content { what, kind, tag: &tag, modified, bytes: held.bytes };
-    let sent = serving.metrics.lfs_sent.clone();
+    let sent = serving.metrics.lfs.sent.clone();
     let mut response = content::respond(parts, content, |part| {
         let sent = sent.clone();
         let chunks = match held.reader.read(part) {

@@ -199,7 +199,7 @@ impl Proxy {
                 Ok(response) => {
                     let millis = started.elapsed().as_millis();
                     tracing::debug!(repo = %id, %peer, verb = ask.verb, millis, "answered by a peer");
-                    self.metrics.proxied.get_or_create(&Proxied::SERVED).inc();
+                    self.metrics.serve.proxied.get_or_create(&Proxied::SERVED).inc();
                     self.lock().remove(&peer);
                     return Some(response);
                 }
@@ -217,7 +217,7 @@ impl Proxy {
                     Proxied::UNREACHABLE
                 }
             };
-            self.metrics.proxied.get_or_create(&outcome).inc();
+            self.metrics.serve.proxied.get_or_create(&outcome).inc();
         }
         None
     }
@@ -333,9 +333,9 @@ impl Proxy {
             }
         });
         let counted = stream::once(async { Ok(first) }).chain(rest).inspect(move |chunk| match chunk {
-            Ok(chunk) => drop(metrics.proxied_bytes.inc_by(u64::try_from(chunk.len()).unwrap_or(0))),
+            Ok(chunk) => drop(metrics.serve.proxied_bytes.inc_by(u64::try_from(chunk.len()).unwrap_or(0))),
             Err(error) => {
-                metrics.proxied.get_or_create(&Proxied::BROKEN).inc();
+                metrics.serve.proxied.get_or_create(&Proxied::BROKEN).inc();
                 tracing::warn!(%error, "a peer's answer breaks off; the connection is cut");
             }
         });

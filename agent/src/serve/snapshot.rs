@@ -40,7 +40,7 @@ pub async fn handle(serving: &Serving, mirror: &Mirror, request: &Parts) -> Resu
     }
     let offer = snapshots.open(patience).await?;
     refresh(mirror, &offer.snapshot);
-    let sent = serving.metrics.snapshot_sent.clone();
+    let sent = serving.metrics.snapshot.sent.clone();
     Ok(respond(request, mirror, &offer.snapshot, |part| {
         // One download has many parts, and one that is the first.
         if part.start == 0 {

@@ -117,9 +117,9 @@ impl Ledger {
             freed: Notify::new(),
             readers: Mutex::default(),
             next_reader: AtomicU64::new(0),
-            bytes: Part::ALL.map(|part| metrics.spool_bytes.get_or_create(&label(part)).clone()),
-            files: Part::ALL.map(|part| metrics.spool_files.get_or_create(&label(part)).clone()),
-            cut: metrics.spool_cut.clone(),
+            bytes: Part::ALL.map(|part| metrics.spool.bytes.get_or_create(&label(part)).clone()),
+            files: Part::ALL.map(|part| metrics.spool.files.get_or_create(&label(part)).clone()),
+            cut: metrics.spool.cut.clone(),
         })
     }
 

@@ -51,7 +51,7 @@ pub async fn follow(scope: Scope, out: watch::Sender<Arc<[Address]>>, metrics: M
                 });
             }
             Err(error) => {
-                metrics.watch_errors.inc();
+                metrics.cluster.watch_errors.inc();
                 let reason = watching::reason(&error);
                 tracing::warn!(
                     reason,

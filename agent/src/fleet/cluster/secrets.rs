@@ -88,7 +88,7 @@ async fn follow(scope: Scope, name: String, told: mpsc::Sender<Told>, metrics: M
             Ok(Event::Apply(secret)) => Some(present(secret)),
             Ok(Event::Delete(_)) => None,
             Err(error) => {
-                metrics.watch_errors.inc();
+                metrics.cluster.watch_errors.inc();
                 let reason = watching::reason(&error);
                 tracing::warn!(secret = name, reason, "a Secret cannot be watched; trying again");
                 // What was read once stays in use.

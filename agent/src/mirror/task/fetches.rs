@@ -362,8 +362,8 @@ impl Fetches {
                 }
                 let metrics = &self.site.metrics;
                 let outcome = Outcome::of(&result, |error| error.kind().reason());
-                metrics.fetches.get_or_create(&outcome).inc();
-                metrics.fetch_seconds.observe(fetch.began.elapsed().as_secs_f64());
+                metrics.mirror.fetches.get_or_create(&outcome).inc();
+                metrics.mirror.fetch_seconds.observe(fetch.began.elapsed().as_secs_f64());
                 self.unknown.forget();
                 if result.is_ok() {
                     (self.last, self.trouble) = (Some(Timestamp::now()), None);

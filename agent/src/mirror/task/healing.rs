@@ -70,7 +70,7 @@ impl Healing {
             // What replaces it moves it away once more.
             tracing::warn!(%error, "the damaged mirror cannot be moved away");
         }
-        self.site.metrics.damages.get_or_create(&Damaged::MIRROR).inc();
+        self.site.metrics.integrity.damages.get_or_create(&Damaged::MIRROR).inc();
         self.trouble = Some(trouble);
         self.replaced += 1;
         wait

@@ -224,8 +224,8 @@ impl Looks {
         self.gather = Gather::after(waiters.len(), now.duration_since(began), now);
         (0..self.waiting.len()).for_each(|_| self.gather.joined(now));
         let outcome = Outcome::of(&result, |error| error.kind().reason());
-        self.metrics.looks.get_or_create(&outcome).inc();
-        self.metrics.look_seconds.observe(began.elapsed().as_secs_f64());
+        self.metrics.mirror.looks.get_or_create(&outcome).inc();
+        self.metrics.mirror.look_seconds.observe(began.elapsed().as_secs_f64());
         let (event, answer) = match result {
             Ok(refs) => {
                 if self.trouble.take().is_some() {

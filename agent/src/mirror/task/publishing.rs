@@ -254,12 +254,12 @@ impl Publishing {
             Ok(_) => "ok",
             Err(error) => error.reason().as_str(),
         };
-        self.site.metrics.publishes.get_or_create(&Label { outcome: label }).inc();
+        self.site.metrics.checkpoint.publishes.get_or_create(&Label { outcome: label }).inc();
         let wait = match result {
             Ok(made) => {
                 let Checkpoint { generation, bytes, uploaded, .. } = &made;
                 tracing::info!(%generation, bytes, uploaded, "checkpoint");
-                self.site.metrics.uploaded.inc_by(*uploaded);
+                self.site.metrics.checkpoint.uploaded.inc_by(*uploaded);
                 (self.failures, self.trouble) = (0, None);
                 (self.newest, self.moved) = (Some(Arc::new(made)), None);
                 interval_delay(interval, rand::random())

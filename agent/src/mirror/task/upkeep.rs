@@ -124,7 +124,7 @@ impl Upkeep {
                 Chore::Seed(_) => "seed",
                 Chore::Repack => "repack",
             };
-            self.site.metrics.upkeeps.get_or_create(&Work { work }).inc();
+            self.site.metrics.mirror.upkeeps.get_or_create(&Work { work }).inc();
         }
         match (result, chore) {
             (Ok(Some(view)), Chore::Seed(tip)) => {

@@ -102,7 +102,7 @@ impl ObjectsWanted {
         let (shown, mut check) = (seen.clone(), AnswerCheck::new(self.version, self.format, self.expect));
         let all = stream::once(async { Ok(first) }).chain(rest).inspect(move |chunk| match chunk {
             Ok(chunk) => {
-                serving.metrics.sent.inc_by(u64::try_from(chunk.len()).unwrap_or(0));
+                serving.metrics.serve.sent.inc_by(u64::try_from(chunk.len()).unwrap_or(0));
                 if !shown.get() {
                     check.see(chunk);
                     if check.holds_pack() {

@@ -47,7 +47,7 @@ impl ObjectsWanted {
         // It may have gone meanwhile, its objects into another.
         let (length, file) = opened.await.ok()?;
         self.mirror.made(length);
-        self.serving.metrics.pack_lookups.get_or_create(&Lookup::PACK).inc();
+        self.serving.metrics.packs.lookups.get_or_create(&Lookup::PACK).inc();
         let reading = self.reading.clone();
         let framed = read_file(file, length).map_ok(|chunk| sideband::data(&chunk));
         let end = stream::once(async { Ok(Bytes::from_static(pktline::FLUSH)) });

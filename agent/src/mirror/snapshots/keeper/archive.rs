@@ -212,6 +212,6 @@ impl Keeper {
 
     fn count(&self, result: &Result<(), BlockFileError>) {
         let outcome = Outcome::of(result, |error| SnapshotError::from(error.clone()).reason());
-        self.work.metrics.snapshot_downloads.get_or_create(&outcome).inc();
+        self.work.metrics.snapshot.downloads.get_or_create(&outcome).inc();
     }
 }

@@ -86,8 +86,8 @@ impl Work {
         };
         self.disk.clear(work).await;
         let result = built.and(placed);
-        self.metrics.snapshot_builds.get_or_create(&Outcome::of(&result, SnapshotError::reason)).inc();
-        self.metrics.snapshot_build_seconds.observe(began.elapsed().as_secs_f64());
+        self.metrics.snapshot.builds.get_or_create(&Outcome::of(&result, SnapshotError::reason)).inc();
+        self.metrics.snapshot.build_seconds.observe(began.elapsed().as_secs_f64());
         if let Ok(Some((snapshot, _))) = &result {
             let (millis, bytes) = (began.elapsed().as_millis(), snapshot.bytes);
             tracing::info!(commit = snapshot.commit, bytes, millis, "snapshot built");

@@ -144,8 +144,8 @@ impl Restores {
             Ok(_) => "none",
             Err(error) => error.reason().as_str(),
         };
-        self.site.metrics.restores.get_or_create(&Label { outcome: label }).inc();
-        self.site.metrics.restore_seconds.observe(began.elapsed().as_secs_f64());
+        self.site.metrics.checkpoint.restores.get_or_create(&Label { outcome: label }).inc();
+        self.site.metrics.checkpoint.restore_seconds.observe(began.elapsed().as_secs_f64());
         let outcome = match result {
             Ok(outcome) => outcome,
             Err(error) => {
