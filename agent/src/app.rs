@@ -80,7 +80,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let serving = serving(&config, &base, &mirrors, shares, &mut tasks.running).await?;
     let stopping = shutdown::on_signal()?;
     keep_in_touch(&config, &mut mirrors, &stopping, &mut tasks.closing);
-    let (git_port, admin_port) = (bind(config.listen).await?, bind(config.admin_listen).await?);
+    let (git_port, admin_port) = (bind(config.ports.listen).await?, bind(config.ports.admin_listen).await?);
     declare(&config, &base, &mirrors, &mut tasks.declaring).await?;
     // For whoever started the agent with port 0, and as a sign that it serves.
     let (git_address, admin_address) = (git_port.local_addr()?, admin_port.local_addr()?);
@@ -105,10 +105,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     }
     let Groups { mut running, declaring, closing } = tasks;
     drop(declaring);
-    let drain = Duration::from_secs(config.drain.into());
+    let drain = Duration::from_secs(config.ports.drain.into());
     tokio::select! {
         drained = timeout(drain, &mut clients) => if drained.is_err() {
-            tracing::warn!(seconds = config.drain, "answers still under way are cut: --drain is over");
+            tracing::warn!(seconds = config.ports.drain, "answers still under way are cut: --drain is over");
         },
         ended = running.ended() => return Err(failed(ended)),
     }
@@ -169,12 +169,12 @@ impl Base {
         let rules = Rules {
             allow_file: config.allow_file_upstreams,
             in_cluster: config.in_cluster,
-            tokens: config.tokens.is_some(),
+            tokens: config.access.tokens.is_some(),
         };
-        let tls = config.tls_cert.as_deref().zip(config.tls_key.as_deref());
+        let tls = config.ports.tls_cert.as_deref().zip(config.ports.tls_key.as_deref());
         let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
         tasks.spawn_some("certificate", tls.clone().map(Tls::follow));
-        let (addresses, found) = Addresses::new(each("--peer", &config.peers, Address::parse)?);
+        let (addresses, found) = Addresses::new(each("--peer", &config.peering.peers, Address::parse)?);
         let cluster = cluster(config).await?;
         let (placement, placing) = placement(config, cluster.as_ref(), &addresses)?.unzip();
         tasks.spawn_some("placement", placing.map(Follower::run));
@@ -221,7 +221,7 @@ impl Mirrors {
         let (disk, metrics, prewarm) = (&base.disk, &base.metrics, &config.prewarm);
         let (popularity, at_once) = (Popularity::default(), prewarm.prewarm_concurrency);
         let archive = archive(&config.store, disk, &popularity)?;
-        let every = Duration::from_secs(config.heartbeat.into());
+        let every = Duration::from_secs(config.peering.heartbeat.into());
         let peers = archive
             .as_ref()
             .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
@@ -300,7 +300,7 @@ async fn serving(
     let serving = Serving::new(fleet, guard, git, &base.disk, packs, popularity, proxy, metrics).await?;
     let (lately, newly_asked) = (config.pack_ahead > 0).then(Lately::new).unzip();
     let serving = serving
-        .with_hooks(Hooks::new(config.webhook_secret_file.clone()))
+        .with_hooks(Hooks::new(config.access.webhook_secret_file.clone()))
         .with_limits(request_limits(&config.limits, shares))
         .with_lately(lately);
     let serving = Arc::new(serving);
@@ -360,12 +360,12 @@ async fn declare(
 
 /// What callers are judged by.
 fn means(config: &config::Serve, scope: Option<&Scope>, tasks: &mut Tasks) -> Result<Means, StartError> {
-    let tokens = config.tokens.as_deref().map(Tokens::open).transpose()?;
+    let tokens = config.access.tokens.as_deref().map(Tokens::open).transpose()?;
     tasks.spawn_some("tokens", tokens.clone().map(Tokens::follow));
-    let reviews =
-        scope.map(|scope| Reviews::new(scope.client.clone(), scope.namespace.clone(), config.audiences()));
+    let reviews = scope
+        .map(|scope| Reviews::new(scope.client.clone(), scope.namespace.clone(), config.access.audiences()));
     let judge = if reviews.is_some() { Judge::Cluster } else { Judge::Shared };
-    let own = config.peer_token.as_deref().map(|path| OwnToken::open(path, judge)).transpose()?;
+    let own = config.access.peer_token.as_deref().map(|path| OwnToken::open(path, judge)).transpose()?;
     tasks.spawn_some("peer-token", own.clone().map(OwnToken::follow));
     let peers = own.map(|own| access::peers::Peers::new(own, reviews.as_ref()));
     Ok(Means { tokens, reviews, peers })
@@ -377,7 +377,7 @@ async fn cluster(config: &config::Serve) -> Result<Option<(Scope, Pod)>, StartEr
     let pod = Pod::from_variables(|name| std::env::var(name).ok()).map_err(StartError::Pod)?;
     let client = cluster::connect().await?;
     let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
-    let scheme = if config.tls_cert.is_some() { "https" } else { "http" };
+    let scheme = if config.ports.tls_cert.is_some() { "https" } else { "http" };
     Ok(Some((Scope { client, namespace, cache, pod: name, scheme }, pod)))
 }
 
@@ -387,8 +387,8 @@ fn placement(
     cluster: Option<&(Scope, Pod)>,
     addresses: &Addresses,
 ) -> Result<Option<(Placement, Follower)>, StartError> {
-    let Some(copies) = config.replication else { return Ok(None) };
-    let name = match (cluster, &config.advertise) {
+    let Some(copies) = config.peering.replication else { return Ok(None) };
+    let name = match (cluster, &config.peering.advertise) {
         (Some((_, pod)), _) => pod.name.clone(),
         (None, Some(own)) => {
             let own = Address::parse(own).map_err(|why| StartError::Flags(format!("--advertise {why}")))?;

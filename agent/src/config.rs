@@ -1,19 +1,25 @@
 //! Flags and their environment twins.
 
+mod access;
 mod limits;
+mod peering;
 mod pod;
+mod ports;
 mod prewarm;
 mod store;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tarn_crds::v1alpha1::Budget;
 
 use crate::telemetry::LogFormat;
 
+pub use access::AccessFlags;
 pub use limits::LimitFlags;
+pub use peering::PeerFlags;
 pub use pod::Pod;
+pub use ports::PortFlags;
 pub use prewarm::PrewarmFlags;
 pub use store::{GcArgs, RmArgs, StoreArgs, StoreCommand, StoreFlags, VerifyArgs};
 
@@ -82,16 +88,9 @@ pub struct Serve {
     #[command(flatten)]
     pub store: StoreFlags,
 
-    /// Seconds between two signs of life to the other agents that share the store; the same for all of them
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        env = "TARN_AGENT_HEARTBEAT",
-        hide_env_values = true,
-        default_value_t = 30,
-        value_parser = clap::value_parser!(u16).range(1..)
-    )]
-    pub heartbeat: u16,
+    /// The other agents.
+    #[command(flatten)]
+    pub peering: PeerFlags,
 
     /// Seconds within which every mirror's files are compared with their checksums once; 0 to compare only those of
     /// mirrors that are in use, or on which git has failed
@@ -104,43 +103,9 @@ pub struct Serve {
     )]
     pub scrub_interval: u32,
 
-    /// Another agent's git port, such as http://10.0.0.7:8080, asked for what is not here yet; may be repeated. In a
-    /// cluster the agents find each other
-    #[arg(
-        long = "peer",
-        value_name = "URL",
-        env = "TARN_AGENT_PEER",
-        hide_env_values = true,
-        value_delimiter = ',',
-        conflicts_with = "in_cluster"
-    )]
-    pub peers: Vec<String>,
-
-    /// Secrets of webhooks, a line each, so that a new one can be brought in beside the old one; read for each request.
-    /// Without it no webhook is heard
-    #[arg(long, value_name = "FILE", env = "TARN_AGENT_WEBHOOK_SECRET_FILE", hide_env_values = true)]
-    pub webhook_secret_file: Option<PathBuf>,
-
-    /// Whom a caller's Kubernetes token must be for; may be repeated, one of them is enough [default: tarn]
-    #[arg(
-        long = "audience",
-        value_name = "NAME",
-        env = "TARN_AGENT_AUDIENCE",
-        hide_env_values = true,
-        value_delimiter = ',',
-        requires = "in_cluster"
-    )]
-    pub audiences: Vec<String>,
-
-    /// File with the callers of mirrors whose access is Authenticated: a name, a blank and a token in each line; read
-    /// again when it changes
-    #[arg(long, value_name = "FILE", env = "TARN_AGENT_TOKENS", hide_env_values = true)]
-    pub tokens: Option<PathBuf>,
-
-    /// File with what this agent proves itself with to its peers, where not everybody may have a mirror: in a cluster a
-    /// token of its service account for the audience peers.tarn.dev, elsewhere a secret that all of them share
-    #[arg(long, value_name = "FILE", env = "TARN_AGENT_PEER_TOKEN", hide_env_values = true)]
-    pub peer_token: Option<PathBuf>,
+    /// What callers are judged by.
+    #[command(flatten)]
+    pub access: AccessFlags,
 
     /// What clients may cost.
     #[command(flatten)]
@@ -182,78 +147,9 @@ pub struct Serve {
     )]
     pub upstream_connections: u16,
 
-    /// On how many of the agents each mirror is kept; the others hand requests on to those. Without it, on all
-    #[arg(
-        long,
-        value_name = "N",
-        env = "TARN_AGENT_REPLICATION",
-        hide_env_values = true,
-        value_parser = clap::value_parser!(u16).range(1..)
-    )]
-    pub replication: Option<u16>,
-
-    /// This agent's git port as the others' --peer flags name it; with --replication, outside a cluster
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TARN_AGENT_ADVERTISE",
-        hide_env_values = true,
-        conflicts_with = "in_cluster"
-    )]
-    pub advertise: Option<String>,
-
-    /// Seconds that answers under way may take to finish when the agent is told to stop; less than what follows until it is
-    /// killed
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        env = "TARN_AGENT_DRAIN",
-        hide_env_values = true,
-        default_value_t = 25,
-        value_parser = clap::value_parser!(u16).range(..=3600)
-    )]
-    pub drain: u16,
-
-    /// Where git clients connect
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "TARN_AGENT_LISTEN",
-        hide_env_values = true,
-        default_value = "127.0.0.1:8080"
-    )]
-    pub listen: SocketAddr,
-
-    /// File with the certificate (PEM, with those that lead to its authority) for git clients; without it they are served in
-    /// the clear. Read again when it changes
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "TARN_AGENT_TLS_CERT",
-        hide_env_values = true,
-        requires = "tls_key"
-    )]
-    pub tls_cert: Option<PathBuf>,
-
-    /// File with the certificate's key (PEM)
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "TARN_AGENT_TLS_KEY",
-        hide_env_values = true,
-        requires = "tls_cert"
-    )]
-    pub tls_key: Option<PathBuf>,
-
-    /// Where probes, metrics and status are served
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "TARN_AGENT_ADMIN_LISTEN",
-        hide_env_values = true,
-        default_value = "127.0.0.1:8081"
-    )]
-    pub admin_listen: SocketAddr,
+    /// Where clients and probes connect.
+    #[command(flatten)]
+    pub ports: PortFlags,
 
     /// Admit file:// upstreams: whoever may write manifests can then read any repository this user can
     #[arg(long, env = "TARN_AGENT_ALLOW_FILE_UPSTREAMS", hide_env_values = true)]
@@ -278,17 +174,6 @@ pub struct Serve {
         default_value = "text"
     )]
     pub log_format: LogFormat,
-}
-
-/// The audience of callers' tokens where none is named.
-const AUDIENCE: &str = "tarn";
-
-impl Serve {
-    /// The audiences of which a caller's token must name one.
-    pub fn audiences(&self) -> Vec<String> {
-        let none = self.audiences.is_empty();
-        if none { vec![AUDIENCE.to_owned()] } else { self.audiences.clone() }
-    }
 }
 
 /// A name fit for a field selector: letters, digits, dashes and dots, as objects are named.

@@ -1,0 +1,46 @@
+//! What callers are judged by.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// The audience of callers' tokens where none is named.
+const AUDIENCE: &str = "tarn";
+
+/// What callers are judged by.
+#[derive(Clone, Debug, Args)]
+pub struct AccessFlags {
+    /// Whom a caller's Kubernetes token must be for; may be repeated, one of them is enough [default: tarn]
+    #[arg(
+        long = "audience",
+        value_name = "NAME",
+        env = "TARN_AGENT_AUDIENCE",
+        hide_env_values = true,
+        value_delimiter = ',',
+        requires = "in_cluster"
+    )]
+    pub audiences: Vec<String>,
+
+    /// File with the callers of mirrors whose access is Authenticated: a name, a blank and a token in each line; read
+    /// again when it changes
+    #[arg(long, value_name = "FILE", env = "TARN_AGENT_TOKENS", hide_env_values = true)]
+    pub tokens: Option<PathBuf>,
+
+    /// File with what this agent proves itself with to its peers, where not everybody may have a mirror: in a cluster a
+    /// token of its service account for the audience peers.tarn.dev, elsewhere a secret that all of them share
+    #[arg(long, value_name = "FILE", env = "TARN_AGENT_PEER_TOKEN", hide_env_values = true)]
+    pub peer_token: Option<PathBuf>,
+
+    /// Secrets of webhooks, a line each, so that a new one can be brought in beside the old one; read for each request.
+    /// Without it no webhook is heard
+    #[arg(long, value_name = "FILE", env = "TARN_AGENT_WEBHOOK_SECRET_FILE", hide_env_values = true)]
+    pub webhook_secret_file: Option<PathBuf>,
+}
+
+impl AccessFlags {
+    /// The audiences of which a caller's token must name one.
+    pub fn audiences(&self) -> Vec<String> {
+        let none = self.audiences.is_empty();
+        if none { vec![AUDIENCE.to_owned()] } else { self.audiences.clone() }
+    }
+}
