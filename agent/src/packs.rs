@@ -137,11 +137,6 @@ impl Packs {
         self.spool.budget()
     }
 
-    /// Bounds the kept answers anew, as in [`Spool::set_budget`].
-    pub fn set_budget(&self, bytes: u64) {
-        self.spool.set_budget(bytes);
-    }
-
     /// Evicts at least `need` bytes of answers, as far as there are so many that nobody reads; returns how many went.
     pub async fn shrink(&self, need: u64) -> u64 {
         self.spool.shrink(need).await

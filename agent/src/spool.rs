@@ -47,8 +47,8 @@ use crate::{
 };
 use disk::{crowded, discard, fill, remove, whole};
 use index::{Found, Growing, Index, Kept};
-use ledger::{Charge, Ledger, Part};
-use reader::{OpenFile, Progress};
+use ledger::{Charge, Ledger, OpenFile, Part};
+use reader::Progress;
 
 /// How often files that nobody uses are looked for.
 const SWEEP: Duration = Duration::from_secs(60);

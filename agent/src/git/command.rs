@@ -22,22 +22,16 @@ use tokio::{
     time::timeout,
 };
 
-pub use super::error::{GitError, failure};
+pub use super::error::{GitError, MINIMUM_VERSION, failure};
 use super::{
+    error::STDOUT_KEPT,
     orphans::{self, MARK, Own},
     pulse::silent,
     stderr::{OTHERS, plain, redact},
 };
 
-/// The oldest git that works: 2.39 is Debian 12's, what all figures were taken with; `cat-file -Z`,
-/// `--refmap=` together with `--stdin` and MIDX bitmaps are all older.
-pub const MINIMUM_VERSION: (u32, u32) = (2, 39);
-
 /// How much of a child's standard error is kept: its last lines tell why it failed.
 const STDERR_KEPT: usize = 16 * 1024;
-
-/// How much a child whose whole output is wanted may print; 100,000 refs take 7.5 MB.
-pub(super) const STDOUT_KEPT: u64 = 256 * 1024 * 1024;
 
 /// Variables that children inherit; everything else is dropped. They say where programs and certificates
 /// are and how to reach a proxy.

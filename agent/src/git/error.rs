@@ -2,10 +2,14 @@
 
 use std::{io, process::ExitStatus, time::Duration};
 
-use super::{
-    command::{MINIMUM_VERSION, STDOUT_KEPT},
-    stderr::{Culprit, FailureKind, classify_ended, plain, talks, telling_line},
-};
+use super::stderr::{Culprit, FailureKind, classify_ended, plain, talks, telling_line};
+
+/// The oldest git that works: 2.39 is Debian 12's, what all figures were taken with; `cat-file -Z`,
+/// `--refmap=` together with `--stdin` and MIDX bitmaps are all older.
+pub const MINIMUM_VERSION: (u32, u32) = (2, 39);
+
+/// How much a child whose whole output is wanted may print; 100,000 refs take 7.5 MB.
+pub(super) const STDOUT_KEPT: u64 = 256 * 1024 * 1024;
 
 /// Why a git command gave no result.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,8 @@ use tokio::sync::watch;
 
 use super::{
     SpoolError,
-    reader::{Follower, OpenFile, Progress},
+    ledger::OpenFile,
+    reader::{Follower, Progress},
     sink::{Growth, Sink},
 };
 use crate::{files::blocking, metrics::Lookup};

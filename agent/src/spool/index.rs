@@ -12,8 +12,8 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::DropGuard;
 
 use super::{
-    ledger::{Charge, Part},
-    reader::{Follower, OpenFile, Progress},
+    ledger::{Charge, OpenFile, Part},
+    reader::{Follower, Progress},
 };
 
 pub(super) struct Index<K: Hash + Eq, E> {

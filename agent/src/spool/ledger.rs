@@ -1,9 +1,10 @@
-//! What a spool's files take, by what can be done about it; and room for new ones.
+//! What a spool's files take, by what can be done about it; who reads them, and how fast; and room for new ones.
 
 use std::{
     collections::HashMap,
+    fs,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,8 +15,8 @@ use tokio::{
     sync::Notify,
     time::{Instant, timeout},
 };
+use tokio_util::sync::DropGuard;
 
-use super::reader::Slot;
 use crate::metrics::{Metrics, SpoolPart};
 
 /// How long new work waits while more than the budget is open, but not twice as much.
@@ -29,6 +30,12 @@ const CUT_EVERY: Duration = Duration::from_millis(500);
 
 /// Readers that take at least so many bytes a second are never cut.
 const FAST: u64 = 4 << 20;
+
+/// A reader that has taken nothing for this long stands still.
+const STALLED: Duration = Duration::from_secs(30);
+
+/// The time over which a reader's pace is measured.
+const MEASURED: Duration = Duration::from_secs(10);
 
 /// Files and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -277,6 +284,98 @@ impl Drop for Charge {
     fn drop(&mut self) {
         let entry = *lock(&self.entry);
         self.ledger.change(Some(entry), None);
+    }
+}
+
+/// An open file. It is empty until its maker has room.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) file: OnceLock<Arc<fs::File>>,
+    pub(super) charge: Arc<Charge>,
+}
+
+/// A file, and the interest in its being made.
+type Held = (Arc<OpenFile>, Option<Arc<DropGuard>>);
+
+/// What one stream holds of its file, until it is cut.
+#[derive(Debug)]
+pub(super) struct Slot {
+    held: Mutex<Option<Held>>,
+    pace: Mutex<Pace>,
+}
+
+impl Slot {
+    pub(super) fn new(open: Arc<OpenFile>, interest: Option<Arc<DropGuard>>) -> Arc<Self> {
+        Arc::new(Self { held: Mutex::new(Some((open, interest))), pace: Mutex::default() })
+    }
+
+    /// The client asks for more.
+    pub(super) fn asks(&self) {
+        lock(&self.pace).asks(Instant::now());
+    }
+
+    /// The client is given so many bytes.
+    pub(super) fn took(&self, bytes: usize) {
+        lock(&self.pace).took(bytes, Instant::now());
+    }
+
+    /// Which file it reads, and under what that is counted.
+    fn reads(&self) -> Option<(usize, Part)> {
+        let held = lock(&self.held);
+        let (open, _) = held.as_ref()?;
+        Some((Arc::as_ptr(open).addr(), open.charge.part()))
+    }
+
+    /// Bytes a second that it takes; `None` while that is not known.
+    fn pace(&self, now: Instant) -> Option<u64> {
+        lock(&self.pace).rate(now)
+    }
+
+    /// Takes the file away.
+    fn cut(&self) {
+        *lock(&self.held) = None;
+    }
+
+    /// The file, unless it has been taken away.
+    pub(super) fn open(&self) -> Option<Arc<OpenFile>> {
+        lock(&self.held).as_ref().map(|(open, _)| open.clone())
+    }
+}
+
+/// How fast a client takes what is there. Time in which it waits for the maker does not count.
+#[derive(Debug, Default)]
+struct Pace {
+    bytes: u64,
+    waited: Duration,
+    /// Since when the client has not asked for more.
+    idle: Option<Instant>,
+}
+
+impl Pace {
+    fn took(&mut self, bytes: usize, now: Instant) {
+        self.bytes += u64::try_from(bytes).unwrap_or(0);
+        self.idle = Some(now);
+    }
+
+    fn asks(&mut self, now: Instant) {
+        if let Some(since) = self.idle.take() {
+            self.waited += now - since;
+        }
+        if self.waited > MEASURED {
+            (self.bytes, self.waited) = (self.bytes / 2, self.waited / 2);
+        }
+    }
+
+    fn rate(&self, now: Instant) -> Option<u64> {
+        let idle = self.idle.map(|since| now - since).unwrap_or_default();
+        let time = (self.waited + idle).as_millis();
+        if idle >= STALLED {
+            Some(0)
+        } else if time < MEASURED.as_millis() / 2 {
+            None
+        } else {
+            u64::try_from(u128::from(self.bytes) * 1000 / time).ok()
+        }
     }
 }
 

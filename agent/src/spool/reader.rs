@@ -7,7 +7,7 @@ use std::{
     fs, io,
     ops::Range,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -18,24 +18,18 @@ use rustix::{
     fs::{AtFlags, CWD, linkat},
     io::{Errno, IoSliceMut, ReadWriteFlags, pread, preadv2},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tokio_util::sync::DropGuard;
 
 use super::{
     SpoolError,
-    ledger::{Charge, Ledger, Part},
+    ledger::{Ledger, OpenFile, Slot},
 };
 use crate::{files::blocking, metrics::Lookup};
 
 /// Read at once: large enough to make the system calls cheap, small enough that hundreds of readers fit
 /// into a few dozen megabytes.
 pub(crate) const CHUNK: usize = 128 * 1024;
-
-/// A reader that has taken nothing for this long stands still.
-const STALLED: Duration = Duration::from_secs(30);
-
-/// The time over which a reader's pace is measured.
-const MEASURED: Duration = Duration::from_secs(10);
 
 /// How exact the time of last use is on the disk, where it counts after a restart.
 const TOUCH: Duration = Duration::from_secs(60);
@@ -47,83 +41,6 @@ pub(super) struct Progress<E> {
     /// The length that the maker foretells.
     pub(super) announced: Option<u64>,
     pub(super) end: Option<Result<(), SpoolError<E>>>,
-}
-
-/// An open file. It is empty until its maker has room.
-#[derive(Debug)]
-pub(super) struct OpenFile {
-    pub(super) file: OnceLock<Arc<fs::File>>,
-    pub(super) charge: Arc<Charge>,
-}
-
-/// A file, and the interest in its being made.
-type Held = (Arc<OpenFile>, Option<Arc<DropGuard>>);
-
-/// What one stream holds of its file, until it is cut.
-#[derive(Debug)]
-pub(super) struct Slot {
-    held: Mutex<Option<Held>>,
-    pace: Mutex<Pace>,
-}
-
-impl Slot {
-    /// Which file it reads, and under what that is counted.
-    pub(super) fn reads(&self) -> Option<(usize, Part)> {
-        let held = lock(&self.held);
-        let (open, _) = held.as_ref()?;
-        Some((Arc::as_ptr(open).addr(), open.charge.part()))
-    }
-
-    /// Bytes a second that it takes; `None` while that is not known.
-    pub(super) fn pace(&self, now: Instant) -> Option<u64> {
-        lock(&self.pace).rate(now)
-    }
-
-    /// Takes the file away.
-    pub(super) fn cut(&self) {
-        *lock(&self.held) = None;
-    }
-
-    fn open(&self) -> Option<Arc<OpenFile>> {
-        lock(&self.held).as_ref().map(|(open, _)| open.clone())
-    }
-}
-
-/// How fast a client takes what is there. Time in which it waits for the maker does not count.
-#[derive(Debug, Default)]
-struct Pace {
-    bytes: u64,
-    waited: Duration,
-    /// Since when the client has not asked for more.
-    idle: Option<Instant>,
-}
-
-impl Pace {
-    fn took(&mut self, bytes: usize, now: Instant) {
-        self.bytes += u64::try_from(bytes).unwrap_or(0);
-        self.idle = Some(now);
-    }
-
-    fn asks(&mut self, now: Instant) {
-        if let Some(since) = self.idle.take() {
-            self.waited += now - since;
-        }
-        if self.waited > MEASURED {
-            (self.bytes, self.waited) = (self.bytes / 2, self.waited / 2);
-        }
-    }
-
-    fn rate(&self, now: Instant) -> Option<u64> {
-        let idle = self.idle.map(|since| now - since).unwrap_or_default();
-        let time = (self.waited + idle).as_millis();
-        if idle >= STALLED {
-            Some(0)
-        } else if time < MEASURED.as_millis() / 2 {
-            None
-        } else {
-            u64::try_from(u128::from(self.bytes) * 1000 / time).ok()
-        }
-    }
 }
 
 /// A file of the spool to read. While it grows, its maker goes on for as long as one of these, or of the streams that
@@ -207,15 +124,12 @@ impl<E: Send + Sync + 'static> Follower<E> {
         &self,
         part: Range<u64>,
     ) -> impl Stream<Item = Result<Bytes, SpoolError<E>>> + Send + use<E> {
-        let slot = Arc::new(Slot {
-            held: Mutex::new(Some((self.open.clone(), self.interest.clone()))),
-            pace: Mutex::default(),
-        });
+        let slot = Slot::new(self.open.clone(), self.interest.clone());
         let ledger = self.open.charge.ledger().clone();
         let registered = Registered { number: ledger.register(&slot), ledger };
         let state = (slot, registered, self.progress.clone(), part.start);
         stream::try_unfold(state, move |(slot, registered, mut progress, at)| async move {
-            lock(&slot.pace).asks(Instant::now());
+            slot.asks();
             if at >= part.end {
                 return Ok(None);
             }
@@ -240,7 +154,7 @@ impl<E: Send + Sync + 'static> Follower<E> {
                 open.charge.spoil();
                 SpoolError::Disk(Arc::new(error))
             })?;
-            lock(&slot.pace).took(chunk.len(), Instant::now());
+            slot.took(chunk.len());
             let next = at + u64::try_from(chunk.len()).unwrap_or(0);
             Ok(Some((chunk, (slot, registered, progress, next))))
         })
@@ -332,8 +246,4 @@ pub(crate) async fn read_at(file: &Arc<fs::File>, at: u64, wanted: usize) -> io:
 
 fn shorter() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its maker said")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
