@@ -244,11 +244,11 @@ impl Fleet {
     pub async fn apply(&self, delta: Delta, known: Known) {
         let Delta { changes, refused, news, complete } = delta;
         tell(&news);
+        let changed: Vec<RepoId> = changes.iter().map(|(id, _)| id.clone()).collect();
         let gone: Vec<(Running, Data)> = self.write(|declared| {
             (declared.complete, declared.known) = (complete, declared.known.max(known));
             declared.refused = refused.unwrap_or_else(|| declared.refused.clone());
             let stops = changes.iter().filter_map(|(id, standing)| {
-                declared.changed.insert(id.clone());
                 let data = match standing {
                     Standing::Runs(_) => {
                         declared.idle.remove(id);
@@ -303,6 +303,8 @@ impl Fleet {
                 }
             }
         }
+        // Not before they are what they have become: who looks in between would never look again.
+        self.write(|declared| declared.changed.extend(changed));
         self.changed.notify_one();
         self.applied.send_modify(|applied| *applied += 1);
     }
