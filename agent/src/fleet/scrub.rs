@@ -129,7 +129,7 @@ impl Scrubber {
             // From now on nothing is missed.
             changed.as_mut().enable();
             match self.integrity.take(causes) {
-                Ok((id, cause, said)) => self.examine(&id, cause, &said, pace).await,
+                Ok((id, cause, said)) => self.examine(&id, cause, said, pace).await,
                 Err(Some(at)) => {
                     let _ = time::timeout_at(at.into(), changed).await;
                 }
@@ -138,7 +138,7 @@ impl Scrubber {
         }
     }
 
-    async fn examine(&self, id: &RepoId, cause: Cause, said: &str, pace: Option<u64>) {
+    async fn examine(&self, id: &RepoId, cause: Cause, said: String, pace: Option<u64>) {
         let started = Instant::now();
         let thorough = cause == Cause::Doubt;
         let examiner = Examiner { git: self.git.clone(), metrics: self.metrics.clone(), pace, thorough };
@@ -169,8 +169,13 @@ impl Scrubber {
             Verdict::Damaged(message) => Some(trouble(Reason::MirrorDamaged, message)),
             Verdict::Failing(message) => Some(trouble(Reason::DiskFailing, message)),
             Verdict::Unknown(reason) => {
-                tracing::info!(repo = %id, said, reason, "the mirror could not be examined");
-                self.integrity.examined(id, cause, took, self.interval, false);
+                tracing::debug!(repo = %id, said, reason, "the mirror could not be examined");
+                match cause {
+                    Cause::Doubt => self.integrity.unresolved(id, said, took),
+                    Cause::Use | Cause::Age => {
+                        self.integrity.examined(id, cause, took, self.interval, false);
+                    }
+                }
                 return;
             }
         };

@@ -20,6 +20,9 @@ const IN_USE: Duration = Duration::from_secs(10);
 /// … and after so many times as long as that took: an examination reads all of the mirror.
 const REST: u32 = 10;
 
+/// A doubt that could not be resolved is heeded again after this: the mirror may have been about to be loaded.
+const UNRESOLVED: Duration = Duration::from_secs(1);
+
 /// A doubt that turned out to be none is heeded again after this, …
 const FIRST_DOUBT: Duration = Duration::from_secs(60);
 /// … each further one in a row twice as late, up to this: no client can make the agent read without end.
@@ -201,6 +204,18 @@ impl Integrity {
         self.0.changed.notify_waiters();
     }
 
+    /// The mirror's files could not be examined, which took so long: the doubt that `said` raised stays, and is heeded
+    /// again after a while.
+    pub fn unresolved(&self, id: &RepoId, said: String, took: Duration) {
+        let mut standings = self.lock();
+        if let Some(standing) = standings.get_mut(id) {
+            standing.under_way = false;
+            standing.doubt.get_or_insert((Instant::now() + UNRESOLVED.max(took * REST), said));
+        }
+        drop(standings);
+        self.0.changed.notify_waiters();
+    }
+
     /// Waits until something has changed since the future was made.
     pub fn changed(&self) -> Notified<'_> {
         self.0.changed.notified()
@@ -307,5 +322,16 @@ mod tests {
         integrity.know(&on_disk, |_| Some(soon));
         integrity.know(&on_disk, |_| Some(soon + DAY));
         assert_eq!(integrity.take(ALL), Err(Some(soon)));
+    }
+
+    #[test]
+    fn a_doubt_that_could_not_be_resolved_stays() {
+        let (integrity, id) = (Integrity::default(), RepoId::from_route("example.org/a").unwrap());
+        integrity.doubt(&id, "bad object");
+        let (taken, cause, said) = integrity.take(ALL).unwrap();
+        assert_eq!((&taken, cause, said.as_str()), (&id, Cause::Doubt, "bad object"));
+        integrity.unresolved(&id, said, seconds(0));
+        let again = integrity.take(ALL).unwrap_err().unwrap();
+        assert!(again <= Instant::now() + UNRESOLVED);
     }
 }
