@@ -1,5 +1,8 @@
 //! What the code may not do, checked on its text.
 
+mod circles;
+mod sizes;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +19,16 @@ fn files() -> Result<Vec<(String, PathBuf)>> {
         Ok((top, path))
     };
     crate::rust_files(&source())?.into_iter().map(named).collect()
+}
+
+/// A file's text up to its tests.
+fn code(path: &Path) -> Result<String> {
+    // A file of tests that its module declares is named so.
+    if path.ends_with("tests.rs") {
+        return Ok(String::new());
+    }
+    let text = std::fs::read_to_string(path)?;
+    Ok(text.split("\n#[cfg(test)]\n").next().unwrap_or_default().to_owned())
 }
 
 #[test]
