@@ -158,7 +158,7 @@ mod tests {
             ),
             (
                 vec![ready(), failing(entry("c-1", Phase::Restoring), "Damaged", "MirrorDamaged")],
-                "Ready=True/Serving Reconciling=True/Restoring Damaged=True/MirrorDamaged",
+                "Ready=True/Serving Reconciling=True/Retrying Damaged=True/MirrorDamaged",
             ),
             (
                 vec![failing(entry("c-0", Phase::Backoff), "Damaged", "DiskFailing")],
