@@ -59,12 +59,17 @@ impl Task {
         let problem = match found.map_err(|error| error.to_string()) {
             Ok(Ok(None)) => return,
             Ok(Ok(Some(refs))) => match self.check(&refs).await {
-                Ok(()) => {
+                Ok(doubt) => {
                     self.upkeep.found(&refs);
                     self.stored = Some(Arc::new(Stored::new(Arc::new(refs))));
                     self.demand.load(&self.site.dir);
                     self.measure();
                     self.life.on_disk = true;
+                    // Only what is published can be examined.
+                    self.publish();
+                    if let Some(said) = doubt {
+                        self.site.integrity.doubt(&self.site.id, &said);
+                    }
                     return;
                 }
                 Err(problem) => problem,
@@ -75,8 +80,8 @@ impl Task {
         self.replace(Trouble { reason: Reason::MirrorDamaged, message: problem });
     }
 
-    /// Whether git has every object that the mirror's refs name.
-    async fn check(&self, refs: &RefSet) -> Result<(), String> {
+    /// Whether git has every object that the mirror's refs name; git's words where it cannot tell.
+    async fn check(&self, refs: &RefSet) -> Result<Option<String>, String> {
         let tips: Vec<Oid> = refs.tips().collect();
         // A child that lacks descriptors or memory misses what is there: only what is missed twice is missing.
         for attempt in 1.. {
@@ -85,19 +90,18 @@ impl Task {
                 // No reason to give a mirror up, and one to look at its files.
                 Err(error) => {
                     tracing::warn!(%error, "the mirror on the disk cannot be checked; it is taken as it is");
-                    self.site.integrity.doubt(&self.site.id, &error.to_string());
-                    return Ok(());
+                    return Ok(Some(error.to_string()));
                 }
             };
             match missing.iter().next() {
-                None => return Ok(()),
+                None => return Ok(None),
                 Some(oid) if attempt > 1 => {
                     return Err(format!("{} objects are missing, such as {oid}", missing.len()));
                 }
                 Some(_) => {}
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 
