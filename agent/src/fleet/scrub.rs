@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use ring::digest::{Context, SHA256};
+use sha2::{Digest, Sha256};
 use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
 use tokio::time;
 
@@ -27,6 +27,7 @@ use crate::{
         examine::{Examiner, Verdict},
         integrity::{Cause, Integrity},
     },
+    protocol::lfs::LfsOid,
 };
 
 /// The most bytes that are read a second of mirrors in which nobody has met damage.
@@ -82,7 +83,7 @@ impl Scrubber {
                 Vec::new()
             });
             for (repo, oid, path) in objects {
-                match self.is_named(&path, &oid.to_string()).await {
+                match self.is_named(&path, oid).await {
                     Ok(true) => {}
                     Ok(false) => {
                         tracing::warn!(%repo, %oid, "a kept LFS object is damaged; it is fetched again");
@@ -96,11 +97,11 @@ impl Scrubber {
         }
     }
 
-    /// Whether the file's SHA-256 is `name`.
-    async fn is_named(&self, path: &Path, name: &str) -> std::io::Result<bool> {
+    /// Whether the file holds the object `oid`.
+    async fn is_named(&self, path: &Path, oid: LfsOid) -> std::io::Result<bool> {
         let path = path.to_owned();
         let mut file = blocking(move || fs::File::open(path)).await?;
-        let mut hash = Context::new(&SHA256);
+        let mut hash = Sha256::new();
         loop {
             let count;
             (file, hash, count) = blocking(move || {
@@ -112,12 +113,7 @@ impl Scrubber {
             .await?;
             self.metrics.integrity.examined_bytes.inc_by(count);
             if count == 0 {
-                let sum = hash.finish();
-                return Ok(sum
-                    .as_ref()
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .eq(name.as_bytes().chunks(2).map(|pair| String::from_utf8_lossy(pair).into_owned())));
+                return Ok(oid.is_sum(&hash.finalize()));
             }
             time::sleep(Duration::from_millis(count.saturating_mul(1000) / PACE)).await;
         }

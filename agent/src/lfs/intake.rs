@@ -50,8 +50,7 @@ impl Intake {
         if self.taken < self.bytes {
             return Err(FetchError::Mismatch("it is shorter"));
         }
-        let name: String = self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        let right = name == self.oid.to_string();
+        let right = self.oid.is_sum(&self.hasher.finalize());
         if right { Ok(self.bytes) } else { Err(FetchError::Mismatch("its SHA-256 is another")) }
     }
 }

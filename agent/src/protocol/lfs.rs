@@ -31,6 +31,11 @@ impl LfsOid {
         Oid::from_hex(hex.as_bytes()).filter(|oid| oid.format() == ObjectFormat::Sha256).map(Self)
     }
 
+    /// Whether `sum` is the SHA-256 of the object's content.
+    pub fn is_sum(&self, sum: &[u8]) -> bool {
+        hex::encode(sum) == self.to_string()
+    }
+
     /// Where the object is below a directory of objects, as git-lfs lays them out: `aa/bb/oid`.
     pub fn path(&self) -> PathBuf {
         let hex = self.to_string();
