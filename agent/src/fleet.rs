@@ -246,14 +246,11 @@ impl Fleet {
         tell(&news);
         let changed: Vec<RepoId> = changes.iter().map(|(id, _)| id.clone()).collect();
         let gone: Vec<(Running, Data)> = self.write(|declared| {
-            (declared.complete, declared.known) = (complete, declared.known.max(known));
+            declared.complete = false;
             declared.refused = refused.unwrap_or_else(|| declared.refused.clone());
             let stops = changes.iter().filter_map(|(id, standing)| {
                 let data = match standing {
-                    Standing::Runs(_) => {
-                        declared.idle.remove(id);
-                        return None;
-                    }
+                    Standing::Runs(_) => return None,
                     Standing::Refused(reason) => {
                         declared.idle.insert(id.clone(), *reason);
                         Data::Keep
@@ -297,14 +294,19 @@ impl Fleet {
                     let (mirror, task) = Mirror::start(&self.services, settings);
                     let task = self.alarm.watch("mirror", task);
                     self.write(|declared| {
+                        declared.idle.remove(&id);
                         declared.names.insert(name, id.clone());
                         declared.mirrors.insert(id, Running { mirror, task })
                     });
                 }
             }
         }
-        // Not before they are what they have become: who looks in between would never look again.
-        self.write(|declared| declared.changed.extend(changed));
+        // Not before all are what they are to be: who asks in between would take those that still start for undeclared, or
+        // find nothing changed, and never ask again.
+        self.write(|declared| {
+            (declared.complete, declared.known) = (complete, declared.known.max(known));
+            declared.changed.extend(changed);
+        });
         self.changed.notify_one();
         self.applied.send_modify(|applied| *applied += 1);
     }
