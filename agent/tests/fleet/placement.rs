@@ -41,6 +41,14 @@ async fn each_mirror_is_on_one_pod_and_all_pods_serve_it_while_it_moves_too() ->
         api.endpoint("default-pods", &format!("default-{number}"), pod.git_address()?);
     }
     let patience = Duration::from_secs(90);
+    // Before all know each other, each mirror may be on one pod by chance, and move.
+    for pod in &pods {
+        eventually(patience, "the pods to know each other", async || {
+            ensure!(pod.logs()?.contains("members=3"), "not yet");
+            Ok(())
+        })
+        .await?;
+    }
     let placed = async |pods: &[Agent]| {
         eventually(patience, "each mirror on one pod", async || {
             let mut places = Vec::new();
