@@ -102,7 +102,7 @@ impl Report {
         json!({
             "machine": machine,
             "repository": repository,
-            "floor": {"full_cpu_seconds": floor.full.as_secs_f64(), "depth1_cpu_seconds": floor.shallow.as_secs_f64()},
+            "floor": {"full_cpu_seconds": floor.full.as_secs_f64(), "depth1_cpu_seconds": floor.shallow.as_secs_f64(), "list_cpu_seconds": floor.list.as_secs_f64()},
             "mirrored": mirrored,
             "rounds": rounds,
             "seconds": seconds,
@@ -189,7 +189,11 @@ mod tests {
                 pack_bytes: 6,
                 head: "7".into(),
             },
-            floor: Floor { full: Duration::from_secs(2), shallow: Duration::from_secs(3) },
+            floor: Floor {
+                full: Duration::from_secs(2),
+                shallow: Duration::from_secs(3),
+                list: Duration::from_millis(4),
+            },
             mirrored: None,
             rounds: 1,
             seconds: 9,

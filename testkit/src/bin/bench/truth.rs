@@ -9,10 +9,11 @@ use tarn_testkit::load::{Ask, Check, Client, Clones, Depth, RefSet, clones};
 
 use crate::side::{Side, Staleness};
 
-/// With less, process starts and noise decide, and ratios flatter whoever starts fewer processes.
-const LEAST_FULL: Duration = Duration::from_millis(1_500);
-/// As [`LEAST_FULL`], for depth 1.
-const LEAST_SHALLOW: Duration = Duration::from_millis(2_000);
+/// A clone costs at least so many lists of one ref, which are hardly more than the start of two processes. With less, starts
+/// and noise decide, and ratios flatter whoever starts fewer processes. A ratio, since seconds depend on the machine.
+const LEAST_LISTS: f64 = 200.0;
+/// Lists that are measured together.
+const LISTS: u32 = 100;
 
 /// What a one-branch fetch asks for.
 pub(crate) const ONE_BRANCH: [&str; 1] = ["refs/heads/main"];
@@ -52,7 +53,15 @@ impl Truth {
             anyhow::Ok(usage.cpu)
         };
         let (full, shallow) = (cost(Depth::Full).await?, cost(Depth::One).await?);
-        Ok((truth, Floor { full, shallow }))
+        let lists = async {
+            let mut client = Client::new(baseline.url(Staleness::None))?;
+            for _ in 0..LISTS {
+                client.ls_refs(&ONE_BRANCH).await?;
+            }
+            anyhow::Ok(())
+        };
+        let (_, usage) = baseline.server.measure(lists).await?;
+        Ok((truth, Floor { full, shallow, list: usage.cpu / LISTS }))
     }
 
     /// Checks that a side answers the same, with a hash over every byte of its packs; warms it up, too.
@@ -132,38 +141,40 @@ impl Truth {
     }
 }
 
-/// CPU that git http-backend pays for one clone.
+/// CPU that git http-backend pays for one clone, and for a list of one ref.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Floor {
     pub(crate) full: Duration,
     pub(crate) shallow: Duration,
+    pub(crate) list: Duration,
 }
 
 impl Floor {
     /// Says why the repository is too small for a comparison, if it is.
     pub(crate) fn holds(&self) -> Result<(), String> {
-        let least = |what, paid: Duration, least: Duration| {
-            if paid >= least {
-                return Ok(());
+        for (what, paid) in [("full", self.full), ("depth-1", self.shallow)] {
+            let lists = paid.as_secs_f64() / self.list.as_secs_f64();
+            if lists < LEAST_LISTS {
+                let paid = paid.as_secs_f64();
+                return Err(format!(
+                    "git http-backend pays {paid:.2} s of CPU for a {what} clone, as for {lists:.0} lists of one ref: \
+                     less than {LEAST_LISTS}"
+                ));
             }
-            Err(format!(
-                "git http-backend pays {:.2} s of CPU for a {what} clone, less than {least:.1?}",
-                paid.as_secs_f64()
-            ))
-        };
-        least("full", self.full, LEAST_FULL)?;
-        least("depth-1", self.shallow, LEAST_SHALLOW)
+        }
+        Ok(())
     }
 }
 
 impl fmt::Display for Floor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { full, shallow } = self;
+        let Self { full, shallow, list } = self;
         write!(
             f,
-            "{:.2} s of CPU for a full and {:.2} s for a depth-1 clone",
+            "{:.2} s of CPU for a full and {:.2} s for a depth-1 clone, {:.2} ms for a list of one ref",
             full.as_secs_f64(),
-            shallow.as_secs_f64()
+            shallow.as_secs_f64(),
+            list.as_secs_f64() * 1e3
         )
     }
 }
@@ -177,9 +188,10 @@ mod tests {
         let floor = |full, shallow| Floor {
             full: Duration::from_millis(full),
             shallow: Duration::from_millis(shallow),
+            list: Duration::from_millis(2),
         };
-        assert_eq!(floor(1_500, 2_000).holds(), Ok(()));
-        assert!(floor(1_499, 9_000).holds().unwrap_err().contains("full"));
-        assert!(floor(9_000, 1_999).holds().unwrap_err().contains("depth-1"));
+        assert_eq!(floor(400, 400).holds(), Ok(()));
+        assert!(floor(399, 9_000).holds().unwrap_err().contains("full"));
+        assert!(floor(9_000, 399).holds().unwrap_err().contains("depth-1"));
     }
 }
