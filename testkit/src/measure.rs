@@ -62,6 +62,11 @@ pub struct Usage {
     pub wall: Duration,
 }
 
+/// How long a server must do next to nothing before it is at rest, …
+const REST: Duration = Duration::from_secs(3);
+/// … which is at most this part of a processor.
+const NEXT_TO_NOTHING: u32 = 20;
+
 /// The peak of a process's resident memory so far, in bytes.
 pub fn peak_rss(pid: u32) -> Result<u64> {
     proc::peak(pid)
@@ -155,6 +160,21 @@ impl Server {
             sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+
+    /// Waits until the server has done next to nothing for [`REST`], neither itself nor by children; fails after `limit`.
+    /// What it does on its own account, such as a snapshot of a new mirror, is no part of what a client costs.
+    pub async fn rest(&self, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let before = self.tree.cpu(self.pid)?;
+            sleep(REST).await;
+            let used = self.tree.cpu(self.pid)?.saturating_sub(before);
+            if used <= REST / NEXT_TO_NOTHING && self.tree.members(self.pid)?.len() <= 1 {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < limit, "the server still worked after {limit:?}");
+        }
     }
 
     /// Waits until the server has had no children for as long as `calm`; fails after `limit`.

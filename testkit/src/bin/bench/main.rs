@@ -36,8 +36,8 @@ use crate::truth::Truth;
 const TOO_SMALL: u8 = 3;
 /// No single measurement takes so long.
 const SAMPLE: Duration = Duration::from_secs(10 * 60);
-/// How long a server may go on with its own work (such as packing a new mirror) before it is measured.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long a server may go on with its own work (packing a new mirror, its first snapshot) before it is measured.
+const IDLE: Duration = Duration::from_secs(180);
 /// The whole run ends after this time, whatever happens.
 const RUN: Duration = Duration::from_secs(60 * 60);
 
@@ -143,7 +143,7 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
     {
         let side = Side::tarn(agent, &repository, work.path()).await?;
         truth.holds_for(&side).await?;
-        side.server.idle(IDLE).await?;
+        side.server.rest(IDLE).await?;
         tarn = Some(side);
     }
     let shared = Shared { repository, truth, baseline, tarn, agent, work };
