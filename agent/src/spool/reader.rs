@@ -77,13 +77,8 @@ impl<E: Send + Sync + 'static> Follower<E> {
     /// # Errors
     /// It will never be whole.
     pub async fn announced(&self) -> Result<Option<u64>, SpoolError<E>> {
-        let mut progress = self.progress.clone();
-        let known = progress.wait_for(|progress| progress.announced.is_some() || progress.end.is_some());
-        let known = known.await.map_err(|_| SpoolError::GivenUp)?;
-        match &known.end {
-            Some(Err(error)) => Err(error.clone()),
-            _ => Ok(known.announced),
-        }
+        let known = |progress: &Progress<E>| progress.announced.is_some() && progress.end.is_none();
+        Ok(self.reached(known).await?.1)
     }
 
     /// Waits until the file is whole, and says how long it is.
@@ -91,13 +86,7 @@ impl<E: Send + Sync + 'static> Follower<E> {
     /// # Errors
     /// It will never be.
     pub async fn whole(&self) -> Result<u64, SpoolError<E>> {
-        let mut progress = self.progress.clone();
-        let ended = progress.wait_for(|progress| progress.end.is_some()).await;
-        let ended = ended.map_err(|_| SpoolError::GivenUp)?;
-        match &ended.end {
-            Some(Err(error)) => Err(error.clone()),
-            _ => Ok(ended.length),
-        }
+        Ok(self.reached(|_| false).await?.0)
     }
 
     /// Waits until there is something to read, or the file is whole.
@@ -105,12 +94,17 @@ impl<E: Send + Sync + 'static> Follower<E> {
     /// # Errors
     /// There never will be.
     pub async fn begun(&self) -> Result<(), SpoolError<E>> {
+        self.reached(|progress| progress.length > 0).await.map(drop)
+    }
+
+    /// Waits until the maker is so far, or at its end; gives the length, and the one foretold.
+    async fn reached(&self, far: impl Fn(&Progress<E>) -> bool) -> Result<(u64, Option<u64>), SpoolError<E>> {
         let mut progress = self.progress.clone();
-        let begun = progress.wait_for(|progress| progress.length > 0 || progress.end.is_some()).await;
-        let begun = begun.map_err(|_| SpoolError::GivenUp)?;
-        match &begun.end {
-            Some(Err(error)) if begun.length == 0 => Err(error.clone()),
-            _ => Ok(()),
+        let reached = progress.wait_for(|progress| far(progress) || progress.end.is_some()).await;
+        let reached = reached.map_err(|_| SpoolError::GivenUp)?;
+        match &reached.end {
+            Some(Err(error)) if !far(&reached) => Err(error.clone()),
+            _ => Ok((reached.length, reached.announced)),
         }
     }
 
