@@ -33,6 +33,10 @@ use super::{
 /// How much of a child's standard error is kept: its last lines tell why it failed.
 const STDERR_KEPT: usize = 16 * 1024;
 
+/// How much sooner than the agent the kernel ends a child where memory is short, of 1,000 (proc(5)): a repack can be run
+/// again, and the agent's end is the end of all answers.
+const OOM_SCORE_ADJ: &str = "500";
+
 /// Variables that children inherit; everything else is dropped. They say where programs and certificates
 /// are and how to reach a proxy.
 const INHERITED: &[&str] = &[
@@ -278,6 +282,10 @@ impl Command {
         let verb = self.verb;
         let started = orphans::start(&mut self.inner);
         let (child, own) = started.map_err(|source| GitError::Io { verb: verb.clone(), source })?;
+        if let Some(pid) = child.id() {
+            // What it starts inherits it. Best effort: it may have ended.
+            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE_ADJ);
+        }
         tracing::trace!(verb, pid = child.id(), "child started");
         Ok(Child { inner: child, own, verb })
     }
@@ -458,6 +466,17 @@ mod tests {
         assert_eq!(collect(Some(&b"1234"[..]), 4).await.unwrap().as_deref(), Some(&b"1234"[..]));
         // The child has ended well: what is left fits into the pipe.
         assert_eq!(collect(Some(&b"12345"[..]), 4).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn where_memory_is_short_children_end_before_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let git = Git::detect(dir.path(), OsStr::new("test"), false).await.unwrap();
+        let child = git.command("nap").config("alias.nap=!sleep 30").spawn().unwrap();
+        let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        let own: i32 = score("self").trim().parse().unwrap();
+        assert!(own < 500, "{own}");
+        assert_eq!(score(&child.inner.id().unwrap().to_string()).trim(), OOM_SCORE_ADJ);
     }
 
     #[tokio::test]
