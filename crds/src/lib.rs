@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a disk, a network or a clock: types, their schema, and pure functions over them.
 
+pub mod credentials;
 #[cfg(feature = "crdgen")]
 pub mod generate;
 #[cfg(feature = "manifest")]
@@ -14,14 +15,10 @@ pub mod summarize;
 #[cfg(feature = "api")]
 pub mod v1alpha1;
 
+pub use credentials::{CREDENTIALS_LABEL, HOSTS_ANNOTATION};
+
 /// The API group of every kind.
 pub const GROUP: &str = "tarn.dev";
-
-/// A Secret is used as upstream credentials only if it carries this label with the value `true`.
-pub const CREDENTIALS_LABEL: &str = "tarn.dev/credentials";
-
-/// A Secret with the credentials label lists here, separated by commas, the hosts it may be sent to.
-pub const HOSTS_ANNOTATION: &str = "tarn.dev/hosts";
 
 /// Writing a new value to this annotation of a GitMirror asks for a look at the upstream at once.
 pub const REQUESTED_AT_ANNOTATION: &str = "tarn.dev/requestedAt";

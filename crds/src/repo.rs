@@ -9,6 +9,7 @@
 //! error repeats any part of its input.
 
 mod authority;
+mod list;
 mod path;
 mod upstream;
 
@@ -18,6 +19,7 @@ use std::str::FromStr;
 
 use authority::Authority;
 
+pub use list::{EntryProblem, InvalidEntry, UpstreamList};
 pub use upstream::{Scheme, UpstreamUrl};
 
 /// The longest canonical path, in bytes. An S3 key has at most 1,024, of which the host (255), the bucket prefix
@@ -72,6 +74,11 @@ impl RepoId {
     /// The host in lower case, without a port.
     pub fn hostname(&self) -> &str {
         self.authority.hostname()
+    }
+
+    /// The host and port as one word without a colon, as in [`Self::dir`]: `github.com`, `git.corp._8443`.
+    pub fn host_word(&self) -> String {
+        self.authority.dir()
     }
 
     /// The canonical path, without a leading slash and without `.git`: `org/repo`.

@@ -5,7 +5,6 @@
 
 pub mod error;
 pub mod events;
-pub mod secrets;
 pub mod ssa;
 
 pub mod context;

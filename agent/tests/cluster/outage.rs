@@ -86,7 +86,7 @@ impl Cluster {
 
     fn creds(&self) {
         let host = self.upstream.address().to_string();
-        self.api.secret("creds", &host, &[("username", "ada"), ("password", CANARY)]);
+        self.api.secret("creds", &format!("http://{host}"), &[("username", "ada"), ("password", CANARY)]);
     }
 }
 

@@ -42,7 +42,7 @@ async fn a_rotated_secret_takes_effect_and_is_seen_nowhere() -> Result<()> {
     let foreign = |entry: &serde_json::Value| entry["findings"][0]["reason"] == "SecretNotAllowed";
     cluster.entry("a", POD, "SecretNotAllowed", foreign).await?;
     assert!(!cluster.upstream.log().iter().any(|seen| seen.authorized));
-    cluster.api.secret("creds", &host, &[("username", "ada"), ("password", CANARY)]);
+    cluster.api.secret("creds", &format!("http://{host}"), &[("username", "ada"), ("password", CANARY)]);
     cluster.head_told("a", POD, &origin).await?;
     expect_none(&cluster, &pod).await?;
     // The upstream takes another password from now on.
@@ -56,7 +56,7 @@ async fn a_rotated_secret_takes_effect_and_is_seen_nowhere() -> Result<()> {
     cluster.entry("a", POD, "a finding", |entry| entry["findings"][0]["type"] == "Stale").await?;
     expect_none(&cluster, &pod).await?;
     origin.commit("main", &[("f", "2")]).await?;
-    cluster.api.secret("creds", &host, &[("username", "ada"), ("password", "another")]);
+    cluster.api.secret("creds", &format!("http://{host}"), &[("username", "ada"), ("password", "another")]);
     let entry = cluster.head_told("a", POD, &origin).await?;
     assert!(
         entry["findings"].is_null() || entry["findings"].as_array().is_some_and(Vec::is_empty),

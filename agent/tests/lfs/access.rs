@@ -82,7 +82,7 @@ async fn lfs_credentials_go_to_the_upstream_alone_and_are_seen_nowhere() -> Resu
     upstream.require(Auth::Basic { user: "ada".into(), password: PASSWORD.into() });
     let secret = format!(
         "apiVersion: v1\nkind: Secret\nmetadata:\n  name: creds\n  labels: {{tarn.dev/credentials: 'true'}}\n  \
-         annotations: {{tarn.dev/hosts: '127.0.0.1,{}'}}\nstringData:\n  username: ada\n  password: {PASSWORD}\n",
+         annotations: {{tarn.dev/hosts: 'http://{}'}}\nstringData:\n  username: ada\n  password: {PASSWORD}\n",
         upstream.address()
     );
     let spec = ["secretRef: {name: creds}", "access: Anonymous"];

@@ -19,7 +19,7 @@ pub(crate) const CANARY_BASE64: &str = "YWRhOmthbmFyaWVudm9nZWwtN2YzYQ==";
 pub(super) fn secret(upstream: &Upstream, data: &[(&str, &str)]) -> String {
     let mut yaml = format!(
         "apiVersion: v1\nkind: Secret\nmetadata:\n  name: creds\n  labels: {{tarn.dev/credentials: 'true'}}\n  \
-         annotations: {{tarn.dev/hosts: '127.0.0.1,{}'}}\nstringData:\n",
+         annotations: {{tarn.dev/hosts: 'http://{}'}}\nstringData:\n",
         upstream.address()
     );
     for (key, value) in data {

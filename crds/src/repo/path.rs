@@ -38,6 +38,18 @@ pub(super) fn canonical(path: &str) -> Result<String, RepoIdError> {
     if canonical.len() > MAX_PATH { Err(RepoIdError::PathTooLong) } else { Ok(canonical) }
 }
 
+/// The canonical form of a part of a segment.
+pub(super) fn canonical_part(part: &str) -> Result<String, RepoIdError> {
+    if !part.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(RepoIdError::NotEncoded);
+    }
+    let decoded = decode(part)?;
+    if decoded.chars().any(|c| c.is_control() || c == '\\') {
+        return Err(RepoIdError::Control);
+    }
+    Ok(utf8_percent_encode(&decoded, &ENCODED).to_string())
+}
+
 /// Decodes one segment; what would change where a segment ends is refused even though it was encoded.
 fn decode(segment: &str) -> Result<String, RepoIdError> {
     for (_, rest) in segment.match_indices('%').map(|(at, _)| segment.split_at(at)) {

@@ -30,7 +30,7 @@ impl Scheme {
         }
     }
 
-    fn default_port(self) -> Option<u16> {
+    pub(super) fn default_port(self) -> Option<u16> {
         match self {
             Self::Https => Some(443),
             Self::Http => Some(80),

@@ -140,7 +140,7 @@ pub struct GitMirrorSpec {
     pub suspend: bool,
     /// Secret with the credentials for the upstream: `username` and `password`, or `bearerToken`, or `identity` and
     /// `known_hosts`, or `githubAppID`, `githubAppInstallationID` and `githubAppPrivateKey` (with `githubAppBaseURL` where
-    /// the API is not at its usual place); and `ca.crt`. It is used only if it carries the label `tarn.dev/credentials=true` and its annotation `tarn.dev/hosts` lists the host.
+    /// the API is not at its usual place); and `ca.crt`. It is used only if it carries the label `tarn.dev/credentials=true` and its annotation `tarn.dev/hosts` lists the upstream, such as `github.com/org/*`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
     /// Which refs are mirrored. HEAD always is.

@@ -50,7 +50,7 @@ async fn require(scene: &Scene, password: &str) -> Result<()> {
 fn secret(scene: &Scene, password: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Secret\nmetadata:\n  name: upstream\n  labels: {{tarn.dev/credentials: \"true\"}}\n  \
-         annotations: {{tarn.dev/hosts: {}}}\nstringData: {{username: tarn, password: {password}}}\n",
+         annotations: {{tarn.dev/hosts: 'http://{}'}}\nstringData: {{username: tarn, password: {password}}}\n",
         scene.upstream_host()
     )
 }

@@ -11,7 +11,7 @@ fn adapted(name: &str, host: &str) -> Result<String> {
     let mut text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     for foreign in ["github.com", "git.example.com", "git.kernel.org"] {
         text = text.replace(&format!("https://{foreign}/"), &format!("http://{host}/"));
-        text = text.replace(&format!("tarn.dev/hosts: {foreign}"), &format!("tarn.dev/hosts: {host}"));
+        text = text.replace(&format!("tarn.dev/hosts: {foreign}"), &format!("tarn.dev/hosts: http://{host}"));
     }
     Ok(text)
 }

@@ -8,12 +8,15 @@ use k8s_openapi::api::{
     core::v1::{Pod, Secret},
 };
 use kube::{Api, ResourceExt};
-use tarn_crds::v1alpha1::{GitCache, GitMirror};
+use tarn_crds::{
+    credentials::may_be_sent,
+    repo::UpstreamUrl,
+    v1alpha1::{GitCache, GitMirror},
+};
 
 use crate::{
     context::{Context, expired},
     error::Error,
-    secrets,
 };
 
 /// What there is around a GitCache.
@@ -48,7 +51,9 @@ pub async fn dereference(cache: &GitCache, context: &Context, now: Timestamp) ->
     let allowed = |mirror: &Arc<GitMirror>| {
         let secret = mirror.spec.secret_ref.as_ref()?;
         let found = stores.secret(&namespace, &secret.name)?;
-        secrets::allowed(&found.metadata, &mirror.spec.url).then(|| secret.name.clone())
+        let url = UpstreamUrl::parse(&mirror.spec.url).ok()?;
+        let (labels, annotations) = (found.metadata.labels.as_ref(), found.metadata.annotations.as_ref());
+        may_be_sent(&secret.name, labels, annotations, &url).is_ok().then(|| secret.name.clone())
     };
     let secrets = mirrors.iter().filter_map(allowed).collect();
     let store_secret = cache.spec.store.as_ref().and_then(|store| store.s3.as_ref()?.secret_ref.as_ref());

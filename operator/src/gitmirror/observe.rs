@@ -8,7 +8,8 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{Api, ResourceExt};
 use tarn_crds::{
     REQUESTED_AT_ANNOTATION,
-    repo::RepoId,
+    credentials::may_be_sent,
+    repo::UpstreamUrl,
     summarize::Note,
     v1alpha1::{GitMirror, Replica, conditions::Reason},
 };
@@ -16,7 +17,6 @@ use tarn_crds::{
 use crate::{
     context::{Context, expired},
     error::Error,
-    secrets,
 };
 
 /// A GitMirror and what is around it.
@@ -102,8 +102,8 @@ async fn stalled(
     now: Timestamp,
 ) -> Result<Option<Note>, Error> {
     let spec = &mirror.spec;
-    let repo = match RepoId::from_url(&spec.url) {
-        Ok(repo) => repo,
+    let url = match UpstreamUrl::parse(&spec.url) {
+        Ok(url) => url,
         Err(error) => return Ok(Some(Note::new(Reason::InvalidUrl, format!("spec.url {error}")))),
     };
     if !has_cache {
@@ -112,7 +112,8 @@ async fn stalled(
         return Ok(Some(Note::new(Reason::CacheNotFound, message)));
     }
     if let Some(owner) = context.claims.taken_by(mirror, &context.stores, now) {
-        let message = format!("GitMirror {owner} mirrors the same repository, {repo}: remove one of the two");
+        let message =
+            format!("GitMirror {owner} mirrors the same repository, {}: remove one of the two", url.id());
         return Ok(Some(Note::new(Reason::DuplicateUrl, message)));
     }
     let Some(name) = spec.secret_ref.as_ref().map(|secret| secret.name.as_str()) else { return Ok(None) };
@@ -125,15 +126,8 @@ async fn stalled(
     }
     Ok(match secret {
         None => Some(Note::new(Reason::SecretNotFound, format!("there is no Secret {name}: add it"))),
-        Some(secret) if secrets::allowed(&secret, &spec.url) => None,
-        Some(secret) if secrets::labelled(&secret) => {
-            let annotation = tarn_crds::HOSTS_ANNOTATION;
-            let message = format!("list {} in the annotation {annotation} of the Secret {name}", repo.host());
-            Some(Note::new(Reason::SecretNotAllowed, message))
-        }
-        Some(_) => {
-            let label = tarn_crds::CREDENTIALS_LABEL;
-            Some(Note::new(Reason::SecretNotAllowed, format!("label the Secret {name} with {label}=true")))
-        }
+        Some(secret) => may_be_sent(name, secret.labels.as_ref(), secret.annotations.as_ref(), &url)
+            .err()
+            .map(|denied| Note::new(Reason::SecretNotAllowed, denied.to_string())),
     })
 }

@@ -1,8 +1,7 @@
-//! Which Secret opens which upstream. Only a Secret that lists the upstream's host is used, so that a GitMirror cannot
-//! send a foreign Secret to a host of its author's choice.
+//! The credentials of a Secret, for an upstream that the Secret names ([`tarn_crds::credentials`]).
 
 use k8s_openapi::api::core::v1::Secret;
-use tarn_crds::{CREDENTIALS_LABEL, HOSTS_ANNOTATION, repo::UpstreamUrl, v1alpha1::conditions::Reason};
+use tarn_crds::{credentials::may_be_sent, repo::UpstreamUrl, v1alpha1::conditions::Reason};
 
 use super::source::Known;
 use crate::upstream::Credentials;
@@ -40,23 +39,9 @@ pub(super) fn credentials(
 }
 
 fn of_secret(name: &str, secret: &Secret, url: &UpstreamUrl) -> Result<Credentials, (Reason, String)> {
-    let label = secret.metadata.labels.iter().flatten().find(|(key, _)| *key == CREDENTIALS_LABEL);
-    if label.is_none_or(|(_, value)| value != "true") {
-        return Err((
-            Reason::SecretNotAllowed,
-            format!("label the Secret {name} with {CREDENTIALS_LABEL}=true"),
-        ));
-    }
-    let hosts = secret.metadata.annotations.iter().flatten().find(|(key, _)| *key == HOSTS_ANNOTATION);
-    let host = url.id().host();
-    if !hosts
-        .is_some_and(|(_, hosts)| hosts.split(',').any(|listed| listed.trim().eq_ignore_ascii_case(host)))
-    {
-        return Err((
-            Reason::SecretNotAllowed,
-            format!("list {host} in the annotation {HOSTS_ANNOTATION} of the Secret {name}"),
-        ));
-    }
+    let (labels, annotations) = (secret.metadata.labels.as_ref(), secret.metadata.annotations.as_ref());
+    may_be_sent(name, labels, annotations, url)
+        .map_err(|denied| (Reason::SecretNotAllowed, denied.to_string()))?;
     let data = secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect();
     Credentials::from_data(&data, url)
         .map_err(|error| (Reason::SecretInvalid, format!("Secret {name}: {error}")))
