@@ -1,5 +1,5 @@
 //! As much of GitHub's API as mints tokens for an App's installation. It takes a JWT as GitHub does: signed with the App's
-//! key, issued by the App, neither expired nor longer than ten minutes.
+//! key, issued by the App, neither expired nor longer than ten minutes. It mints tokens that read one repository, no others.
 
 #![expect(clippy::indexing_slicing, reason = "a missing field of a JSON value is a null")]
 
@@ -13,8 +13,9 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Method, Request, Response, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Collected, Full};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
@@ -40,6 +41,7 @@ struct State {
     delay: Duration,
     status: Option<u16>,
     refusals: Vec<String>,
+    repositories: Vec<String>,
 }
 
 impl GitHub {
@@ -59,16 +61,20 @@ impl GitHub {
             delay: Duration::ZERO,
             status: None,
             refusals: Vec::new(),
+            repositories: Vec::new(),
         };
         let state = Arc::new(Mutex::new(state));
         let shared = Arc::clone(&state);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let listening = Listening::start("github", address, move |stream| {
             let state = Arc::clone(&shared);
-            let service = hyper::service::service_fn(move |request| {
-                let delay = lock(&state).delay;
-                let answer = answer(&state, &request);
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let state = Arc::clone(&state);
                 async move {
+                    let (parts, body) = request.into_parts();
+                    let asked = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
+                    let answer = answer(&state, &parts, &asked);
+                    let delay = lock(&state).delay;
                     tokio::time::sleep(delay).await;
                     Ok::<_, Infallible>(answer)
                 }
@@ -112,7 +118,12 @@ impl GitHub {
         lock(&self.state).minted
     }
 
-    /// Why JWTs were refused.
+    /// The one repository that each of them was minted for.
+    pub fn repositories(&self) -> Vec<String> {
+        lock(&self.state).repositories.clone()
+    }
+
+    /// Why JWTs and requests were refused.
     pub fn refusals(&self) -> Vec<String> {
         lock(&self.state).refusals.clone()
     }
@@ -138,21 +149,33 @@ async fn new_key(dir: &Path) -> Result<(String, Vec<u8>)> {
     Ok((std::fs::read_to_string(&file)?, public))
 }
 
-fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(state: &Mutex<State>, request: &Parts, asked: &[u8]) -> Response<Full<Bytes>> {
     let mut state = lock(state);
     if let Some(status) = state.status {
         return reply(status, &json!({"message": "as the test says"}));
     }
-    let bearer = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let bearer = request.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     if let Err(why) = check(bearer, &state.public) {
         state.refusals.push(why.to_string());
         return reply(401, &json!({"message": "A JSON web token could not be decoded"}));
     }
     let wanted = format!("/api/v3/app/installations/{}/access_tokens", GitHub::INSTALLATION);
-    if request.method() != Method::POST || request.uri().path() != wanted {
+    if request.method != Method::POST || request.uri.path() != wanted {
         return reply(404, &json!({"message": "Not Found"}));
     }
+    let asked: Value = serde_json::from_slice(asked).unwrap_or_default();
+    let [Value::String(repository)] = asked["repositories"].as_array().map(Vec::as_slice).unwrap_or_default()
+    else {
+        state.refusals.push(format!("for more than one repository: {asked}"));
+        return reply(422, &json!({"message": "as the kit wants it: one repository"}));
+    };
+    if asked["permissions"] != json!({"contents": "read"}) {
+        state.refusals.push(format!("for more than reading contents: {asked}"));
+        return reply(422, &json!({"message": "as the kit wants it: contents, read"}));
+    }
+    let repository = repository.clone();
+    state.repositories.push(repository);
     state.minted += 1;
     let until = Timestamp::now() + state.lifetime;
     // GitHub tells whole seconds.

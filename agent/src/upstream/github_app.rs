@@ -1,7 +1,8 @@
-//! Tokens of a GitHub App's installation: minted with the App's key, renewed before they expire.
+//! Tokens of a GitHub App's installation: minted with the App's key, each for one repository, renewed before they expire.
 //!
 //! The App proves itself to GitHub's API with a short-lived JWT signed by its private key, and gets a token of an hour
-//! that git takes as a password. All mirrors that name the same installation share one [`Tokens`]. A token is minted in
+//! that git takes as a password. The token can read the contents of one repository and nothing else, whatever the
+//! installation may do. Those who want tokens of one repository share one [`Tokens`]. A token is minted in
 //! a task of its own, which no impatient look ends: who has none waits for it, who has one that still holds uses that
 //! meanwhile. Neither key nor tokens are ever printed.
 
@@ -69,6 +70,8 @@ pub struct App {
     pub(super) key: Secret,
     /// Where the API is, without a closing slash.
     pub(super) api: String,
+    /// The repository's name, without its owner: the installation has one owner.
+    pub(super) repository: String,
 }
 
 impl App {
@@ -92,7 +95,10 @@ impl App {
             Some(base) => api_at(base, url).map_err(|problem| ("githubAppBaseURL", problem))?,
             None => api_of(url),
         };
-        Ok(Self { id: id.to_owned(), installation: installation.to_owned(), key: Secret::new(key), api })
+        let path = url.id().path();
+        let repository = path.rsplit('/').next().unwrap_or(path).to_owned();
+        let (id, installation) = (id.to_owned(), installation.to_owned());
+        Ok(Self { id, installation, key: Secret::new(key), api, repository })
     }
 }
 
@@ -167,7 +173,7 @@ impl From<HttpError> for TokenError {
     }
 }
 
-/// The tokens of one installation.
+/// The tokens of one installation for one repository.
 pub(super) struct Tokens {
     app: App,
     host: Arc<Host>,
@@ -202,8 +208,8 @@ impl State {
     }
 }
 
-/// One for each App, installation, key and API, for as long as a mirror uses it: the mirrors of an organisation share
-/// an installation, and GitHub counts what is minted.
+/// One for each App, installation, key, API and repository, for as long as a mirror uses it: a mirror that is declared
+/// anew goes on with its token, for GitHub counts what is minted.
 static SHARED: LazyLock<Mutex<HashMap<[u8; 32], Weak<Tokens>>>> = LazyLock::new(Mutex::default);
 
 impl Tokens {
@@ -211,7 +217,7 @@ impl Tokens {
     pub(super) fn of(app: &App, trusted: Option<&Secret>) -> Result<Arc<Self>, TokenError> {
         let mut hash = blake3::Hasher::new();
         let ca = trusted.map_or("", Secret::expose);
-        for part in [&app.id, &app.installation, &app.api, app.key.expose(), ca] {
+        for part in [&app.id, &app.installation, &app.api, &app.repository, app.key.expose(), ca] {
             hash.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         let key = *hash.finalize().as_bytes();
@@ -273,12 +279,12 @@ impl Tokens {
     }
 
     fn minted(&self, minted: Result<(Secret, Timestamp), TokenError>) {
-        let (app, installation) = (&self.app.id, &self.app.installation);
+        let App { id: app, installation, key: _, api: _, repository } = &self.app;
         let mut state = self.lock();
         state.minting = false;
         match minted {
             Ok((token, until)) => {
-                tracing::info!(app, installation, %until, "token minted");
+                tracing::info!(app, installation, repository, %until, "token minted");
                 (state.token, state.refused) = (Some((token, until)), None);
                 state.minted.push_back(Instant::now());
                 if state.minted.len() > AT_ONCE {
@@ -286,7 +292,7 @@ impl Tokens {
                 }
             }
             Err(error) => {
-                tracing::warn!(app, installation, %error, "no token");
+                tracing::warn!(app, installation, repository, %error, "no token");
                 state.refused = Some((error, Instant::now()));
             }
         }
@@ -313,13 +319,16 @@ impl Tokens {
     }
 
     async fn mint(&self, now: Timestamp) -> Result<(Secret, Timestamp), TokenError> {
-        let App { id: _, installation, key: _, api } = &self.app;
+        let App { id: _, installation, key: _, api, repository } = &self.app;
         let jwt = self.jwt(now)?;
+        let wanted = json!({"repositories": [repository], "permissions": {"contents": "read"}});
         let client = self.host.client();
         let request = client
             .post(format!("{api}/app/installations/{installation}/access_tokens"))
             .bearer_auth(jwt.expose())
             .header(header::ACCEPT, "application/vnd.github+json")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(wanted.to_string())
             .header(HeaderName::from_static("x-github-api-version"), "2022-11-28");
         let response = self.host.send(&self.host.caller(None), request, PATIENCE).await?;
         let said = |kind, text: &str| Err(TokenError::new(kind, text));
@@ -343,6 +352,13 @@ impl Tokens {
                     FailureKind::Unauthorized,
                     "GitHub knows no such installation of the App (HTTP 404): check the Secret's \
                      githubAppInstallationID, or install the App for the repository's owner",
+                );
+            }
+            StatusCode::UNPROCESSABLE_ENTITY => {
+                return said(
+                    FailureKind::Unauthorized,
+                    "GitHub mints no token that reads this repository (HTTP 422): add the repository to the App's \
+                     installation, and give the App the permission to read contents",
                 );
             }
             status => {

@@ -1,4 +1,4 @@
-//! Mirrors of what a GitHub App may read: tokens are minted, shared, renewed, and seen nowhere.
+//! Mirrors of what a GitHub App may read: tokens are minted for one repository each, renewed, and seen nowhere.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ impl Hub {
         let key = self.github.key().replace('\n', "\n    ");
         documents.push(format!(
             "apiVersion: v1\nkind: Secret\nmetadata:\n  name: creds\n  labels: {{tarn.dev/credentials: 'true'}}\n  \
-             annotations: {{tarn.dev/hosts: '{}'}}\nstringData:\n  githubAppID: '{}'\n  \
+             annotations: {{tarn.dev/hosts: 'http://{}'}}\nstringData:\n  githubAppID: '{}'\n  \
              githubAppInstallationID: '{installation}'\n  githubAppBaseURL: {}\n  githubAppPrivateKey: |\n    {key}\n",
             self.upstream.address(),
             GitHub::APP,
@@ -80,13 +80,20 @@ impl Hub {
 }
 
 #[tokio::test]
-async fn an_app_opens_the_upstream_and_its_mirrors_share_one_token() -> Result<()> {
+async fn an_app_opens_the_upstream_with_a_token_for_each_repository() -> Result<()> {
     let hub = Hub::new().await?;
     hub.upstream.seed("b.git").await?;
     let agent = hub.start(&["a", "b"], GitHub::INSTALLATION).await?;
     agent.wait_ready(&[&hub.repo(), &repo_id(&hub.upstream.url("b.git"))]).await?;
     ensure!(hub.github.refusals().is_empty(), "{:?}", hub.github.refusals());
-    ensure!(hub.github.minted() == 1, "{} tokens", hub.github.minted());
+    let mut minted = hub.github.repositories();
+    minted.sort();
+    ensure!(minted == ["a", "b"], "{minted:?}");
+    // A mirror that is declared anew has its token still.
+    agent.write_manifest("a.yaml", &hub.yaml(&["a", "b"], GitHub::INSTALLATION).replace("10s", "11s"))?;
+    agent.wait_ready(&[&hub.repo(), &repo_id(&hub.upstream.url("b.git"))]).await?;
+    Git::new()?.ls_remote(&agent.git_url(&hub.repo())?).await?;
+    ensure!(hub.github.minted() == 2, "{} tokens", hub.github.minted());
     let clone =
         Git::new()?.clone_repo(&agent.git_url(&hub.repo())?, &hub.dir.path().join("clone"), &[]).await?;
     clone.fsck().await?;
@@ -195,6 +202,6 @@ async fn an_upstream_that_forbids_one_repository_costs_no_tokens() -> Result<()>
         ensure!(answer.status == 503, "{}", answer.status);
     }
     ensure!(hub.upstream.count("b.git", Operation::Advertise) >= 3, "it is asked");
-    ensure!(hub.github.minted() == 1, "{} tokens", hub.github.minted());
+    ensure!(hub.github.minted() == 2, "{} tokens", hub.github.minted());
     Ok(())
 }
