@@ -10,6 +10,7 @@ pub mod descriptors;
 pub mod supervisor;
 pub mod backoff;
 pub mod files;
+pub mod authorities;
 pub mod spool;
 pub mod queue;
 pub mod tls;

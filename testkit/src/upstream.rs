@@ -5,6 +5,7 @@ mod cgi;
 mod fault;
 pub mod lfs;
 mod log;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,9 @@ use http::header::{AUTHORIZATION, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 use self::fault::Action;
 pub use self::fault::Fault;
@@ -69,6 +72,7 @@ pub enum Habits {
 pub struct Upstream {
     state: Arc<State>,
     listening: Listening,
+    scheme: &'static str,
 }
 
 /// What the server's tasks share with the test.
@@ -117,6 +121,18 @@ impl Upstream {
 
     /// Serves the repositories below `root` on this address.
     pub fn start_on(root: &Path, address: SocketAddr) -> Result<Self> {
+        Self::start_with(root, address, None)
+    }
+
+    /// The same as [`Upstream::start`] over TLS, with a certificate of the kit: `server`, for which `ca.pem` vouches, or `other`, for
+    /// which `other-ca.pem` does.
+    pub fn start_https(root: &Path, certificate: &str) -> Result<Self> {
+        let acceptor = tls::acceptor(certificate)?;
+        Self::start_with(root, SocketAddr::from(([127, 0, 0, 1], 0)), Some(acceptor))
+    }
+
+    fn start_with(root: &Path, address: SocketAddr, tls: Option<TlsAcceptor>) -> Result<Self> {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let root = root.canonicalize().with_context(|| format!("find {}", root.display()))?;
         let state = Arc::new(State {
             root,
@@ -134,13 +150,21 @@ impl Upstream {
                 let state = Arc::clone(&state);
                 async move { state.answer(request).await }
             });
+            let tls = tls.clone();
             async move {
-                let io = hyper_util::rt::TokioIo::new(stream);
+                let server = hyper::server::conn::http1::Builder::new();
                 // A cut connection is what the test asked for, or the client's own doing.
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+                match tls {
+                    None => drop(server.serve_connection(TokioIo::new(stream), service).await),
+                    Some(tls) => {
+                        if let Ok(stream) = tls.accept(stream).await {
+                            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+                        }
+                    }
+                }
             }
         })?;
-        Ok(Self { state, listening })
+        Ok(Self { state, listening, scheme })
     }
 
     /// The directory whose repositories are served.
@@ -155,7 +179,7 @@ impl Upstream {
 
     /// The URL of a repository, named by its path below the root, such as `team/a.git`.
     pub fn url(&self, repo: &str) -> String {
-        format!("http://{}/{repo}", self.address())
+        format!("{}://{}/{repo}", self.scheme, self.address())
     }
 
     /// Creates a bare repository with one commit, to be served at [`Upstream::url`] of the same name.

@@ -29,6 +29,7 @@ use super::{
     pulse::silent,
     stderr::{OTHERS, plain, redact},
 };
+use crate::{authorities, files};
 
 /// How much of a child's standard error is kept: its last lines tell why it failed.
 const STDERR_KEPT: usize = 16 * 1024;
@@ -58,6 +59,15 @@ const INHERITED: &[&str] = &[
 /// a fetch from a file:// upstream starts, this file does.
 const CONFIG: &str = ".gitconfig";
 
+/// The authorities that git trusts as the agent does, whichever TLS library it has.
+const AUTHORITIES: &str = "authorities.pem";
+
+/// The lines of a configuration by which git trusts the authorities of `file`.
+pub fn trusting(file: &Path) -> String {
+    let path = file.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("[http]\n\tsslCAInfo = \"{path}\"\n")
+}
+
 /// The installed git, ready to run commands for one data directory. Cheap to clone.
 #[derive(Clone)]
 pub struct Git {
@@ -80,7 +90,15 @@ impl Git {
     pub async fn detect(home: &Path, mark: &OsStr, allow_file: bool) -> Result<Self, GitError> {
         let io_error = |source| GitError::Io { verb: "config".into(), source };
         // A volume may come back under another user id, and a file:// upstream is admitted by a flag.
-        std::fs::write(home.join(CONFIG), "[safe]\n\tdirectory = *\n").map_err(io_error)?;
+        let mut config = "[safe]\n\tdirectory = *\n".to_owned();
+        let authorities = authorities::pem(None).unwrap_or_default();
+        // Where the agent knows of none, git has its own way of finding them.
+        if !authorities.is_empty() {
+            let file = home.join(AUTHORITIES);
+            files::replace(&file, authorities.as_bytes()).map_err(io_error)?;
+            config.push_str(&trusting(&file));
+        }
+        std::fs::write(home.join(CONFIG), config).map_err(io_error)?;
         let shared = Shared { version: String::new(), home: home.into(), mark: mark.into(), allow_file };
         let mut git = Self { shared: Arc::new(shared) };
         let output =

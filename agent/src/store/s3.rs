@@ -85,7 +85,7 @@ pub struct S3Store {
 #[derive(Debug)]
 struct Shared {
     config: S3Config,
-    /// The authorities of [`S3Config::ca_bundle`].
+    /// The system's authorities and those of [`S3Config::ca_bundle`], in PEM.
     trusted: Vec<u8>,
     /// Made at the first call: finding out the region may take requests of its own.
     client: OnceCell<Client>,
@@ -110,7 +110,7 @@ impl S3Store {
                 return Err(StoreError::Failed(format!("the S3 endpoint is no http or https URL; {remedy}")));
             }
         }
-        let trusted = config.ca_bundle.as_deref().map(client::authorities).transpose()?.unwrap_or_default();
+        let trusted = client::trusted(config.ca_bundle.as_deref())?;
         Ok(Self { shared: Arc::new(Shared { config, trusted, client: OnceCell::new() }) })
     }
 

@@ -16,7 +16,10 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use tarn_crds::repo::{Scheme, UpstreamUrl};
 
 use super::{github_app::App, secret::Secret};
-use crate::git::command::aside;
+use crate::{
+    authorities::{self, BundleFile},
+    git::command::{aside, trusting},
+};
 
 /// How the agent proves itself to an upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,12 +111,16 @@ impl Credentials {
         };
         // Whatever editor wrote it: ssh takes no key whose lines end as Windows' do.
         let secret = |key| Ok(text(key)?.map(|text| Secret::new(text.replace("\r\n", "\n"))));
+        let ca: Option<Secret> = secret("ca.crt")?;
+        if ca.as_ref().is_some_and(|ca| authorities::parse(ca.expose()).is_err()) {
+            return Err(CredentialsError::Key { key: "ca.crt", problem: "holds no certificates in PEM" });
+        }
         let found = Self {
             app,
             authorization: authorization.map(Secret::new),
             identity: secret("identity")?,
             known_hosts: secret("known_hosts")?,
-            ca: secret("ca.crt")?,
+            ca,
         };
         if found == Self::default() {
             return Err(CredentialsError::Empty);
@@ -161,24 +168,28 @@ impl Credentials {
             return Ok(None);
         }
         let name = format!("{:016x}", rand::random::<u64>());
-        let config = dir.join(format!("{name}.config"));
+        let file = dir.join(format!("{name}.config"));
         // For this host only; git follows no redirects (see `git::remote`).
         let origin = format!("{}://{}/", url.scheme().as_str(), url.id().host());
         let (rest, authorized) = (String::new(), Mutex::default());
-        let mut installed = Installed { config, files: Vec::new(), origin, rest, authorized };
-        let mut config = String::new();
-        if let Some(ca) = &self.ca {
-            let path = installed.write(&dir.join(format!("{name}.ca")), ca.expose())?;
-            config.push_str(&format!("[http]\n\tsslCAInfo = \"{path}\"\n"));
-        }
+        let authorities = self.ca.as_ref().map(|ca| BundleFile::below(dir, ca.expose())).transpose()?;
+        let mut config = authorities.as_ref().map(|file| trusting(file.path())).unwrap_or_default();
+        let mut installed = Installed {
+            config: file,
+            files: Vec::new(),
+            origin,
+            rest,
+            authorized,
+            _authorities: authorities,
+        };
         if let (Some(identity), Some(known_hosts)) = (&self.identity, &self.known_hosts) {
             let identity =
                 installed.write(&dir.join(format!("{name}.key")), &format!("{}\n", identity.expose()))?;
             let known_hosts = installed
                 .write(&dir.join(format!("{name}.hosts")), &format!("{}\n", known_hosts.expose()))?;
             let ssh = aside(&format!(
-                "ssh -oBatchMode=yes -oIdentitiesOnly=yes -oStrictHostKeyChecking=yes \
-                 -oUserKnownHostsFile={known_hosts} -i {identity}"
+                "ssh -F none -oBatchMode=yes -oIdentitiesOnly=yes -oIdentityAgent=none -oStrictHostKeyChecking=yes \
+                 -oUserKnownHostsFile={known_hosts} -oGlobalKnownHostsFile=none -i {identity}"
             ));
             let quoted = ssh.replace('\\', "\\\\").replace('"', "\\\"");
             config.push_str(&format!("[core]\n\tsshCommand = \"{quoted}\"\n"));
@@ -201,6 +212,8 @@ pub struct Installed {
     rest: String,
     /// The authorization that is in the file.
     authorized: Mutex<Option<Secret>>,
+    /// What the file names.
+    _authorities: Option<Arc<BundleFile>>,
 }
 
 impl Installed {

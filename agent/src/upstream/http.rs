@@ -18,11 +18,14 @@ use futures_util::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::{Timestamp, fmt::rfc2822};
-use reqwest::{Client, RequestBuilder, Response, redirect};
+use reqwest::{Certificate, Client, RequestBuilder, Response, redirect};
 use tokio::time::timeout;
 
 use super::secret::Secret;
-use crate::git::stderr::{FailureKind, plain};
+use crate::{
+    authorities,
+    git::stderr::{FailureKind, plain},
+};
 
 /// An upstream that sends nothing for this long is given up; git servers send keepalives every 5 s.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
@@ -219,15 +222,14 @@ fn client(ca: Option<&Secret>, follow: bool) -> Result<Client, HttpError> {
         });
         if same && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
     });
-    let mut builder = Client::builder()
+    let bad = |_| HttpError::Setup("the Secret's key \"ca.crt\" holds no certificates in PEM");
+    let trusted = authorities::trusted(ca.map(Secret::expose)).map_err(bad)?;
+    let trusted: Result<Vec<_>, _> = trusted.iter().map(|one| Certificate::from_der(one)).collect();
+    let builder = Client::builder()
+        .tls_certs_only(trusted?)
         .redirect(if follow { same_host } else { redirect::Policy::none() })
         .pool_max_idle_per_host(IDLE)
         .user_agent(concat!("git/2.39 tarn/", env!("CARGO_PKG_VERSION")));
-    if let Some(ca) = ca {
-        let bad = |_| HttpError::Setup("the Secret's key \"ca.crt\" holds no PEM certificates");
-        builder = builder
-            .tls_certs_merge(reqwest::Certificate::from_pem_bundle(ca.expose().as_bytes()).map_err(bad)?);
-    }
     Ok(builder.build()?)
 }
 

@@ -84,6 +84,11 @@ async fn a_store_over_https_is_used_with_its_authority_and_refused_without() -> 
         .wait_status(&stage.repo(), "a restored mirror", |status| status["checkpoint"]["generation"] == 1)
         .await?;
     stage.expect_clone(&second, "clone").await?;
+    // What the system trusts, the store's client does.
+    let third = stage.start(stage.with_store(agent(), None).env("SSL_CERT_FILE", &authority)).await?;
+    third
+        .wait_status(&stage.repo(), "a restored mirror", |status| status["checkpoint"]["generation"] == 1)
+        .await?;
 
     let stranger = stage.agent().await?;
     let message = trouble(&stage, &stranger, "StoreUnreachable").await?;

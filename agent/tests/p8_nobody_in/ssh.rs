@@ -25,7 +25,7 @@ fn ssh(dir: &Path) -> Result<()> {
          while :; do case \"$1\" in\n\
            -i) cp \"$2\" key; stat -c %a \"$2\" >mode; shift 2;;\n\
            -oUserKnownHostsFile=*) cp \"${{1#*=}}\" hosts; shift;;\n\
-           -o|-p) shift 2;;\n\
+           -o|-p|-F) shift 2;;\n\
            -*) shift;;\n\
            *) break;;\n\
          esac; done\n\
@@ -115,6 +115,36 @@ async fn what_ssh_says_reaches_whoever_reads_the_status() -> Result<()> {
             message(status).starts_with(reason) && message(status).contains(line)
         };
         agent.wait_status(REPO, line, told).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_key_and_no_configuration_of_the_agents_user_is_used_for_ssh() -> Result<()> {
+    for (yaml, key) in [(manifest("a", URL, &["interval: 10s"]), "none"), (yaml("key"), ".key")] {
+        let dir = tempfile::tempdir()?;
+        let bin = dir.path().join("bin");
+        std::fs::create_dir(&bin)?;
+        // The real ssh says what it would do, with a home that has keys and a configuration.
+        let script =
+            format!("#!/bin/sh\n/usr/bin/ssh -G \"$@\" >'{}/told' 2>&1\nexit 255\n", dir.path().display());
+        std::fs::write(bin.join("ssh"), script)?;
+        std::fs::set_permissions(bin.join("ssh"), std::fs::Permissions::from_mode(0o755))?;
+        let path = std::env::var("PATH").context("PATH")?;
+        let agent = agent().env("PATH", format!("{}:{path}", bin.display()));
+        let agent = agent.start_with(&[("a.yaml", &yaml)]).await?;
+        let told = eventually(Duration::from_secs(20), "ssh to be started", async || {
+            let told = std::fs::read_to_string(dir.path().join("told"))?;
+            ensure!(told.contains("identityfile "), "{told}");
+            Ok::<_, anyhow::Error>(told)
+        })
+        .await?;
+        let keys: Vec<_> = told.lines().filter_map(|line| line.strip_prefix("identityfile ")).collect();
+        ensure!(keys.len() == 1 && keys[0].ends_with(key), "{keys:?}");
+        for line in ["identitiesonly yes", "identityagent none", "batchmode yes"] {
+            ensure!(told.lines().any(|told| told == line), "{line}: {told}");
+        }
+        drop(agent);
     }
     Ok(())
 }

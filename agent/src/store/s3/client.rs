@@ -2,6 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
+use super::{ATTEMPTS, S3Config};
+use crate::{authorities, store::StoreError};
 use aws_config::{
     BehaviorVersion, environment::EnvironmentVariableRegionProvider, meta::region::RegionProviderChain,
 };
@@ -19,13 +21,6 @@ use aws_smithy_http_client::{
     proxy::ProxyConfig,
     tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
 };
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
-
-use super::{ATTEMPTS, S3Config};
-use crate::store::StoreError;
 
 /// A SYN is sent again after 1 s and after 3 s: this leaves room for both. It is the SDK's own value.
 const CONNECT: Duration = Duration::from_millis(3100);
@@ -104,30 +99,26 @@ fn timeouts(attempt: Duration) -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(attempt).build()
 }
 
-/// The certificates in the file at `path`, which holds nothing else that matters.
+/// The authorities that are trusted, in PEM: the system's, and those of the file `bundle`.
 ///
 /// # Errors
-/// It cannot be read, or holds none: the SDK would end the process over it.
-pub(super) fn authorities(path: &Path) -> Result<Vec<u8>, StoreError> {
-    let text = std::fs::read(path).map_err(|error| StoreError::local(path, &error))?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let sound = found.is_ok_and(|found| {
-        let mut roots = RootCertStore::empty();
-        !found.is_empty() && found.into_iter().all(|certificate| roots.add(certificate).is_ok())
-    });
-    if sound {
-        return Ok(text);
-    }
-    Err(StoreError::Failed(format!(
-        "AWS_CA_BUNDLE: {} holds something else than certificates; give a PEM file",
-        path.display()
-    )))
+/// The file cannot be read, or holds no certificates: the SDK would end the process over it.
+pub(super) fn trusted(bundle: Option<&Path>) -> Result<Vec<u8>, StoreError> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| StoreError::local(path, &error));
+    let own = bundle.map(read).transpose()?.map(|text| String::from_utf8_lossy(&text).into_owned());
+    let all = authorities::pem(own.as_deref()).map_err(|_| {
+        let path = bundle.map(Path::display).map(|path| path.to_string()).unwrap_or_default();
+        StoreError::Failed(format!(
+            "AWS_CA_BUNDLE: {path} holds something else than certificates; give a PEM file"
+        ))
+    })?;
+    Ok(all.into_bytes())
 }
 
-/// TLS by ring, trusting the system's authorities and `trusted`; the proxies that the environment names, as for
+/// TLS by ring, trusting these authorities; the proxies that the environment names, as for
 /// upstreams.
 fn http_client(trusted: &[u8]) -> aws_sdk_s3::config::SharedHttpClient {
-    let mut store = TrustStore::default();
+    let mut store = TrustStore::empty();
     if !trusted.is_empty() {
         store.add_pem_certificate(trusted);
     }
