@@ -23,6 +23,16 @@ pub enum Command {
     Credential(CredentialArgs),
     /// Have git prove itself to Tarn from now on, with a token of a file or of a service account.
     Login(TokenArgs),
+    /// Have git forget what `git tarn login` told it.
+    Logout(LogoutArgs),
+}
+
+/// Which Tarn.
+#[derive(Clone, Debug, Args)]
+pub struct LogoutArgs {
+    /// Tarn's URL; else `git config tarn.url`.
+    #[arg(long, value_name = "URL", env = "TARN_URL")]
+    pub server: Option<GivenUrl>,
 }
 
 /// Which Tarn, and what proves oneself to it.

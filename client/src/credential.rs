@@ -1,12 +1,12 @@
 //! `git tarn credential`, a credential helper: it answers with a token, of a file or of kubectl, when git asks for Tarn, and with
-//! nothing when git asks for any other host. And `git tarn login`, which tells git to ask it.
+//! nothing when git asks for any other host. And `git tarn login` and `logout`, which tell git to ask it, and no longer.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 use url::Url;
 
-use crate::cli::{CredentialArgs, TokenArgs};
+use crate::cli::{CredentialArgs, LogoutArgs, TokenArgs};
 use crate::exit::Exit;
 use crate::git::{Git, GitError};
 use crate::kubectl::ServiceAccount;
@@ -71,19 +71,20 @@ pub async fn answer(args: &CredentialArgs) -> Result<(), CredentialError> {
     Ok(())
 }
 
-/// Whether git asks for this server: the same protocol, host and port.
+/// Whether git asks for this server: the same protocol, host and port, as texts. A host is not parsed: what one reader takes for the
+/// end of a name, another may not.
 fn is_about(question: &str, server: &Url) -> bool {
     let value = |key: &str| question.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    let (Some(protocol), Some(host)) = (value("protocol"), value("host")) else { return false };
-    // Parsed as the server was, so that a default port is one whether or not it is written.
-    let asked = Url::parse(&format!("{protocol}://{host}/"));
-    asked.is_ok_and(|asked| {
-        asked.scheme() == server.scheme()
-            && asked.host_str() == server.host_str()
-            && asked.port_or_known_default() == server.port_or_known_default()
-            && asked.username().is_empty()
-            && asked.password().is_none()
-    })
+    let (Some(protocol), Some(asked), Some(host)) = (value("protocol"), value("host"), server.host_str())
+    else {
+        return false;
+    };
+    let with_port = server.port_or_known_default().map(|port| format!("{host}:{port}"));
+    // A default port is one whether or not it is written.
+    let without = server.port().is_none().then_some(host);
+    let known =
+        [without, with_port.as_deref()].into_iter().flatten().any(|own| asked.eq_ignore_ascii_case(own));
+    protocol == server.scheme() && known
 }
 
 /// Tells git to ask this helper for Tarn, in the user's configuration. The token stays in its file, or is made anew each time.
@@ -97,7 +98,7 @@ pub async fn login(args: &TokenArgs) -> Result<String, CredentialError> {
     // What does not work now would only be told by a clone that fails.
     origin.token().await?;
     let helper = helper(&server, &origin)?;
-    let helpers = format!("credential.{}.helper", server.scope());
+    let [helpers, by_path] = scoped(&server);
     let whose = match &origin {
         Origin::File(file) => [
             (TOKEN_FILE, Some(absolute(file)?)),
@@ -112,7 +113,12 @@ pub async fn login(args: &TokenArgs) -> Result<String, CredentialError> {
             (AUDIENCE_KEY, Some(audience.clone())),
         ],
     };
-    let all = [("tarn.url", Some(server.url().to_string())), (&*helpers, Some(helper))];
+    let all = [
+        ("tarn.url", Some(server.url().to_string())),
+        (&*helpers, Some(helper)),
+        // Behind Tarn's one host are many upstreams: what other helpers keep, they keep for one of them.
+        (&*by_path, Some("true".to_owned())),
+    ];
     for (key, value) in all.into_iter().chain(whose) {
         set(&git, key, value.as_deref()).await?;
     }
@@ -126,6 +132,26 @@ pub async fn login(args: &TokenArgs) -> Result<String, CredentialError> {
             account.name
         ),
     })
+}
+
+/// What git is told of this server's credentials: the helper, and that they are kept by path.
+fn scoped(server: &Server) -> [String; 2] {
+    ["helper", "useHttpPath"].map(|key| format!("credential.{}.{key}", server.scope()))
+}
+
+/// Takes back what [`login`] wrote into the user's configuration.
+///
+/// # Errors
+/// There is no server, or the configuration cannot be written.
+pub async fn logout(args: &LogoutArgs) -> Result<String, CredentialError> {
+    let git = Git::default();
+    let server = Server::find(args.server.as_ref(), &git).await?;
+    let scoped = scoped(&server);
+    let others = ["tarn.url", TOKEN_FILE, SERVICE_ACCOUNT, NAMESPACE, AUDIENCE_KEY];
+    for key in scoped.iter().map(String::as_str).chain(others) {
+        set(&git, key, None).await?;
+    }
+    Ok(format!("git no longer proves itself to {}", server.url()))
 }
 
 /// Gives the key this one value in the user's configuration, or takes it away.
@@ -176,12 +202,25 @@ mod tests {
         assert!(about("protocol=http\nhost=tarn.ci\n", "http://tarn.ci/"));
         assert!(about("protocol=http\nhost=tarn.ci:80\npath=git/x\n", "http://tarn.ci"));
         assert!(about("capability[]=authtype\nprotocol=https\nhost=t:8443\n", "https://t:8443/x/"));
+        assert!(about("protocol=http\nhost=TARN.ci\n", "http://tarn.ci/"));
+        assert!(about("protocol=https\nhost=[::1]:8443\n", "https://[::1]:8443"));
+        assert!(!about("protocol=https\nhost=t\n", "https://t:8443"));
         for question in [
             "",
             "protocol=https\nhost=tarn.ci\n",
             "protocol=http\nhost=tarn.ci.example.org\n",
             "protocol=http\nhost=tarn.ci:8080\n",
             "protocol=http\nhost=x@tarn.ci\n",
+            "protocol=http\nhost=tarn.ci/.evil.example\n",
+            "protocol=http\nhost=tarn.ci?x\n",
+            "protocol=http\nhost=tarn.ci#.evil.example\n",
+            "protocol=http\nhost=tarn.ci\\.evil.example\n",
+            "protocol=http\nhost=tar\tn.ci\n",
+            "protocol=http\nhost=tarn.ci \n",
+            "protocol=http\nhost=tarn%2Eci\n",
+            "protocol=http\nhost=tarn.ci:080\n",
+            "protocol=http\nhost=tarn.ci.\n",
+            "protocol=http\nhost=\u{ff54}arn.ci\n",
             "protocol=http\n",
             "host=tarn.ci\n",
         ] {

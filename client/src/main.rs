@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tarn_client::cli::{Cli, CloneArgs, Command};
 use tarn_client::clone::{self, CloneError, Report};
-use tarn_client::credential;
+use tarn_client::credential::{self, CredentialError};
 use tarn_client::exit::Exit;
 use tarn_client::screen::Screen;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,32 +29,30 @@ fn main() -> ExitCode {
     let args = match command {
         Command::Clone(args) => args,
         Command::Credential(args) => {
-            return match runtime.block_on(credential::answer(&args)) {
-                Ok(()) => Exit::Done.into(),
-                Err(error) => {
-                    screen.fail(&error.to_string());
-                    error.exit().into()
-                }
-            };
+            return told(&screen, runtime.block_on(credential::answer(&args)).map(|()| None));
         }
-        Command::Login(args) => {
-            return match runtime.block_on(credential::login(&args)) {
-                Ok(done) => {
-                    screen.note(&done);
-                    Exit::Done.into()
-                }
-                Err(error) => {
-                    screen.fail(&error.to_string());
-                    error.exit().into()
-                }
-            };
-        }
+        Command::Login(args) => return told(&screen, runtime.block_on(credential::login(&args)).map(Some)),
+        Command::Logout(args) => return told(&screen, runtime.block_on(credential::logout(&args)).map(Some)),
     };
     match runtime.block_on(until_signal(&args, &screen)) {
         Ok(Some(report)) => finish(&args, &screen, &report),
         Ok(None) => {
             screen.fail("interrupted; nothing was left behind");
             Exit::Interrupted.into()
+        }
+        Err(error) => {
+            screen.fail(&error.to_string());
+            error.exit().into()
+        }
+    }
+}
+
+/// Says what was done, or why not.
+fn told(screen: &Screen, done: Result<Option<String>, CredentialError>) -> ExitCode {
+    match done {
+        Ok(done) => {
+            done.iter().for_each(|done| screen.note(done));
+            Exit::Done.into()
         }
         Err(error) => {
             screen.fail(&error.to_string());

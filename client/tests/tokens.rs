@@ -121,9 +121,39 @@ async fn git_clones_after_a_login_and_no_other_host_gets_the_token() -> Result<(
         let answer = ask(action, &format!("protocol=http\nhost={host}\npassword=x\n\n")).await?;
         ensure!(answer.status.success() && answer.stdout.is_empty(), "{action}: {}", answer.text());
     }
+    // Git's own helpers keep what is typed for one upstream apart from others'.
+    let by_path = format!("credential.{server}.useHttpPath");
+    let set = guarded.git(&["config", "--global", &by_path]).await?;
+    ensure!(set.text() == "true", "{} {}", set.text(), set.stderr);
     std::fs::write(guarded.dir.path().join("token"), "")?;
     let answer = ask("get", &format!("protocol=http\nhost={host}\n\n")).await?;
     ensure!(!answer.status.success() && answer.stderr.contains("holds no token"), "{}", answer.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_logout_takes_back_what_a_login_wrote() -> Result<()> {
+    let guarded = Guarded::new().await?;
+    let config = guarded.dir.path().join("home/.gitconfig");
+    std::fs::write(&config, "[user]\n\tname = Ada\n")?;
+    let (server, file) = (guarded.server()?, guarded.dir.path().join("token"));
+    let file = file.to_str().unwrap_or_default();
+    let login = guarded.tarn(&["login", "--server", &server, "--token-file", file], "").await?;
+    ensure!(
+        login.status.success() && std::fs::read_to_string(&config)?.contains("credential"),
+        "{}",
+        login.stderr
+    );
+    let logout = guarded.tarn(&["logout"], "").await?;
+    ensure!(
+        logout.status.success() && logout.stderr.contains("no longer proves itself"),
+        "{}",
+        logout.stderr
+    );
+    let left = guarded.git(&["config", "--global", "--list"]).await?;
+    ensure!(left.text() == "user.name=Ada", "{}", left.text());
+    let url = guarded.agent.git_url(&repo_id(&guarded.upstream.url("a.git")))?;
+    ensure!(!guarded.git(&["ls-remote", &url]).await?.status.success(), "git still has the token");
     Ok(())
 }
 
