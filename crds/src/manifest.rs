@@ -14,7 +14,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::Secret;
 
-use crate::v1alpha1::{GitCache, GitMirror};
+use crate::v1alpha1::{Access, GitCache, GitMirror};
 
 /// The longest text that is read; about 20,000 GitMirrors.
 pub const MAX_TEXT: usize = 4 << 20;
@@ -64,6 +64,8 @@ pub struct ManifestError {
     pub document: usize,
     /// The object's name, where it has a valid one.
     pub name: Option<String>,
+    /// Who may read, as far as a GitMirror can be read.
+    pub access: Option<Access>,
     /// The field, such as `spec.interval`; empty where the document as a whole is meant.
     pub field: String,
     /// What is wrong with it, in words that follow the field's name.
@@ -88,7 +90,7 @@ impl fmt::Display for ManifestError {
 /// A document gives a manifest or its errors, at least one and at most [`MAX_ERRORS`].
 pub fn read(text: &str) -> Vec<Result<Manifest, Vec<ManifestError>>> {
     let whole = |reason: String| {
-        vec![Err(vec![ManifestError { document: 1, name: None, field: String::new(), reason }])]
+        vec![Err(vec![ManifestError { document: 1, name: None, access: None, field: String::new(), reason }])]
     };
     if text.len() > MAX_TEXT {
         return whole(format!("is larger than {} MiB", MAX_TEXT >> 20));
@@ -103,16 +105,17 @@ pub fn read(text: &str) -> Vec<Result<Manifest, Vec<ManifestError>>> {
 
 fn read_document(chunk: &document::Chunk<'_>, number: usize) -> Result<Option<Manifest>, Vec<ManifestError>> {
     let Some(value) = yaml::parse(chunk).map_err(|reason| {
-        vec![ManifestError { document: number, name: None, field: String::new(), reason }]
+        vec![ManifestError { document: number, name: None, access: None, field: String::new(), reason }]
     })?
     else {
         return Ok(None);
     };
-    let name = identify::name(&value);
+    let (name, access) = (identify::name(&value), identify::access(&value));
     kinds::check(value).map(Some).map_err(|problems| {
         let error = |problem: Problem| ManifestError {
             document: number,
             name: name.clone(),
+            access,
             field: problem.field,
             reason: problem.reason,
         };

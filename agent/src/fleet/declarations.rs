@@ -2,7 +2,8 @@
 //! touched. No clock, no network, no disk.
 //!
 //! GitMirrors and their Secrets come from files or from an API server; the same rules hold for both. What is wrong with
-//! one declaration never disturbs another, and takes away nothing that ran.
+//! one declaration never disturbs another, and takes away nothing that ran: in the place of a document that is spoilt stays
+//! what its own source had there before. All else is followed at once, what was taken away above all.
 
 mod secrets;
 mod source;
@@ -109,7 +110,7 @@ pub struct Delta {
     pub refused: Option<Arc<Refused>>,
     /// What is refused now and was not before.
     pub news: Refused,
-    /// Of each declaration it is known which repository it names, and whether it can be followed.
+    /// Of each declaration that can be read it is known whether it can be followed.
     pub complete: bool,
 }
 
@@ -148,8 +149,6 @@ pub struct Declarations {
     /// Who names a Secret.
     users: BTreeMap<String, BTreeSet<(RepoId, Position)>>,
     runs: BTreeMap<RepoId, Run>,
-    /// Which of them each source declares.
-    run_by: BTreeMap<Age, BTreeSet<RepoId>>,
     refusals: BTreeMap<RepoId, Refusal>,
     /// Sources with something that is no valid declaration.
     bad: BTreeSet<Age>,
@@ -174,7 +173,6 @@ impl Declarations {
             secrets: BTreeMap::new(),
             users: BTreeMap::new(),
             runs: BTreeMap::new(),
-            run_by: BTreeMap::new(),
             refusals: BTreeMap::new(),
             bad: BTreeSet::new(),
             pending: BTreeSet::new(),
@@ -265,16 +263,22 @@ impl Declarations {
                 rejected: rejected.flat_map(|parsed| &parsed.rejected).cloned().collect(),
             })
         });
-        let complete = self.bad.is_empty() && self.pending.is_empty();
+        // Not so is what was spoilt before this agent first read it: a mirror too many is brought again, if it is one.
+        let complete = self.pending.is_empty();
         Delta { changes, refused, news: mem::take(&mut self.news), complete }
     }
 
     fn put(&mut self, age: Age, new: Option<Parsed>) {
-        if self.sources.get(&age) == new.as_ref() {
+        let known = self.sources.remove(&age);
+        let new = match (new, &known) {
+            (Some(new), Some(known)) => Some(new.keeping(known)),
+            (new, _) => new,
+        };
+        if known == new {
+            self.sources.extend(known.map(|known| (age, known)));
             return;
         }
-        let old = self.sources.remove(&age).unwrap_or_default();
-        let was_bad = !self.bad.is_empty();
+        let old = known.unwrap_or_default();
         for (document, claim) in &old.claims {
             self.unclaim((age.clone(), *document), claim);
         }
@@ -302,11 +306,6 @@ impl Declarations {
         } else {
             self.bad.insert(age.clone())
         };
-        // What is missing may stand in a document that was just spoilt.
-        if was_bad == self.bad.is_empty() {
-            self.dirty.extend(self.refusals.keys().cloned());
-        }
-        self.dirty.extend(self.run_by.get(&age).into_iter().flatten().cloned());
         if new != Parsed::default() {
             self.sources.insert(age, new);
         }
@@ -406,8 +405,10 @@ impl Declarations {
                 live: true,
             };
             let ran = before.filter(|before| before.settings.name == claim.name());
-            let (reason, message) = match (claim.unsupported(self.rules), self.credentials(claim)) {
-                (Some(message), _) => (Reason::AccessUnsupported, message.to_owned()),
+            let ran_without = ran.and_then(|ran| ran.settings.credentials.as_ref().err());
+            let known = ran_without.and_then(|missing| missing.since);
+            let (reason, message, since) = match (claim.unsupported(self.rules), self.credentials(claim)) {
+                (Some(message), _) => (Reason::AccessUnsupported, message.to_owned(), known),
                 (None, Ok(credentials)) => {
                     run = Some(runs(Ok(credentials)));
                     continue;
@@ -419,26 +420,19 @@ impl Declarations {
                     }
                     continue;
                 }
-                (None, Err(NoCredentials::Unreadable(message))) => (Reason::SecretNotFound, message),
-                (None, Err(NoCredentials::Wrong(reason, message))) => (reason, message),
+                (None, Err(NoCredentials::Unreadable(message))) => (Reason::SecretNotFound, message, known),
+                (None, Err(NoCredentials::Wrong(reason, message))) => {
+                    (reason, message, Some(known.unwrap_or(now)))
+                }
             };
             refused.get_or_insert(reason);
-            if let Some(ran) = ran.filter(|_| !self.bad.is_empty()) {
-                run = Some(Run { live: true, ..ran.clone() });
-                continue;
-            }
             stalled.push(stall(claim, reason, message.clone()));
             // What is here was fetched by this very declaration: those who might read it then may read it still.
             let same_access = ran.filter(|ran| ran.settings.access == claim.declared.spec.effective_access());
-            if let Some(ran) = same_access.filter(|_| reason != Reason::AccessUnsupported) {
-                let known = ran.settings.credentials.as_ref().err().and_then(|missing| missing.since);
-                let since = Some(known.unwrap_or(now));
+            if same_access.is_some_and(|_| reason != Reason::AccessUnsupported) {
                 run = Some(runs(Err(MissingCredentials { reason, message, since })));
             }
         }
-        // A bad edit takes nothing away.
-        let before = before.filter(|before| self.bad.contains(&before.position.0));
-        let run = run.or_else(|| before.map(|before| Run { live: true, ..before.clone() }));
         let reason = refused.or_else(|| stalled.first().map(|stalled| stalled.reason));
         (run, reason.map(|reason| Refusal { reason, stalled }))
     }
@@ -453,17 +447,7 @@ impl Declarations {
         let place = |run: &Run| (run.position.clone(), run.declared.clone());
         let before = self.runs.remove(&repo);
         self.followed_anew |= before.as_ref().map(place) != run.as_ref().map(place);
-        if let Some(before) = before {
-            let age = before.position.0;
-            if let Some(repos) = self.run_by.get_mut(&age) {
-                repos.remove(&repo);
-                if repos.is_empty() {
-                    self.run_by.remove(&age);
-                }
-            }
-        }
         if let Some(run) = run {
-            self.run_by.entry(run.position.0.clone()).or_default().insert(repo.clone());
             self.runs.insert(repo, run);
         }
     }

@@ -77,7 +77,21 @@ pub(super) struct Parsed {
     pub(super) claims: Vec<(usize, Claim)>,
     pub(super) secrets: Vec<(usize, String, Known)>,
     pub(super) rejected: Vec<Rejected>,
+    /// What is rejected, as far as it can be told.
+    pub(super) spoilt: Vec<Spoilt>,
 }
+
+/// A document that is no valid declaration.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Spoilt {
+    /// The object's name; without one it may be any.
+    name: Option<String>,
+    /// Who may read the mirror, if that much can be read.
+    access: Option<Access>,
+}
+
+/// Documents kept of an earlier reading are counted from here, where no reading counts.
+const KEPT: usize = 1 << 20;
 
 impl Parsed {
     pub(super) fn of(source: Source, rules: Rules) -> Self {
@@ -89,6 +103,7 @@ impl Parsed {
             Content::Unreadable(reason) => {
                 let known = Known::Unreadable(reason.clone());
                 parsed.secrets.extend(secret.map(|name| (1, name, known)));
+                parsed.spoilt.push(Spoilt { name: None, access: None });
                 parsed.rejected.push(Rejected { file, document: 1, field: String::new(), reason });
             }
             Content::Object(manifest) => parsed.add(&file, 1, *manifest, rules),
@@ -96,12 +111,18 @@ impl Parsed {
                 for (manifest, document) in read(&text).into_iter().zip(1..) {
                     match manifest {
                         Ok(manifest) => parsed.add(&file, document, manifest, rules),
-                        Err(errors) => parsed.rejected.extend(errors.into_iter().map(|error| Rejected {
-                            file: file.clone(),
-                            document: error.document,
-                            field: error.field,
-                            reason: error.reason,
-                        })),
+                        Err(errors) => {
+                            let first = errors.first();
+                            parsed.spoilt.extend(
+                                first.map(|error| Spoilt { name: error.name.clone(), access: error.access }),
+                            );
+                            parsed.rejected.extend(errors.into_iter().map(|error| Rejected {
+                                file: file.clone(),
+                                document: error.document,
+                                field: error.field,
+                                reason: error.reason,
+                            }));
+                        }
                     }
                 }
             }
@@ -109,12 +130,42 @@ impl Parsed {
         parsed
     }
 
+    /// The same, with what an earlier reading of the source had in the place of what is spoilt now. Nobody gains by that: where the
+    /// spoilt document lets in others than before, or may, nobody is let in.
+    pub(super) fn keeping(mut self, earlier: &Self) -> Self {
+        let position = |document: usize| if document < KEPT { document + KEPT } else { document };
+        for (document, claim) in &earlier.claims {
+            let Some(spoilt) = self.spoilt.iter().find(|spoilt| spoilt.may_be(claim.name())) else {
+                continue;
+            };
+            let of_name = self.claims.iter().find(|(_, new)| new.name() == claim.name());
+            // The same repository, which cannot be mirrored as it is declared now; or nothing is wrong with it.
+            if of_name.is_some_and(|(_, new)| new.refused.is_none() || new.repo() == claim.repo()) {
+                continue;
+            }
+            let same = spoilt.name.is_none() || spoilt.access == Some(claim.declared.spec.effective_access());
+            let refused = claim.refused.or((!same).then_some(Reason::AccessUnsupported));
+            self.claims.push((position(*document), Claim { refused, ..claim.clone() }));
+        }
+        for (document, name, known) in &earlier.secrets {
+            let here = self.secrets.iter().any(|(_, new, _)| new == name);
+            if !here && self.spoilt.iter().any(|spoilt| spoilt.may_be(name)) {
+                self.secrets.push((position(*document), name.clone(), known.clone()));
+            }
+        }
+        self
+    }
+
     fn add(&mut self, file: &str, document: usize, manifest: Manifest, rules: Rules) {
         match manifest {
             Manifest::GitMirror(mirror) => {
                 let GitMirror { metadata, spec, status: _ } = *mirror;
                 let declared = Declared { name: metadata.name.unwrap_or_default(), spec };
+                let (name, access) = (declared.name.clone(), declared.spec.effective_access());
                 let (claim, wrong) = Claim::of(Arc::new(declared), rules);
+                if wrong.is_some() {
+                    self.spoilt.push(Spoilt { name: Some(name), access: Some(access) });
+                }
                 self.claims.extend(claim.map(|claim| (document, claim)));
                 self.rejected.extend(wrong.map(|(field, reason)| Rejected {
                     file: file.to_owned(),
@@ -130,6 +181,12 @@ impl Parsed {
             // A GitCache says how a cluster runs agents; this one runs already.
             Manifest::GitCache(_) => {}
         }
+    }
+}
+
+impl Spoilt {
+    fn may_be(&self, name: &str) -> bool {
+        self.name.as_deref().is_none_or(|own| own == name)
     }
 }
 

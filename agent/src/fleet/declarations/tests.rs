@@ -166,7 +166,7 @@ fn a_bad_edit_takes_nothing_away() {
             (world.rejected().file.as_str(), world.rejected().field.as_str()),
             ("a.yaml", "spec.intervall")
         );
-        assert!(!world.complete);
+        assert!(world.complete, "what can be read is known");
     }
     // Nor in the next process.
     let mut next = world.restarted(Rules::default());
@@ -189,6 +189,65 @@ fn a_bad_edit_of_a_secret_takes_nothing_away_either() {
     world.put(&[("b.yaml", text(""))]);
     assert_eq!(world.stalled().reason, Reason::SecretNotFound);
     assert!(world.only().credentials.is_err(), "without the document, the credentials are gone");
+}
+
+#[test]
+fn a_rejected_document_keeps_no_others_access_loose_and_no_credential() {
+    let spec = "url: https://h/o/r, access: Anonymous, secretRef: {name: s}";
+    let bad = ("0.yaml", text(&mirror("zero", "url: https://h/o/zero, intervall: 1m")));
+    let open = ("a.yaml", text(&mirror("one", spec)));
+    let mut world = World::of(&[bad, open.clone(), ("b.yaml", text(&secret(ALLOWED)))]);
+    assert!(world.only().credentials.is_ok());
+    for gone in [String::new(), secret("labels: {tarn.dev/credentials: 'true'}")] {
+        world.put(&[("b.yaml", text(&gone))]);
+        assert!(world.only().credentials.is_err(), "{gone}");
+    }
+    // There are no tokens: nobody can be let in.
+    world.put(&[
+        ("a.yaml", text(&mirror("one", &spec.replace("Anonymous", "Authenticated")))),
+        ("b.yaml", text(&secret(ALLOWED))),
+    ]);
+    assert_eq!((world.mirrors.len(), world.stalled().reason), (0, Reason::AccessUnsupported));
+    assert!(world.complete, "a rejected document stops no eviction");
+    world.put(&[open]);
+    assert!(world.only().credentials.is_ok());
+}
+
+#[test]
+fn a_spoilt_document_lets_in_nobody_whom_it_would_not_let_in_now() {
+    let start = "url: https://h/o/r, access: Anonymous";
+    let idle = |world: &World| world.idle.values().copied().collect::<Vec<_>>();
+    for spoilt in [
+        "url: https://h/o/r, access: Upstream, intervall: 1m",
+        "url: https://h/o/r, access: Upsteram",
+        "url: https://h/o/r, secretRef: {name: s}, intervall: 1m",
+        "url: https://h/o/r, access: RBAC",
+    ] {
+        let mut world = World::of(&[("a.yaml", text(&mirror("one", start)))]);
+        let mut next = world.restarted(Rules::default());
+        for world in [&mut world, &mut next] {
+            world.put(&[("a.yaml", text(&mirror("one", spoilt)))]);
+            assert_eq!((world.mirrors.len(), idle(world)), (0, vec![Reason::AccessUnsupported]), "{spoilt}");
+            world.put(&[("a.yaml", text(&mirror("one", start)))]);
+            assert_eq!(world.names(), ["one"]);
+        }
+    }
+    // Of one that cannot be read at all nobody knows; one that would be of another repository changes nothing here.
+    for spoilt in [
+        "url: [",
+        "url: 'file:///o/r', access: Anonymous",
+        "url: https://h/o/other, access: Anonymous, intervall: 1m",
+    ] {
+        let mut world = World::of(&[("a.yaml", text(&mirror("one", start)))]);
+        let before = world.only().clone();
+        world.put(&[("a.yaml", text(&mirror("one", spoilt)))]);
+        assert_eq!(world.mirrors.values().next(), Some(&before), "{spoilt}");
+    }
+    // What stands beside it is followed as it is: a document that is gone is gone.
+    let two = mirror("one", start) + "---\n" + &mirror("two", "url: https://h/o/two");
+    let mut world = World::of(&[("a.yaml", text(&two))]);
+    world.put(&[("a.yaml", text(&mirror("one", "url: https://h/o/r, access: Anonymous, intervall: 1m")))]);
+    assert_eq!(world.names(), ["one"]);
 }
 
 #[test]
