@@ -2,10 +2,11 @@
 //!
 //! *Invariants:* nothing here answers "yes" because something else failed. A credential is kept as a keyed hash only,
 //! and leaves this process for whoever can judge it: the API server, or the mirror's own upstream. A token that is meant
-//! for Tarn never leaves for an upstream.
+//! for Tarn never leaves for an upstream, and what a caller gave for one upstream never for another.
 
 pub mod caller;
 pub mod credential;
+pub mod delegation;
 mod answers;
 pub mod peers;
 pub mod reviews;
@@ -14,13 +15,16 @@ pub mod tokens;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, header};
-use tarn_crds::v1alpha1::Access;
+use tarn_crds::{
+    repo::{UpstreamList, UpstreamUrl},
+    v1alpha1::Access,
+};
 use tokio::time::timeout;
 
 use crate::{
     metrics::{Decision, Metrics},
     mirror::Settings,
-    upstream::{Looker, admission::Admission},
+    upstream::{Looker, admission::Admission, forward::FORWARDED},
 };
 use answers::{Answers, Hashes, Key};
 use caller::{Caller, Kind};
@@ -38,6 +42,8 @@ pub enum Refusal {
     Unauthenticated(String),
     /// Whose it is is known, and that is not enough.
     Denied(String),
+    /// It is for another upstream, or does not say for which.
+    Unbound(String),
     /// The upstream refuses it so.
     Upstream {
         /// 401, 403 or 404.
@@ -54,7 +60,7 @@ impl Refusal {
     const fn label(&self) -> &'static str {
         match self {
             Self::Malformed(_) | Self::Unauthenticated(_) => "unauthenticated",
-            Self::Denied(_) | Self::Upstream { .. } => "denied",
+            Self::Denied(_) | Self::Unbound(_) | Self::Upstream { .. } => "denied",
             Self::Away(_) => "away",
         }
     }
@@ -66,6 +72,7 @@ pub struct Guard {
     tokens: Option<Arc<Tokens>>,
     reviews: Option<Reviews>,
     peers: Option<Peers>,
+    unbound: UpstreamList,
     tried: Answers<()>,
     metrics: Metrics,
 }
@@ -79,13 +86,15 @@ pub struct Means {
     pub reviews: Option<Reviews>,
     /// What the agents of a cache know each other by.
     pub peers: Option<Peers>,
+    /// The upstreams that get callers' credentials which do not say for which upstream they are.
+    pub unbound: UpstreamList,
 }
 
 impl Guard {
     /// Judges by these means.
     pub fn new(means: Means, metrics: Metrics) -> Self {
-        let Means { tokens, reviews, peers } = means;
-        Self { hashes: Hashes::new(), tokens, reviews, peers, tried: Answers::default(), metrics }
+        let Means { tokens, reviews, peers, unbound } = means;
+        Self { hashes: Hashes::new(), tokens, reviews, peers, unbound, tried: Answers::default(), metrics }
     }
 
     /// Lets the sender of a request in to a mirror, or says why not.
@@ -132,14 +141,36 @@ impl Guard {
         }
     }
 
-    /// Whether the sender's credential may be handed on to an upstream: not one that is meant for Tarn or the cluster.
+    /// Leaves in `headers` the credentials that the upstream `url` is asked with for their sender.
     ///
     /// # Errors
-    /// It may not.
-    pub fn may_leave(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    /// Something in what would be handed on is meant for Tarn, for the cluster, or for another upstream.
+    pub fn delegate(&self, url: &UpstreamUrl, headers: &mut HeaderMap) -> Result<(), Refusal> {
+        match self.delegated(url, headers)? {
+            Some(value) => drop(headers.insert(header::AUTHORIZATION, value)),
+            None => drop(headers.remove(header::AUTHORIZATION)),
+        }
+        Ok(())
+    }
+
+    fn delegated(&self, url: &UpstreamUrl, headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
         let credential = Credential::of(headers)?;
-        let Some(token) = credential.token() else { return Ok(()) };
-        let stands = self.tokens.as_ref().is_some_and(|tokens| tokens.find(token.expose()).is_some());
+        let others = FORWARDED.into_iter().filter(|name| *name != header::AUTHORIZATION);
+        let others = others.filter_map(|name| headers.get(name)?.to_str().ok());
+        let words = others.flat_map(|text| text.split([' ', '\t', ',', ';', '(', ')']));
+        let tail = |word: &'_ str| word.split_once(['=', '/']).is_some_and(|(_, tail)| self.is_own(tail));
+        if credential.texts().iter().any(|text| self.is_own(text.trim()))
+            || words.into_iter().any(|word| self.is_own(word) || tail(word))
+        {
+            let text = "this token is for Tarn or for Kubernetes, and is not sent to the upstream: use the \
+                        upstream's own credentials";
+            return Err(Refusal::Denied(text.into()));
+        }
+        delegation::for_upstream(&credential, headers, url, &self.unbound)
+    }
+
+    /// Whether this is a token for Tarn or the cluster.
+    fn is_own(&self, text: &str) -> bool {
         let ours = |claims: Claims| {
             let audience = |name: &String| {
                 self.reviews.as_ref().is_some_and(|reviews| reviews.audiences().contains(name))
@@ -147,12 +178,9 @@ impl Guard {
             };
             claims.is_service_account() || claims.audiences.iter().any(audience)
         };
-        if stands || Claims::read(token.expose()).is_some_and(ours) {
-            let text = "this token is for Tarn or for Kubernetes, and is not sent to the upstream: use the \
-                        upstream's own credentials";
-            return Err(Refusal::Denied(text.into()));
-        }
-        Ok(())
+        self.tokens.as_ref().is_some_and(|tokens| tokens.find(text).is_some())
+            || self.peers.as_ref().is_some_and(|peers| peers.is_shared_secret(&self.hashes, text))
+            || Claims::read(text).is_some_and(ours)
     }
 
     fn count(&self, access: Access, judged: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
@@ -195,14 +223,10 @@ impl Guard {
         headers: &HeaderMap,
     ) -> Result<Caller, Refusal> {
         let credential = Credential::of(headers)?;
-        if let Err(Refusal::Denied(text)) = self.may_leave(headers) {
-            return Err(Refusal::Unauthenticated(text));
-        }
-        let given = headers.get(header::AUTHORIZATION).cloned();
-        let given = given.map(|mut value| {
-            value.set_sensitive(true);
-            value
-        });
+        let given = self.delegated(&settings.url, headers).map_err(|refusal| match refusal {
+            Refusal::Denied(text) => Refusal::Unauthenticated(text),
+            other => other,
+        })?;
         let presented = given.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
         let key = self.hashes.key("upstream", &[settings.url.as_str().as_bytes(), presented]);
         let patience = settings.look_timeout;

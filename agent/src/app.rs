@@ -368,7 +368,8 @@ fn means(config: &config::Serve, scope: Option<&Scope>, tasks: &mut Tasks) -> Re
     let own = config.access.peer_token.as_deref().map(|path| OwnToken::open(path, judge)).transpose()?;
     tasks.spawn_some("peer-token", own.clone().map(OwnToken::follow));
     let peers = own.map(|own| access::peers::Peers::new(own, reviews.as_ref()));
-    Ok(Means { tokens, reviews, peers })
+    let unbound = config.access.unbound().map_err(StartError::Flags)?;
+    Ok(Means { tokens, reviews, peers, unbound })
 }
 
 /// Where the declarations are, and which pod this is, if it runs in a cluster.

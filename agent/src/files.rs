@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How often a followed file is read: a mounted Secret changes by a link's moving, of which not every file system tells.
@@ -74,16 +74,28 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Gives `changed` the file's content whenever it is another than before, at first once more what it is now; for ever.
-/// A file that cannot be read is as one that has not changed.
-pub async fn follow(path: &Path, limit: u64, mut changed: impl FnMut(&[u8])) {
-    let mut last: Option<blake3::Hash> = None;
+/// For how long a followed file may be away before that counts: it may be in the middle of being replaced.
+const LOST: Duration = Duration::from_secs(30);
+
+/// Gives `changed` the file's content whenever it is another than before, at first once more what it is now; for ever. A file
+/// that cannot be read for half a minute is told once as well, and its content when it is back.
+pub async fn follow(path: &Path, limit: u64, mut changed: impl FnMut(io::Result<&[u8]>)) {
+    let (mut last, mut away): (Option<blake3::Hash>, _) = (None, None);
     loop {
         let of = path.to_owned();
-        if let Ok(content) = blocking(move || read_bounded(&of, limit)).await {
-            let digest = blake3::hash(&content);
-            if last.replace(digest) != Some(digest) {
-                changed(&content);
+        match blocking(move || read_bounded(&of, limit)).await {
+            Ok(content) => {
+                away = None;
+                let digest = blake3::hash(&content);
+                if last.replace(digest) != Some(digest) {
+                    changed(Ok(&content));
+                }
+            }
+            Err(error) => {
+                let since = away.get_or_insert_with(Instant::now);
+                if since.elapsed() >= LOST && last.take().is_some() {
+                    changed(Err(error));
+                }
             }
         }
         tokio::time::sleep(LOOK_AGAIN).await;

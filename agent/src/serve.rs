@@ -228,13 +228,17 @@ impl Serving {
         }
         let caller = match (purpose, origin) {
             (Purpose::Read, Origin::Client) => {
-                self.guard.admit(&settings, mirror.upstream(), &parts.headers).await?
+                let admitted = self.guard.admit(&settings, mirror.upstream(), &parts.headers).await;
+                admitted.map_err(|refusal| match settings.access {
+                    Access::Upstream => Failure::from(refusal).asking_for(&settings.url),
+                    Access::Anonymous | Access::Authenticated | Access::Rbac => refusal.into(),
+                })?
             }
             (Purpose::Read, Origin::Peer) => self.guard.admit_peer(&settings, &parts.headers).await?,
             // The upstream judges who may push, by credentials that are for it.
             (Purpose::Push, _) => {
                 push::upstream(&mirror)?;
-                self.guard.may_leave(&parts.headers)?;
+                self.guard.delegate(&settings.url, &mut parts.headers)?;
                 Caller::anonymous()
             }
         };

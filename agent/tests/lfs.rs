@@ -3,6 +3,7 @@
 
 mod access;
 mod downloads;
+pub(crate) mod guarded;
 mod snapshot;
 mod tls;
 mod uploads;
@@ -18,7 +19,7 @@ use crate::scene::Scene;
 /// What every transfer at the upstream must carry, and nobody but Tarn may see.
 const TOKEN: &str = "kanarienvogel-lfs-91c4";
 
-const ATTRIBUTES: &str = "*.bin filter=lfs diff=lfs merge=lfs -text\n";
+pub(crate) const ATTRIBUTES: &str = "*.bin filter=lfs diff=lfs merge=lfs -text\n";
 
 /// A scene whose upstream has LFS, and `big.bin` with `content` in its worktree.
 async fn scene(content: &[u8]) -> Result<Scene> {

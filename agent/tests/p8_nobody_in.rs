@@ -1,9 +1,11 @@
 //! P8: only declared repositories, only for those who may, and no credential where it can be read.
 
 mod access;
+mod authorities;
 mod canary;
 mod configuration;
 mod credentials;
+mod delegation;
 mod github_app;
 mod hostile;
 mod paths;

@@ -86,6 +86,25 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// Every text in it that somebody may have meant as a token: forges take one as the user, as the password, or as both.
+    pub fn texts(&self) -> Vec<String> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Bearer(token) => vec![token.expose().to_owned()],
+            Self::Basic { user, password } => {
+                let users = [Some(user.as_str()), user.rsplit_once('@').map(|(user, _)| user)];
+                let password = password.expose();
+                let mut texts = vec![password.to_owned()];
+                for user in users.into_iter().flatten() {
+                    texts.extend([user.to_owned(), format!("{user}:{password}")]);
+                }
+                texts
+            }
+        }
+    }
+}
+
 /// What a token says of itself. Nobody has verified it: it may only make Tarn more careful.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {

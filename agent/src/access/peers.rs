@@ -3,7 +3,7 @@
 //!
 //! An agent that hands a caller's request on says who the caller is and by which access it let them in. The receiver
 //! believes that of an agent of its own cache only, and only where the mirror has the same access here: where the two
-//! know different declarations, the receiver refuses.
+//! know different declarations, the receiver refuses. An agent whose own token is gone vouches for nobody and believes nobody.
 
 use std::{
     io,
@@ -66,7 +66,7 @@ pub struct Peers {
 pub struct OwnToken {
     path: PathBuf,
     judge: Judge,
-    now: RwLock<Arc<Own>>,
+    now: RwLock<Option<Arc<Own>>>,
 }
 
 /// Who tells a peer's token from any other.
@@ -95,22 +95,30 @@ impl OwnToken {
         let text = read.map_err(|source| PeersError::Read { path: path.to_owned(), source })?;
         let content = |problem| PeersError::Content { path: path.to_owned(), problem };
         let own = parse(&text, judge).map_err(content)?;
-        Ok(Arc::new(Self { path: path.to_owned(), judge, now: RwLock::new(Arc::new(own)) }))
+        Ok(Arc::new(Self { path: path.to_owned(), judge, now: RwLock::new(Some(Arc::new(own))) }))
     }
 
-    /// Reads the file again whenever it changes, for ever: the kubelet renews it before it expires.
+    /// Reads the file again whenever it changes, for ever: the kubelet renews it before it expires. A file that is gone or
+    /// holds no token is no token.
     pub async fn follow(self: Arc<Self>) {
         let path = self.path.clone();
-        files::follow(&path, MAX_FILE, |text| match parse(text, self.judge) {
-            Ok(own) => *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(own),
-            Err(problem) => {
-                tracing::warn!(path = %self.path.display(), problem, "the token for peers stays as it was");
-            }
+        files::follow(&path, MAX_FILE, |found| {
+            let problem = match found.map(|text| parse(text, self.judge)) {
+                Ok(Ok(own)) => return self.take(Some(Arc::new(own))),
+                Ok(Err(problem)) => problem.to_owned(),
+                Err(error) => format!("cannot be read: {error}"),
+            };
+            self.take(None);
+            tracing::warn!(path = %self.path.display(), problem, "there is no token for peers");
         })
         .await;
     }
 
-    fn now(&self) -> Arc<Own> {
+    fn take(&self, own: Option<Arc<Own>>) {
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = own;
+    }
+
+    fn now(&self) -> Option<Arc<Own>> {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -139,10 +147,17 @@ impl Peers {
         Self { own, reviews: reviews.map(|reviews| reviews.for_audience(AUDIENCE)) }
     }
 
+    /// Whether this is the secret that the agents share.
+    pub(super) fn is_shared_secret(&self, hashes: &Hashes, text: &str) -> bool {
+        let of = |secret: &str| hashes.key("peer", &[secret.as_bytes()]);
+        let own = self.own.now();
+        own.is_some_and(|own| self.own.judge == Judge::Shared && of(text) == of(own.token.expose()))
+    }
+
     /// The headers by which another agent knows this one, and the caller.
     pub(super) fn vouch(&self, access: Access, caller: &Caller) -> Option<HeaderMap> {
         let told = HeaderValue::from_str(&format!("{} {}", access.as_str(), caller.encode())).ok()?;
-        let own = self.own.now();
+        let own = self.own.now()?;
         Some(HeaderMap::from_iter([(header::AUTHORIZATION, own.header.clone()), (CALLER, told)]))
     }
 
@@ -156,7 +171,7 @@ impl Peers {
         let stranger = || Refusal::Denied("only agents of this cache may hand requests on".into());
         let credential = Credential::of(headers)?;
         let token = credential.token().ok_or_else(stranger)?;
-        let own = self.own.now();
+        let own = self.own.now().ok_or_else(stranger)?;
         match (&self.reviews, self.own.judge) {
             (Some(reviews), Judge::Cluster) => {
                 let user = reviews.user(hashes, token).await.map_err(|refusal| match refusal {

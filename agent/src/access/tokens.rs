@@ -1,4 +1,7 @@
-//! Callers whose tokens stand in a file, one a line: a name, blanks, the token. The file is read again when it changes.
+//! Callers whose tokens are in a file, one a line: a name, blanks, the token. The file is read again when it changes.
+//!
+//! *Invariant:* a token counts for as long as the file has it, and half a minute longer at most. A line that makes no sense is no
+//! token, and takes no other away. A file that is gone has no tokens.
 
 use std::{
     collections::BTreeSet,
@@ -15,27 +18,22 @@ const MAX_FILE: u64 = 1 << 20;
 /// The shortest token: what is shorter can be guessed.
 const MIN_TOKEN: usize = 16;
 
-/// Why a file of tokens cannot be used. Names lines, never what stands there.
+/// How many bad lines of a file are told.
+const MAX_TOLD: usize = 10;
+
+/// The file of tokens cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum TokensError {
-    /// The file.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// A line.
-    #[error("{}, line {line}: {problem}", path.display())]
-    Line {
-        /// Which file.
-        path: PathBuf,
-        /// Which line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+#[error("cannot read {}: {source}", path.display())]
+pub struct TokensError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// What is wrong with a line. Names it by its number, and never what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BadLine {
+    line: usize,
+    problem: &'static str,
 }
 
 /// The callers as the file has them now.
@@ -54,21 +52,31 @@ impl Tokens {
     /// Reads the file.
     ///
     /// # Errors
-    /// It cannot be read, or a line makes no sense.
+    /// It cannot be read.
     pub fn open(path: &Path) -> Result<Arc<Self>, TokensError> {
         let tokens = Self { path: path.to_owned(), key: rand::random(), known: RwLock::new(Arc::new([])) };
         let text = files::read_bounded(path, MAX_FILE)
-            .map_err(|source| TokensError::Read { path: path.to_owned(), source })?;
-        tokens.take(&text)?;
+            .map_err(|source| TokensError { path: path.to_owned(), source })?;
+        tokens.take(&text);
         Ok(Arc::new(tokens))
     }
 
-    /// Reads the file again whenever it changes, for ever. One that cannot be used leaves all as it was.
+    /// Reads the file again whenever it changes, for ever.
     pub async fn follow(self: Arc<Self>) {
         let path = self.path.clone();
-        files::follow(&path, MAX_FILE, |text| match self.take(text) {
-            Ok(()) => tracing::info!(path = %self.path.display(), "the callers' tokens have changed"),
-            Err(error) => tracing::warn!(%error, "the callers' tokens stay as they were"),
+        files::follow(&path, MAX_FILE, |found| match found {
+            Ok(text) => {
+                self.take(text);
+                tracing::info!(path = %self.path.display(), "the callers' tokens have been read");
+            }
+            Err(error) => {
+                self.take(b"");
+                tracing::error!(
+                    path = %self.path.display(),
+                    %error,
+                    "the file of callers' tokens cannot be read: no token counts until it is back"
+                );
+            }
         })
         .await;
     }
@@ -87,34 +95,41 @@ impl Tokens {
         found.cloned()
     }
 
-    fn take(&self, text: &[u8]) -> Result<(), TokensError> {
+    fn take(&self, text: &[u8]) {
+        let (known, bad) = self.parse(text);
+        for BadLine { line, problem } in bad.iter().take(MAX_TOLD) {
+            tracing::warn!(path = %self.path.display(), line, problem, "a line of the callers' tokens does not count");
+        }
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known.into();
+    }
+
+    fn parse(&self, text: &[u8]) -> (Vec<Known>, Vec<BadLine>) {
         let text = String::from_utf8_lossy(text);
-        let mut known = Vec::new();
-        let mut seen = BTreeSet::new();
+        let (mut known, mut bad, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
         for (line, text) in (1..).zip(text.lines()) {
-            let wrong = |problem| TokensError::Line { path: self.path.clone(), line, problem };
             let text = text.trim();
             if text.is_empty() || text.starts_with('#') {
                 continue;
             }
-            let (name, token) = text
-                .split_once([' ', '\t'])
-                .map(|(name, token)| (name, token.trim()))
-                .ok_or_else(|| wrong("write a name, a blank and the token"))?;
-            if token.contains(|c: char| c.is_whitespace() || c.is_control()) || !token.is_ascii() {
-                return Err(wrong("the token must be one word of ASCII"));
+            match self.parse_line(text) {
+                Err(problem) => bad.push(BadLine { line, problem }),
+                Ok(one) if seen.insert(*one.hash.as_bytes()) => known.push(one),
+                Ok(_) => bad.push(BadLine { line, problem: "the token is in an earlier line already" }),
             }
-            if token.len() < MIN_TOKEN {
-                return Err(wrong("the token is shorter than 16 characters, and could be guessed"));
-            }
-            let hash = blake3::keyed_hash(&self.key, token.as_bytes());
-            if !seen.insert(*hash.as_bytes()) {
-                return Err(wrong("the token stands in an earlier line already"));
-            }
-            known.push(Known { name: name.to_owned(), hash });
         }
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known.into();
-        Ok(())
+        (known, bad)
+    }
+
+    fn parse_line(&self, text: &str) -> Result<Known, &'static str> {
+        let (name, token) = text.split_once([' ', '\t']).ok_or("write a name, a blank and the token")?;
+        let token = token.trim();
+        if token.contains(|c: char| c.is_whitespace() || c.is_control()) || !token.is_ascii() {
+            return Err("the token must be one word of ASCII");
+        }
+        if token.len() < MIN_TOKEN {
+            return Err("the token is shorter than 16 characters, and could be guessed");
+        }
+        Ok(Known { name: name.to_owned(), hash: blake3::keyed_hash(&self.key, token.as_bytes()) })
     }
 }
 
@@ -122,16 +137,16 @@ impl Tokens {
 mod tests {
     use super::*;
 
-    fn open(text: &str) -> Result<Arc<Tokens>, TokensError> {
+    fn open(text: &str) -> Arc<Tokens> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokens");
         std::fs::write(&path, text).unwrap();
-        Tokens::open(&path)
+        Tokens::open(&path).unwrap()
     }
 
     #[test]
     fn a_token_names_its_caller() {
-        let tokens = open("# callers\n\nci  0123456789abcdef\nbot\tfedcba9876543210\n").unwrap();
+        let tokens = open("# callers\n\nci  0123456789abcdef\nbot\tfedcba9876543210\n");
         assert_eq!(tokens.find("0123456789abcdef").as_deref(), Some("ci"));
         assert_eq!(tokens.find("fedcba9876543210").as_deref(), Some("bot"));
         for wrong in ["", "0123456789abcde", "0123456789abcdef ", "ci"] {
@@ -140,17 +155,31 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_without_its_token() {
-        for text in [
-            "canary-without-a-name",
-            "ci canary",
-            "ci canary canary-canary-canary",
-            "# fine\nci kanarienvögel-canary-canary",
+    fn a_bad_line_is_no_token_and_takes_no_other_away() {
+        for (line, problem) in [
+            ("canary-without-a-name", "a name, a blank"),
+            ("ci canary", "shorter than 16"),
+            ("ci canary canary-canary-canary", "one word"),
+            ("ci kanarienvögel-canary-canary", "ASCII"),
+            ("b 0123456789abcdef", "an earlier line"),
         ] {
-            let error = open(text).map(drop).unwrap_err().to_string();
-            assert!(error.contains("line") && !error.contains("canary"), "{error}");
+            let text = format!("a 0123456789abcdef\n{line}\nc fedcba9876543210\n");
+            let tokens = open(&text);
+            let (known, bad) = tokens.parse(text.as_bytes());
+            assert_eq!((known.len(), bad.len(), bad[0].line), (2, 1, 2), "{line}");
+            assert!(bad[0].problem.contains(problem) && !bad[0].problem.contains("canary"), "{bad:?}");
+            let names = ["0123456789abcdef", "fedcba9876543210"].map(|token| tokens.find(token));
+            assert_eq!(names, [Some("a".to_owned()), Some("c".to_owned())], "{line}");
         }
-        let twice = "a 0123456789abcdef\nb 0123456789abcdef\n";
-        assert!(open(twice).map(drop).unwrap_err().to_string().contains("line 2"));
+    }
+
+    #[test]
+    fn what_a_file_no_longer_has_counts_no_longer() {
+        let tokens = open("a 0123456789abcdef\n");
+        tokens.take(b"a short\nb fedcba9876543210\n");
+        assert_eq!(tokens.find("0123456789abcdef"), None, "broken, and not as it was");
+        assert_eq!(tokens.find("fedcba9876543210").as_deref(), Some("b"));
+        tokens.take(b"");
+        assert_eq!(tokens.find("fedcba9876543210"), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tarn_crds::repo::UpstreamList;
 
 /// The audience of callers' tokens where none is named.
 const AUDIENCE: &str = "tarn";
@@ -26,6 +27,17 @@ pub struct AccessFlags {
     #[arg(long, value_name = "FILE", env = "TARN_AGENT_TOKENS", hide_env_values = true)]
     pub tokens: Option<PathBuf>,
 
+    /// Upstream that gets callers' credentials which do not say for which upstream they are, such as github.com, github.com/org/*
+    /// or http://git.corp; may be repeated. Without it, the user name must say so: USER@HOST
+    #[arg(
+        long = "unbound-credentials-to",
+        value_name = "HOST",
+        env = "TARN_AGENT_UNBOUND_CREDENTIALS_TO",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub unbound_credentials_to: Vec<String>,
+
     /// File with what this agent proves itself with to its peers, where not everybody may have a mirror: in a cluster a
     /// token of its service account for the audience peers.tarn.dev, elsewhere a secret that all of them share
     #[arg(long, value_name = "FILE", env = "TARN_AGENT_PEER_TOKEN", hide_env_values = true)]
@@ -42,5 +54,17 @@ impl AccessFlags {
     pub fn audiences(&self) -> Vec<String> {
         let none = self.audiences.is_empty();
         if none { vec![AUDIENCE.to_owned()] } else { self.audiences.clone() }
+    }
+
+    /// The upstreams that get credentials which do not say for whom they are.
+    ///
+    /// # Errors
+    /// Which of them is none.
+    pub fn unbound(&self) -> Result<UpstreamList, String> {
+        let list = UpstreamList::parse(&self.unbound_credentials_to.join(","));
+        match list.invalid() {
+            [] => Ok(list),
+            [invalid, ..] => Err(format!("--unbound-credentials-to: {invalid}")),
+        }
     }
 }

@@ -257,14 +257,24 @@ pub fn parse_answer(body: &[u8]) -> Result<Answered, &'static str> {
     answered.collect()
 }
 
+/// Whoever asks gets the objects: git-lfs need not look for credentials.
+#[derive(Clone, Copy, Debug)]
+pub struct NoCredentials;
+
 /// The answer to a request for downloads: for each object a URL, or why it cannot be had.
-pub fn answer(objects: &[(Object, Result<String, ObjectError>)]) -> Vec<u8> {
+///
+/// Told that URL and headers are enough (`authenticated`), git-lfs sends no credentials, whatever the answer to that is, and repeats
+/// the request for ever where they are asked for. Not told so, it proves itself as it did for the batch.
+pub fn answer(objects: &[(Object, Result<String, ObjectError>)], open: Option<NoCredentials>) -> Vec<u8> {
     let objects = objects.iter().map(|(Object { oid, bytes }, outcome)| {
         let oid = oid.to_string();
         match outcome {
-            // Nobody needs credentials for this agent, and those of others are not to be sent to it.
             Ok(href) => {
-                json!({"oid": oid, "size": bytes, "authenticated": true, "actions": {"download": {"href": href}}})
+                let mut object = json!({"oid": oid, "size": bytes, "actions": {"download": {"href": href}}});
+                if let (Some(NoCredentials), Some(fields)) = (open, object.as_object_mut()) {
+                    fields.insert("authenticated".into(), true.into());
+                }
+                object
             }
             Err(error) => json!({"oid": oid, "size": bytes, "error": error}),
         }

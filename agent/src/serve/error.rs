@@ -4,14 +4,17 @@ use std::{fmt::Display, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
+use tarn_crds::{
+    repo::{RepoId, UpstreamUrl},
+    v1alpha1::conditions::Reason,
+};
 
 use super::{
     headers::{PEER, Told},
     limits::Exceeded,
 };
 use crate::{
-    access::Refusal,
+    access::{Refusal, delegation::host_word},
     mirror::{BringError, freshness::Unavailable, snapshots::Unready},
     protocol::{lfs::MEDIA_TYPE, pktline},
 };
@@ -35,6 +38,15 @@ pub struct Failure {
 
 /// What git and its credential helpers understand; a token goes as the password.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"Tarn\", charset=\"UTF-8\"");
+
+/// What a caller is asked for whose credentials go to an upstream. The upstream's own words are not passed on: they could name
+/// any other.
+pub(super) fn challenge(url: &UpstreamUrl) -> HeaderValue {
+    let (host, word) = (url.id().host(), host_word(url));
+    let text = format!("Basic realm=\"{host} through Tarn, as USER@{word}\", charset=\"UTF-8\"");
+    // A host's name fits into a header.
+    HeaderValue::from_str(&text).unwrap_or(CHALLENGE)
+}
 
 impl Failure {
     fn new(status: StatusCode, code: &'static str, external: impl Display) -> Self {
@@ -200,6 +212,12 @@ impl Failure {
         Self { retry_after, ..Self::new(status, "Lfs", reason) }
     }
 
+    /// Asks for credentials of this upstream, where it asks for any.
+    pub(super) fn asking_for(self, url: &UpstreamUrl) -> Self {
+        let challenge = self.challenge.map(|_| challenge(url));
+        Self { challenge, ..self }
+    }
+
     /// Says when to try again, where the upstream has said so.
     pub(super) fn after(mut self, pause: Option<Duration>) -> Self {
         if let Some(pause) = pause {
@@ -240,9 +258,11 @@ impl From<Refusal> for Failure {
                 Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "Unauthenticated", text) }
             }
             Refusal::Denied(text) => Self::new(StatusCode::FORBIDDEN, "AccessDenied", text),
-            Refusal::Upstream { status: 401, challenge } => {
+            // Not 401: git would forget them, and they may be right for another upstream.
+            Refusal::Unbound(text) => Self::new(StatusCode::FORBIDDEN, "CredentialsUnbound", text),
+            Refusal::Upstream { status: 401, .. } => {
                 let text = "the upstream asks for credentials of its own, or refuses these";
-                let challenge = Some(challenge.unwrap_or(CHALLENGE));
+                let challenge = Some(CHALLENGE);
                 Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "Unauthenticated", text) }
             }
             Refusal::Upstream { status: 404, .. } => {

@@ -13,11 +13,12 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{HeaderName, Method, StatusCode, header, request::Parts, uri::Authority};
 use jiff::Timestamp;
+use tarn_crds::v1alpha1::Access;
 
 use super::{
     Scheme, Serving, body,
     content::{self, Chunks, Content, header_value},
-    error::Failure,
+    error::{Failure, challenge},
     headers::{AGE, COMMIT},
     push,
     snapshot::{KIND, age, wait},
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     lfs::{FetchError, cache::LfsReader},
     mirror::Mirror,
-    protocol::lfs::{Batch, BatchError, LfsOid, MEDIA_TYPE, Object, Operation, answer},
+    protocol::lfs::{Batch, BatchError, LfsOid, MEDIA_TYPE, NoCredentials, Object, Operation, answer},
     spool::SpoolError,
 };
 
@@ -36,13 +37,7 @@ const BELOW: &str = "/info/lfs/";
 const MAX_LOCK: usize = 128;
 
 /// What of the upstream's answer is for the client.
-const RETURNED: [HeaderName; 5] = [
-    header::CONTENT_TYPE,
-    header::CACHE_CONTROL,
-    header::WWW_AUTHENTICATE,
-    HeaderName::from_static("lfs-authenticate"),
-    header::RETRY_AFTER,
-];
+const RETURNED: [HeaderName; 3] = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
 
 /// What a request of the LFS API wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +131,8 @@ async fn batch(serving: &Serving, mirror: &Mirror, parts: &Parts, body: Body) ->
         let _ = write!(href, "{}?size={}", object.oid, object.bytes);
         (object, outcome.map(|()| href))
     });
-    let answer = answer(&outcomes.collect::<Vec<_>>());
+    let open = mirror.settings().access == Access::Anonymous;
+    let answer = answer(&outcomes.collect::<Vec<_>>(), open.then_some(NoCredentials));
     Ok(([(header::CONTENT_TYPE, MEDIA_TYPE)], answer).into_response())
 }
 
@@ -205,8 +201,8 @@ async fn forward(
     body: Bytes,
 ) -> Result<Response, Failure> {
     let upstream = push::upstream(mirror)?;
-    serving.guard.may_leave(&parts.headers)?;
-    let mut headers = parts.headers.clone();
+    let (mut headers, settings) = (parts.headers.clone(), mirror.settings());
+    serving.guard.delegate(&settings.url, &mut headers)?;
     // The body has been read, and unpacked.
     headers.remove(header::CONTENT_ENCODING);
     let answer = upstream.lfs_forward(parts.method.clone(), rest, &headers, body).await;
@@ -217,6 +213,9 @@ async fn forward(
         if let Some(value) = answer.headers.get(&name) {
             response.headers_mut().insert(name, value.clone());
         }
+    }
+    if answer.status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge(&settings.url));
     }
     Ok(response)
 }

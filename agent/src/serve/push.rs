@@ -8,7 +8,7 @@ use axum::{body::Body, response::Response};
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use tarn_crds::v1alpha1::Access;
 
-use super::error::Failure;
+use super::error::{Failure, challenge};
 use crate::{
     mirror::{Mirror, freshness::Unavailable},
     upstream::{LookError, Looker},
@@ -17,8 +17,7 @@ use crate::{
 const REQUEST: &str = "application/x-git-receive-pack-request";
 
 /// What of the upstream's answer is for the client.
-const RETURNED: [HeaderName; 4] =
-    [header::CONTENT_TYPE, header::CACHE_CONTROL, header::WWW_AUTHENTICATE, header::RETRY_AFTER];
+const RETURNED: [HeaderName; 3] = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
 
 /// `GET info/refs?service=git-receive-pack`.
 ///
@@ -80,6 +79,9 @@ async fn forward(
         if let Some(value) = answer.headers().get(&name) {
             response = response.header(name, value);
         }
+    }
+    if answer.status() == StatusCode::UNAUTHORIZED {
+        response = response.header(header::WWW_AUTHENTICATE, challenge(&mirror.settings().url));
     }
     response.body(Body::from_stream(answer.bytes_stream())).map_err(Failure::upstream)
 }

@@ -31,7 +31,7 @@ pub enum Ending {
 const WRITTEN_AT_ONCE: usize = 32;
 
 /// What a push carries besides its body; everything else is between the client and this agent.
-const FORWARDED: [HeaderName; 6] = [
+pub const FORWARDED: [HeaderName; 6] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::CONTENT_ENCODING,

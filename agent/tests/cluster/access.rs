@@ -11,6 +11,7 @@ use tarn_testkit::upstream::{Fault, Operation};
 use tarn_testkit::wire::{Answer, Connection};
 
 use super::{Cluster, PATIENCE, POD};
+use crate::lfs::{ATTRIBUTES, guarded::expect_clones};
 use crate::p8_nobody_in::{PUSHES, READS, ask, certificate, expect_no_canary, trusting};
 
 /// A pod's service account.
@@ -387,4 +388,19 @@ async fn pods_ask_each_other_over_tls_and_believe_none_but_their_own() -> Result
         ensure!(metrics.matches("tarn_serve_proxied_total{").count() == 1, "{name}: {metrics}");
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn git_lfs_gets_objects_behind_a_role() -> Result<()> {
+    let (cluster, content) = (Cluster::new()?, b"an object".repeat(1000));
+    let origin = cluster.upstream.seed("a.git").await?;
+    cluster.upstream.lfs().enable("a-token-of-transfers");
+    let pointer = cluster.upstream.lfs().put("a.git", &content);
+    origin.commit("main", &[(".gitattributes", ATTRIBUTES), ("big.bin", &pointer)]).await?;
+    cluster.api.mirror("a", "default", json!({"url": cluster.url("a"), "access": "RBAC"}));
+    cluster.api.grant(JOB, "a");
+    let pod = cluster.builder("default", POD)?.start().await?;
+    pod.wait_phase(&cluster.repo("a"), "Ready").await?;
+    let (url, token) = (pod.git_url(&cluster.repo("a"))?, cluster.api.mint(JOB, AUDIENCE));
+    expect_clones(&pod, &url, ("tarn", &token), &content, cluster.dir.path()).await
 }

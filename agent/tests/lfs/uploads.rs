@@ -1,6 +1,7 @@
 //! Uploads and locks: the upstream's own, with the caller's credentials.
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::json;
 use tarn_testkit::upstream::{Auth, Operation, lfs};
 
@@ -32,7 +33,9 @@ async fn locks_are_the_upstreams_and_the_callers() -> Result<()> {
     ensure!(clone.git(&["lfs", "locks"]).await?.contains("big.bin"), "it is not listed");
     clone.git(&["lfs", "unlock", "big.bin"]).await?;
     ensure!(scene.upstream.lfs().locks().is_empty(), "it is still locked");
-    let caller = [("Authorization", "Basic YWRhOnB3")];
+    let user = format!("ada@http+{}:pw", scene.upstream.address().to_string().replace(':', "._"));
+    let basic = format!("Basic {}", BASE64_STANDARD.encode(user));
+    let caller = [("Authorization", basic.as_str())];
     scene.upstream.require(Auth::Basic { user: "ada".into(), password: "pw".into() });
     let refused = post(&scene, &scene.path(), &[], &json!({"path": "x.bin"})).await?;
     ensure!(refused.status == 401 && refused.header("www-authenticate").is_some(), "{}", refused.status);

@@ -97,6 +97,17 @@ impl Guarded {
         Ok(self.agent.git_url(&repo_id(&self.upstream.url("a.git")))?.replace("//", &format!("//{at}")))
     }
 
+    /// The upstream's user, as a URL has it: through Tarn it says which upstream is meant.
+    fn ada(&self) -> String {
+        format!("ada%40http+{}", self.upstream.address().to_string().replace(':', "._"))
+    }
+
+    /// That user's header with a password.
+    fn basic(&self, password: &str) -> String {
+        let user = self.ada().replace("%40", "@");
+        format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+    }
+
     fn place(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -169,17 +180,70 @@ async fn git_sends_a_token_as_a_password_and_shows_why_one_is_refused() -> Resul
     })
     .await?;
     guarded.git.ls_remote(&guarded.url("tarn", "another-token-of-the-same-caller")?).await?;
-    // A file that makes no sense takes nobody's token away.
-    std::fs::write(guarded.place("tokens"), "ci short\n")?;
-    eventually(Duration::from_secs(20), "the warning", async || {
-        ensure!(guarded.agent.logs()?.contains("shorter than 16 characters"), "not yet");
-        Ok::<_, anyhow::Error>(())
-    })
-    .await?;
-    guarded.git.ls_remote(&guarded.url("tarn", "another-token-of-the-same-caller")?).await?;
     let sent = BASE64_STANDARD.encode(format!("tarn:{TOKEN}"));
     ensure!(!guarded.agent.logs()?.contains(&sent), "the log has the header");
     expect_no_canary(&guarded.agent).await
+}
+
+#[tokio::test]
+async fn a_token_counts_for_as_long_as_the_file_has_it_and_is_there() -> Result<()> {
+    let guarded = Guarded::with("Authenticated").await?;
+    let (first, second) = (guarded.url("tarn", TOKEN)?, guarded.url("tarn", "a-token-of-another-caller")?);
+    guarded.git.ls_remote(&first).await?;
+    let opens = async |url: &str| {
+        Ok::<_, anyhow::Error>(guarded.git.attempt(["ls-remote", url]).await?.status.success())
+    };
+    // A line that makes no sense is no token any more, and takes no other away.
+    std::fs::write(guarded.place("tokens"), "ci short\nbot a-token-of-another-caller\n")?;
+    eventually(Duration::from_secs(20), "the broken line to count no longer", async || {
+        ensure!(!opens(&first).await? && opens(&second).await?, "not yet");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    ensure!(guarded.agent.logs()?.contains("shorter than 16 characters"), "nobody was told");
+    // Without the file there are no tokens.
+    let (file, away) = (guarded.place("tokens"), guarded.place("away"));
+    std::fs::rename(&file, &away)?;
+    eventually(Duration::from_secs(60), "no token to count", async || {
+        ensure!(!opens(&second).await?, "not yet");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    ensure!(guarded.agent.logs()?.contains("no token counts until it is back"), "nobody was told");
+    std::fs::rename(&away, &file)?;
+    eventually(Duration::from_secs(20), "the token to count again", async || {
+        ensure!(opens(&second).await?, "not yet");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    expect_no_canary(&guarded.agent).await
+}
+
+#[tokio::test]
+async fn a_rejected_document_keeps_no_others_access_loose() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let upstream = Upstream::start(dir.path())?;
+    upstream.seed("a.git").await?;
+    let url = upstream.url("a.git");
+    let misspelt = manifest("zero", &upstream.url("zero.git"), &["intervall: 1m"]);
+    let open = manifest("a", &url, &["access: Anonymous"]);
+    let agent = agent().start_with(&[("0.yaml", &misspelt), ("a.yaml", &open)]).await?;
+    agent.wait_ready(&[&repo_id(&url)]).await?;
+    let git = Git::new()?;
+    git.ls_remote(&agent.git_url(&repo_id(&url))?).await?;
+    // This agent has no tokens: nobody is let in.
+    agent.write_manifest("a.yaml", &manifest("a", &url, &["access: Authenticated"]))?;
+    let listed = agent.git_url(&repo_id(&url))?;
+    eventually(Duration::from_secs(20), "the new access", async || {
+        let refused = git.attempt(["ls-remote", &listed]).await?;
+        ensure!(
+            !refused.status.success() && refused.stderr.contains("AccessUnsupported"),
+            "{}",
+            refused.stderr
+        );
+        Ok::<_, anyhow::Error>(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -189,7 +253,8 @@ async fn callers_are_let_in_as_the_upstream_would_let_them_in() -> Result<()> {
     for route in READS {
         let answer = ask(&guarded.agent, &guarded.path(), route, &[]).await?;
         ensure!(answer.status == 401, "{route:?}: {} {}", answer.status, answer.text());
-        ensure!(answer.header("www-authenticate") == Some("Basic realm=\"upstream\""), "{answer:?}");
+        let challenge = answer.header("www-authenticate").unwrap_or_default();
+        ensure!(challenge.contains(&format!("{} through Tarn", guarded.upstream.address())), "{answer:?}");
     }
     let tried = |authorized| {
         let log = guarded.upstream.log();
@@ -198,9 +263,10 @@ async fn callers_are_let_in_as_the_upstream_would_let_them_in() -> Result<()> {
             .count()
     };
     ensure!(tried(false) == 1, "one answer for all who send nothing: {}", tried(false));
-    let refused = guarded.git.attempt(["ls-remote", &guarded.url("ada", "wrong")?]).await?;
+    let ada = guarded.ada();
+    let refused = guarded.git.attempt(["ls-remote", &guarded.url(&ada, "wrong")?]).await?;
     ensure!(refused.stderr.contains("Authentication failed"), "{}", refused.stderr);
-    let (own, before) = (guarded.url("ada", CANARY)?, tried(true));
+    let (own, before) = (guarded.url(&ada, CANARY)?, tried(true));
     for name in ["one", "two"] {
         guarded.git.clone_repo(&own, &guarded.place(name), &[]).await?;
     }
@@ -217,7 +283,7 @@ async fn callers_are_let_in_as_the_upstream_would_let_them_in() -> Result<()> {
 #[tokio::test]
 async fn an_upstream_that_cannot_judge_lets_nobody_new_in() -> Result<()> {
     let guarded = Guarded::with("Upstream").await?;
-    let known = guarded.url("ada", CANARY)?;
+    let known = guarded.url(&guarded.ada(), CANARY)?;
     let refs = guarded.git.ls_remote(&known).await?;
     // The faults come before the question of credentials.
     guarded.upstream.require(Auth::Open);
@@ -229,7 +295,7 @@ async fn an_upstream_that_cannot_judge_lets_nobody_new_in() -> Result<()> {
         (Fault::Hang, "silence"),
     ] {
         guarded.upstream.fault(fault);
-        let stranger = format!("Bearer {}", what.replace(' ', "-"));
+        let stranger = guarded.basic(&what.replace(' ', "-"));
         let headers = [("Authorization", stranger.as_str())];
         let answer = ask(&guarded.agent, &guarded.path(), READS[0], &headers).await?;
         ensure!(answer.status == 503 && answer.header("retry-after").is_some(), "{what}: {answer:?}");
@@ -238,7 +304,8 @@ async fn an_upstream_that_cannot_judge_lets_nobody_new_in() -> Result<()> {
     guarded.upstream.mend();
     guarded.upstream.down().await;
     ensure!(guarded.git.ls_remote(&known).await? == refs, "who was let in is served what is here");
-    let stranger = [("Authorization", "Bearer stranger")];
+    let basic = guarded.basic("stranger");
+    let stranger = [("Authorization", basic.as_str())];
     for (headers, status) in [(&stranger[..], 503), (&[], 401)] {
         let answer = ask(&guarded.agent, &guarded.path(), READS[0], headers).await?;
         ensure!(answer.status == status, "{answer:?}");

@@ -38,7 +38,9 @@ async fn a_push_needs_the_callers_own_credentials() -> Result<()> {
     scene.upstream.require(Auth::Basic { user: "ada".into(), password: "pw".into() });
     let error = clone.push("origin", &["HEAD:refs/heads/main"]).await.map(drop).unwrap_err().to_string();
     ensure!(error.contains("could not read Username") || error.contains("Authentication failed"), "{error}");
-    let url = scene.url()?.replace("http://", "http://ada:pw@");
+    // Through Tarn, the user says for which upstream the password is.
+    let ada = format!("ada%40http+{}", scene.upstream.address().to_string().replace(':', "._"));
+    let url = scene.url()?.replace("http://", &format!("http://{ada}:pw@"));
     clone.push(&url, &["HEAD:refs/heads/main"]).await?;
     ensure!(scene.origin.rev_parse("main").await? == clone.rev_parse("HEAD").await?);
     ensure!(scene.upstream.log().iter().any(|seen| seen.operation == Operation::Push && seen.authorized));

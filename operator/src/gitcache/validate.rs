@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::{api::core::v1::PodTemplateSpec, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Resource, ResourceExt};
 use tarn_crds::{
+    repo::UpstreamList,
     summarize::Note,
     v1alpha1::{
         Auth, Budget, CachePrewarm, Duration, GitCache, Limits, S3, Scheduling, Service, Storage, Tls,
@@ -78,6 +79,10 @@ pub fn validate(
         Ok(overrides) => overrides,
         Err(message) => return invalid(message),
     };
+    let unbound = UpstreamList::parse(&spec.auth.unbound_credentials_to.join(","));
+    if let Some(wrong) = unbound.invalid().first() {
+        return invalid(format!("spec.auth.unboundCredentialsTo: {wrong}"));
+    }
     Ok(Ok(Validated {
         name: cache.name_any(),
         namespace: cache.namespace().ok_or(Error::Incomplete("a namespace"))?,

@@ -80,6 +80,13 @@ pub struct Auth {
     /// 16 characters or more in each line. A change takes effect within about a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_secret_ref: Option<SecretRef>,
+    /// Upstreams that get callers' credentials which do not say for which upstream they are, up to 64, written as in the
+    /// annotation `tarn.dev/hosts`: `github.com/org/*`, `http://git.corp`. All others get only those whose user name is
+    /// `USER@HOST`, because git offers what was typed for one upstream to all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub unbound_credentials_to: Vec<String>,
 }
 
 fn default_audiences() -> Vec<String> {
@@ -88,6 +95,6 @@ fn default_audiences() -> Vec<String> {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { audiences: default_audiences(), tokens_secret_ref: None }
+        Self { audiences: default_audiences(), tokens_secret_ref: None, unbound_credentials_to: Vec::new() }
     }
 }

@@ -230,6 +230,9 @@ fn arguments(cache: &Validated) -> Vec<String> {
     for audience in &cache.auth.audiences {
         arguments.extend(["--audience".into(), audience.clone()]);
     }
+    for upstream in &cache.auth.unbound_credentials_to {
+        arguments.extend(["--unbound-credentials-to".into(), upstream.clone()]);
+    }
     if cache.auth.tokens_secret_ref.is_some() {
         arguments.extend(["--tokens".into(), format!("{TOKENS}/{TOKENS_KEY}")]);
     }
