@@ -87,6 +87,12 @@ pub struct CloneArgs {
     /// Connections to download with.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub jobs: u8,
+    /// Hash every object and file of the snapshot; without a flag, where Tarn's URL is http and not of this machine.
+    #[arg(long, overrides_with = "no_verify")]
+    pub verify: bool,
+    /// Trust the snapshot as the server sends it.
+    #[arg(long, overrides_with = "verify")]
+    pub no_verify: bool,
     /// Fail where the snapshot cannot be used, instead of cloning with git.
     #[arg(long)]
     pub no_fallback: bool,

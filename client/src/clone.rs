@@ -62,6 +62,8 @@ pub struct Seconds {
     pub download: f64,
     /// From the snapshot's first byte to its last file.
     pub extract: f64,
+    /// Hashing objects and files; 0 where the snapshot was trusted.
+    pub verify: f64,
     /// Bringing what happened since.
     pub delta: f64,
     /// Checking out what was asked for.
@@ -141,7 +143,9 @@ pub async fn run(args: &CloneArgs, screen: &Screen) -> Result<Report, CloneError
         file.and_then(|mut file| file.write_all(login.expose().as_bytes())).map_err(CloneError::Login)?;
         git = git.with_login(login, &path);
     }
-    let job = Job { args, screen, git, token, source: &source, wanted: Wanted::new(args), staging: &staging };
+    let verify = args.verify || (server.is_exposed() && !args.no_verify);
+    let (wanted, source) = (Wanted::new(args), &source);
+    let job = Job { args, screen, git, token, source, wanted, staging: &staging, verify };
     let (way, done, fallback_reasons) = job.try_all(&server).await?;
     drop(job);
     let mut seconds = done.seconds;
@@ -186,6 +190,8 @@ struct Job<'a> {
     source: &'a Source,
     wanted: Wanted,
     staging: &'a Staging,
+    /// Whether nothing of a snapshot is believed.
+    verify: bool,
 }
 
 impl Job<'_> {
@@ -234,13 +240,15 @@ impl Job<'_> {
             origin: self.source.url(),
             wanted: &self.wanted,
             jobs,
+            verify: self.verify,
             screen: self.screen,
         };
-        let Done { head, bytes, download, extract, delta, checkout } = attempt.run().await?;
+        let Done { head, bytes, download, extract, verify, delta, checkout } = attempt.run().await?;
         let seconds = Seconds {
             total: 0.0,
             download: download.as_secs_f64(),
             extract: extract.as_secs_f64(),
+            verify: verify.as_secs_f64(),
             delta: delta.as_secs_f64(),
             checkout: checkout.as_secs_f64(),
         };

@@ -51,6 +51,23 @@ const SETTINGS: &[&str] = &[
     "http.lowSpeedTime=60",
 ];
 
+/// Settings of comparisons: nothing that the user, the machine or a file of the worktree says changes what git reads. Files
+/// of a snapshot are as in the repository, so filters have no part in them.
+const EXACT: &[&str] = &[
+    "core.attributesFile=/dev/null",
+    "core.autocrlf=false",
+    "core.checkStat=default",
+    "core.excludesFile=/dev/null",
+    "core.ignoreStat=false",
+    "core.sparseCheckout=false",
+    "core.splitIndex=false",
+    "core.untrackedCache=false",
+    "filter.lfs.clean=",
+    "filter.lfs.process=",
+    "filter.lfs.required=false",
+    "index.sparse=false",
+];
+
 /// Why a git command gave no result.
 #[derive(Debug, thiserror::Error)]
 pub enum GitError {
@@ -123,6 +140,16 @@ impl Git {
         command
     }
 
+    /// As [`Self::within`], to find out what the repository holds, whatever is configured.
+    pub fn exactly(&self, dir: &Path) -> Command {
+        let mut command = self.within(dir);
+        for setting in EXACT {
+            command.inner.args(["-c", setting]);
+        }
+        command.inner.env("GIT_NO_REPLACE_OBJECTS", "1").env("GIT_ATTR_NOSYSTEM", "1");
+        command
+    }
+
     /// Starts building a command in the current directory.
     pub fn anywhere(&self) -> Command {
         #[expect(clippy::disallowed_methods, reason = "this is the client's one place that starts git")]
@@ -182,17 +209,21 @@ impl Command {
         self
     }
 
-    /// Runs to the end and gives back the first record of standard output, ended by a zero byte, that is not `fit`;
+    /// Runs to the end and gives back the first record of standard output, ended by the byte `end`, that is not `fit`;
     /// nothing more is read then.
     ///
     /// # Errors
     /// Git cannot be run, or fails, or takes too long.
-    pub async fn find_unfit(mut self, fit: impl Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>, GitError> {
+    pub async fn find_unfit(
+        mut self,
+        end: u8,
+        fit: impl Fn(&[u8]) -> bool,
+    ) -> Result<Option<Vec<u8>>, GitError> {
         let verb = self.verb.take().unwrap_or_default();
         let mut child = self.inner.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let stdout = child.stdout.take().ok_or(io::Error::from(io::ErrorKind::BrokenPipe))?;
         let work = async {
-            match first_unfit(stdout, fit).await? {
+            match first_unfit(stdout, end, fit).await? {
                 Some(unfit) => Ok((Some(unfit), None)),
                 None => Ok::<_, io::Error>((None, Some(child.wait().await?))),
             }
@@ -237,9 +268,10 @@ impl Command {
     }
 }
 
-/// Reads records that end in a zero byte; gives back the first that is not `fit`.
+/// Reads records that end in the byte `end`; gives back the first that is not `fit`.
 async fn first_unfit(
     mut from: impl AsyncRead + Unpin,
+    end: u8,
     fit: impl Fn(&[u8]) -> bool,
 ) -> io::Result<Option<Vec<u8>>> {
     let (mut pending, mut chunk) = (Vec::new(), vec![0; 64 * 1024]);
@@ -249,9 +281,9 @@ async fn first_unfit(
             return Ok(Some(pending).filter(|rest| !rest.is_empty()));
         }
         pending.extend_from_slice(chunk.get(..count).unwrap_or_default());
-        let whole = pending.iter().rposition(|byte| *byte == 0).map_or(0, |last| last + 1);
-        let records = pending.get(..whole).unwrap_or_default().split_inclusive(|byte| *byte == 0);
-        for record in records.map(|record| record.strip_suffix(&[0]).unwrap_or(record)) {
+        let whole = pending.iter().rposition(|byte| *byte == end).map_or(0, |last| last + 1);
+        let records = pending.get(..whole).unwrap_or_default().split_inclusive(|byte| *byte == end);
+        for record in records.map(|record| record.strip_suffix(&[end]).unwrap_or(record)) {
             if !fit(record) {
                 return Ok(Some(record.to_vec()));
             }

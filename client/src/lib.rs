@@ -18,6 +18,7 @@ pub mod http;
 pub mod download;
 pub mod archive;
 pub mod checkout;
+pub mod verify;
 pub mod snapshot;
 pub mod plain;
 pub mod clone;

@@ -1,6 +1,6 @@
 //! Where Tarn is, and what the routes of a repository are called there.
 
-use url::Url;
+use url::{Host, Url};
 
 use crate::cli::GivenUrl;
 use crate::git::Git;
@@ -51,6 +51,17 @@ impl Server {
     /// The URL.
     pub fn url(&self) -> &Url {
         &self.0
+    }
+
+    /// Whether others may change on the way what it answers: over http, but on this machine.
+    pub fn is_exposed(&self) -> bool {
+        let here = match self.0.host() {
+            Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        self.0.scheme() == "http" && !here
     }
 
     /// Host and port with the scheme, as git's configuration names whom credentials are for.
@@ -104,6 +115,19 @@ mod tests {
         }
         let below = Server::parse("https://gw.corp:8443/tarn/").unwrap().repository(&id);
         assert_eq!(below.snapshot(), "https://gw.corp:8443/tarn/git/github.com/org/repo/snapshot.tar.zst");
+    }
+
+    #[test]
+    fn what_is_not_encrypted_is_exposed_but_on_this_machine() {
+        let exposed = |text: &str| Server::parse(text).unwrap().is_exposed();
+        for url in
+            ["http://tarn.ci", "http://10.0.0.1:8080", "http://[fd00::1]", "http://localhost.evil.example"]
+        {
+            assert!(exposed(url), "{url}");
+        }
+        for url in ["https://tarn.ci", "http://localhost:8080", "http://127.0.0.1", "http://[::1]:8080"] {
+            assert!(!exposed(url), "{url}");
+        }
     }
 
     #[test]

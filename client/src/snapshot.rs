@@ -20,6 +20,7 @@ use crate::http::{Http, HttpError, save};
 use crate::screen::Screen;
 use crate::server::Repository;
 use crate::staging::{Staging, StagingError};
+use crate::verify::{self, VerifyError};
 
 /// Attempts at requests that are short.
 const ATTEMPTS: u32 = 3;
@@ -54,6 +55,12 @@ pub enum SnapshotError {
     /// The archive's index names files elsewhere.
     #[error("the snapshot is refused: its index names {0:?}")]
     Index(String),
+    /// The archive has refs that no clone has.
+    #[error("the snapshot is refused: it has a ref {0:?}")]
+    Ref(String),
+    /// It was verified, and is not what it should be.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     /// The upstream lacks what was asked for.
     #[error("through Tarn there is no {0}")]
     Missing(String),
@@ -64,6 +71,7 @@ impl SnapshotError {
     pub fn is_disk_full(&self) -> bool {
         match self {
             Self::Archive(error) => error.is_disk_full(),
+            Self::Verify(error) => error.is_disk_full(),
             Self::Git(error) | Self::Checkout(CheckoutError::Git(error)) => error.is_disk_full(),
             Self::Http(HttpError::File { source, .. }) => source.kind() == std::io::ErrorKind::StorageFull,
             _ => false,
@@ -82,6 +90,8 @@ pub struct Done {
     pub download: Duration,
     /// From the first byte to the last file.
     pub extract: Duration,
+    /// Hashing objects and files.
+    pub verify: Duration,
     /// What happened since the snapshot.
     pub delta: Duration,
     /// What was asked for besides.
@@ -105,6 +115,8 @@ pub struct Attempt<'a> {
     pub wanted: &'a Wanted,
     /// Connections.
     pub jobs: usize,
+    /// Whether nothing of the archive is believed.
+    pub verify: bool,
     /// Progress.
     pub screen: &'a Screen,
 }
@@ -130,6 +142,13 @@ impl Attempt<'_> {
             tokio::try_join!(self.unpack(&dir), self.upstream_head(), self.ensure())?;
         let (total, download, extract) = unpacked;
 
+        let (started, mut verify) = (Instant::now(), Duration::ZERO);
+        if self.verify {
+            self.screen.step("verifying the snapshot");
+            verify::verify(self.git, &dir).await?;
+            verify = started.elapsed();
+        }
+
         self.screen.step("what happened since the snapshot");
         let started = Instant::now();
         let shown = checkout::head(self.git, &dir).await?;
@@ -150,7 +169,8 @@ impl Attempt<'_> {
             checkout::Repository { git: self.git, dir: &dir, url, upstream: &upstream, shown: Some(shown) };
         let head = repository.check_out(self.wanted).await?;
         forget_fetch(&dir);
-        Ok(Done { head, bytes: total + bundle, download, extract, delta, checkout: started.elapsed() })
+        let (bytes, checkout) = (total + bundle, started.elapsed());
+        Ok(Done { head, bytes, download, extract, verify, delta, checkout })
     }
 
     /// Downloads and unpacks at the same time. Gives back the archive's size and the two durations.
@@ -179,13 +199,17 @@ impl Attempt<'_> {
             (Err(error), _) => return Err(error.into()),
         }
         let extract = extracting.elapsed();
-        let held = checkout::head(self.git, dir).await?.commit;
+        let Head { commit: held, branch } = checkout::head(self.git, dir).await?;
         let said = commit.as_ref().map(CommitId::as_str);
         if held.is_none() || (said.is_some() && held.as_deref() != said) {
             return Err(SnapshotError::OtherCommit);
         }
+        let refs = self.git.within(dir).args(["for-each-ref", "--format=%(refname)"]);
+        if let Some(name) = refs.find_unfit(b'\n', |name| is_of_clone(name, branch.as_deref())).await? {
+            return Err(SnapshotError::Ref(String::from_utf8_lossy(&name).chars().take(200).collect()));
+        }
         let listed = self.git.within(dir).args(["ls-files", "-z", "--cached"]);
-        match listed.find_unfit(archive::is_in_worktree).await? {
+        match listed.find_unfit(0, archive::is_in_worktree).await? {
             None => Ok((total, download, extract)),
             Some(path) => {
                 Err(SnapshotError::Index(String::from_utf8_lossy(&path).chars().take(200).collect()))
@@ -283,6 +307,16 @@ impl Attempt<'_> {
     }
 }
 
+/// Whether a new clone has a ref of this name: `branch` is what it has checked out. Others may stand in for objects, or for
+/// branches that are checked out later.
+fn is_of_clone(name: &[u8], branch: Option<&str>) -> bool {
+    // Git calls it heads/main where there is a tag main as well.
+    let checked_out = |name| branch.is_some_and(|branch| branch.as_bytes() == name);
+    let own = name.strip_prefix(b"refs/heads/").is_some_and(checked_out)
+        || name.strip_prefix(b"refs/").is_some_and(|name| name.starts_with(b"heads/") && checked_out(name));
+    own || name.starts_with(b"refs/remotes/origin/") || name.starts_with(b"refs/tags/")
+}
+
 /// Removes what git noted of a fetch: it names Tarn.
 pub fn forget_fetch(dir: &Path) {
     // Mostly there is none.
@@ -319,6 +353,18 @@ fn parse_head(text: &str) -> Head {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refs_are_those_that_a_clone_has() {
+        for name in ["refs/heads/main", "refs/remotes/origin/x", "refs/tags/v1"] {
+            assert!(is_of_clone(name.as_bytes(), Some("main")), "{name}");
+        }
+        assert!(is_of_clone(b"refs/heads/main", Some("heads/main")));
+        for name in ["refs/heads/release", "refs/replace/1", "refs/remotes/other/x", "refs/notes/x"] {
+            assert!(!is_of_clone(name.as_bytes(), Some("main")), "{name}");
+        }
+        assert!(!is_of_clone(b"refs/heads/main", None));
+    }
 
     #[test]
     fn head_is_a_branch_or_a_commit() {

@@ -17,3 +17,4 @@ mod real;
 mod scene;
 mod secrets;
 mod tokens;
+mod verified;

@@ -44,38 +44,88 @@ pub(super) fn judge(name: &[u8]) -> Result<Place<'_>, &'static str> {
         return Err("has .. in its name");
     }
     let Some((first, rest)) = parts.split_first() else { return Ok(Place::Root) };
-    // On file systems that ignore case, .GIT is .git.
-    if rest.iter().any(|part| part.eq_ignore_ascii_case(b".git")) {
+    if rest.iter().any(|part| is_dot_git(part)) {
         return Err("lies in a second .git");
     }
     if *first == b".git" {
         return Ok(judge_git(parts));
     }
-    if first.eq_ignore_ascii_case(b".git") {
+    if is_dot_git(first) {
         return Err("lies in a second .git");
     }
     Ok(Place::Worktree(parts))
 }
 
-/// Within `.git`, the list says what is taken.
-fn judge_git(parts: Vec<&[u8]>) -> Place<'_> {
-    let taken = match parts.get(1..).unwrap_or_default() {
-        [] | [b"HEAD" | b"index" | b"packed-refs" | b"shallow" | b"refs" | b"objects"] => true,
-        [b"objects", b"info", name, ..] if is_alternates(name) => {
-            return Place::Refused("names other repositories");
-        }
-        [b"commondir" | b"gitdir" | b"modules" | b"worktrees", ..] => {
-            return Place::Refused("belongs to another repository");
-        }
-        [b"refs" | b"objects", ..] => true,
-        _ => false,
-    };
-    if taken { Place::Git(parts) } else { Place::Ignored }
+/// Whether some file system takes a name for `.git`, as git's own `verify_path` has it: in any case, with letters that
+/// HFS+ ignores, with what NTFS cuts off, by its short name, or behind a backslash.
+fn is_dot_git(name: &[u8]) -> bool {
+    name.split(|byte| *byte == b'\\').any(|name| {
+        let name = folded(name);
+        name == b".git" || name == b"git~1"
+    })
 }
 
-/// In any case: some file systems ignore it.
+/// A name as a file system sees it that ignores as much as any: letters in lower case, without those that HFS+ ignores,
+/// and without a stream, dots and blanks at the end, as NTFS has it.
+fn folded(name: &[u8]) -> Vec<u8> {
+    let mut rest = name.split(|byte| *byte == b':').next().unwrap_or_default();
+    let mut seen = Vec::with_capacity(rest.len());
+    while let [first, after @ ..] = rest {
+        rest = ignorable(rest).unwrap_or_else(|| {
+            seen.push(first.to_ascii_lowercase());
+            after
+        });
+    }
+    while matches!(seen.last(), Some(b'.' | b' ')) {
+        seen.pop();
+    }
+    seen
+}
+
+/// What follows a character at the beginning of `text` that HFS+ ignores: `next_hfs_char` of git's utf8.c has the list.
+fn ignorable(text: &[u8]) -> Option<&[u8]> {
+    match text {
+        [0xe2, 0x80, 0x8c..=0x8f | 0xaa..=0xae, rest @ ..]
+        | [0xe2, 0x81, 0xaa..=0xaf, rest @ ..]
+        | [0xef, 0xbb, 0xbf, rest @ ..] => Some(rest),
+        _ => None,
+    }
+}
+
+/// Within `.git`, the list says what is taken: names as git writes them, and none that a file system may take for another.
+fn judge_git(parts: Vec<&[u8]>) -> Place<'_> {
+    let inner = parts.get(1..).unwrap_or_default();
+    match inner {
+        [] | [b"HEAD" | b"index" | b"packed-refs" | b"shallow" | b"refs" | b"objects"] | [b"refs", ..] => {
+            Place::Git(parts)
+        }
+        [b"objects", rest @ ..] => match judge_object(rest) {
+            Ok(()) => Place::Git(parts),
+            Err(why) => Place::Refused(why),
+        },
+        [first, ..] => match folded(first).as_slice() {
+            b"commondir" | b"gitdir" | b"modules" | b"worktrees" => {
+                Place::Refused("belongs to another repository")
+            }
+            b"objects" | b"refs" => Place::Refused("is no name that git writes"),
+            _ => Place::Ignored,
+        },
+    }
+}
+
+/// Judges a path below `.git/objects`. Git writes lower-case letters, digits and `-`, `_`, `.` there: whatever else may be
+/// another name of `info/alternates`.
+fn judge_object(parts: &[&[u8]]) -> Result<(), &'static str> {
+    if parts.iter().any(|part| is_alternates(&folded(part))) {
+        return Err("names other repositories");
+    }
+    let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(byte);
+    let written = |part: &&[u8]| part.iter().all(plain) && !part.ends_with(b".");
+    if parts.iter().all(written) { Ok(()) } else { Err("is no name that git writes") }
+}
+
 fn is_alternates(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"alternates") || name.eq_ignore_ascii_case(b"http-alternates")
+    matches!(name, b"alternates" | b"http-alternates")
 }
 
 /// The mode of a file in `.git`: git makes objects read-only, and nothing there is executable.
@@ -111,6 +161,24 @@ mod tests {
             (".git/objects/info/Http-Alternates", Place::Refused("names other repositories")),
             (".git/modules/a/config", Place::Refused("belongs to another repository")),
             (".git/commondir", Place::Refused("belongs to another repository")),
+            (".git/COMMONDIR", Place::Refused("belongs to another repository")),
+            (".git/objects/INFO/alternates", Place::Refused("names other repositories")),
+            (".git/objects/info/alternates.", Place::Refused("names other repositories")),
+            (".git/objects/info/alternates ::$DATA", Place::Refused("names other repositories")),
+            (".git/objects/info/alter\u{200c}nates", Place::Refused("names other repositories")),
+            (".git/objects/info/ALTERN~1", Place::Refused("is no name that git writes")),
+            (".git/objects/inf\u{17f}o/x", Place::Refused("is no name that git writes")),
+            (".git/Objects/info/alternates", Place::Refused("is no name that git writes")),
+            (".git/ob\u{200d}jects/info/alternates", Place::Refused("is no name that git writes")),
+            (".git/REFS/heads/main", Place::Refused("is no name that git writes")),
+            (".git/refs/heads/Größe", Place::Git(parts(".git/refs/heads/Größe"))),
+            (
+                ".git/objects/info/commit-graphs/graph-1.graph",
+                Place::Git(parts(".git/objects/info/commit-graphs/graph-1.graph")),
+            ),
+            ("a/git~2", Place::Worktree(parts("a/git~2"))),
+            (".gitx", Place::Worktree(parts(".gitx"))),
+            ("a:b", Place::Worktree(parts("a:b"))),
         ] {
             assert_eq!(judge(name.as_bytes()).unwrap(), place, "{name}");
         }
@@ -124,6 +192,31 @@ mod tests {
             ["/etc/passwd", "../x", "a/../../x", "a/..", "a/.git/config", ".GIT/config", "a\0b", &deep, &long]
         {
             judge(name.as_bytes()).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_some_file_system_takes_for_dot_git_is_an_error() {
+        for name in [
+            ".Git",
+            ".g\u{200c}it",
+            ".gi\u{feff}t",
+            "\u{202e}.git",
+            ".git\u{206a}",
+            "git~1",
+            "GIT~1",
+            ".git.",
+            ".git ",
+            ".git . .",
+            ".git::$INDEX_ALLOCATION",
+            ".git:x",
+            "git~1. ",
+            "a\\.git",
+            "a\\git~1\\b",
+        ] {
+            for path in [name.to_owned(), format!("{name}/config"), format!("a/{name}/hooks/x")] {
+                judge(path.as_bytes()).unwrap_err();
+            }
         }
     }
 }
