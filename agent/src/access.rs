@@ -183,6 +183,20 @@ impl Guard {
             || Claims::read(text).is_some_and(ours)
     }
 
+    /// The name of whoever hands something on to the upstream with these headers, which [`Self::delegate`] has judged: as
+    /// [`Self::by_upstream`] calls the owner of the credentials.
+    pub fn sender(&self, settings: &Settings, headers: &HeaderMap) -> Caller {
+        match headers.get(header::AUTHORIZATION) {
+            None => Caller::anonymous(),
+            Some(given) => Caller::new(Kind::Upstream, label(&self.presented(settings, given.as_bytes()))),
+        }
+    }
+
+    /// What stands for credentials that are for a mirror's upstream.
+    fn presented(&self, settings: &Settings, given: &[u8]) -> Key {
+        self.hashes.key("upstream", &[settings.url.as_str().as_bytes(), given])
+    }
+
     fn count(&self, access: Access, judged: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
         let outcome = judged.as_ref().map_or_else(Refusal::label, |_| "allowed");
         self.metrics.access.decisions.get_or_create(&Decision { access: access.as_str(), outcome }).inc();
@@ -228,7 +242,7 @@ impl Guard {
             other => other,
         })?;
         let presented = given.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
-        let key = self.hashes.key("upstream", &[settings.url.as_str().as_bytes(), presented]);
+        let key = self.presented(settings, presented);
         let patience = settings.look_timeout;
         let ask = async {
             let away = |reason: String| Refusal::Away(format!("the upstream cannot judge: {reason}"));

@@ -2,6 +2,7 @@
 
 mod error;
 mod shares;
+mod store;
 
 use std::{
     future::pending,
@@ -23,7 +24,7 @@ use crate::{
         tokens::Tokens,
     },
     admin::{self, Admin, gauges::Gauges, status::Probed},
-    backoff::retry_delay,
+    audit::Audit,
     checkpoint::Archive,
     config::{self, Pod},
     descriptors::Shares,
@@ -51,11 +52,12 @@ use crate::{
     queue::{Capacities, Queue},
     report::{Reporter, lease},
     serve::{self, Serving, hooks::Hooks, lately::Lately, proxy::Proxy},
-    shutdown, store,
+    shutdown,
     supervisor::{Ended, Tasks},
     tls::Tls,
 };
 use shares::{admin_limits, connection_limits, request_limits, shares};
+use store::{archive, audit, probe};
 
 pub use error::StartError;
 
@@ -77,7 +79,9 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     let mut tasks = Groups::default();
     let base = Base::open(&config, &mut tasks.running).await?;
     let mut mirrors = Mirrors::open(&config, &base, &mut tasks.running)?;
-    let serving = serving(&config, &base, &mirrors, shares, &mut tasks.running).await?;
+    let answered = CancellationToken::new();
+    let audit = audit(&config, &base.metrics, mirrors.archive.as_ref(), &answered, &mut tasks.closing);
+    let serving = serving(&config, &base, &mirrors, audit, shares, &mut tasks.running).await?;
     let stopping = shutdown::on_signal()?;
     keep_in_touch(&config, &mut mirrors, &stopping, &mut tasks.closing);
     let (git_port, admin_port) = (bind(config.ports.listen).await?, bind(config.ports.admin_listen).await?);
@@ -112,6 +116,8 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
         },
         ended = running.ended() => return Err(failed(ended)),
     }
+    // What was answered until now is in the audit log.
+    answered.cancel();
     if !closing.finish(LAST_WORDS).await {
         tracing::warn!(
             "the store did not take the last words in time: the others will notice that this agent has gone"
@@ -220,7 +226,7 @@ impl Mirrors {
     fn open(config: &config::Serve, base: &Base, tasks: &mut Tasks) -> Result<Self, StartError> {
         let (disk, metrics, prewarm) = (&base.disk, &base.metrics, &config.prewarm);
         let (popularity, at_once) = (Popularity::default(), prewarm.prewarm_concurrency);
-        let archive = archive(&config.store, disk, &popularity)?;
+        let archive = archive(&config.store, disk, &popularity, metrics, tasks)?;
         let every = Duration::from_secs(config.peering.heartbeat.into());
         let peers = archive
             .as_ref()
@@ -285,6 +291,7 @@ async fn serving(
     config: &config::Serve,
     base: &Base,
     mirrors: &Mirrors,
+    audit: Audit,
     shares: Shares,
     tasks: &mut Tasks,
 ) -> Result<Arc<Serving>, StartError> {
@@ -302,6 +309,7 @@ async fn serving(
     let serving = serving
         .with_hooks(Hooks::new(config.access.webhook_secret_file.clone()))
         .with_limits(request_limits(&config.limits, shares))
+        .with_audit(audit)
         .with_lately(lately);
     let serving = Arc::new(serving);
     let packing = newly_asked.map(|new| serve::ahead::run(serving.clone(), new, config.pack_ahead));
@@ -418,46 +426,6 @@ fn in_cluster(scope: &Scope, pod: &Pod, base: &Base, mirrors: &Mirrors, tasks: &
     tasks.spawn("cluster", cluster.follow(fleet.clone()));
     tasks.spawn("reporter", reporter.run());
     tasks.spawn("lease", lease::run(scope.clone(), pod.clone(), metrics.clone()));
-}
-
-/// The store, if there is one. It may be down: the agent starts and serves without.
-fn archive(
-    flags: &config::StoreFlags,
-    disk: &Disk,
-    popularity: &Popularity,
-) -> Result<Option<Arc<Archive>>, StartError> {
-    let Some(location) = &flags.store else { return Ok(None) };
-    let store = store::open(location, flags.s3())?;
-    // Tells agents apart that share a store, and one that comes back from another: a host has several data
-    // directories, a volume may change hosts.
-    let place = blake3::hash(disk.mark().as_encoded_bytes()).to_hex();
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let name = format!("{host}-{}", place.get(..8).unwrap_or_default());
-    Ok(Some(Arc::new(Archive::new(store, name, popularity.clone()))))
-}
-
-/// Finds out what the store can do, as soon as it answers.
-async fn probe(archive: Arc<Archive>, metrics: Metrics) {
-    for attempt in 1.. {
-        match archive.capabilities().await {
-            Ok(found) => {
-                let honoured = found.conditional_create;
-                if !honoured {
-                    tracing::warn!(
-                        store = archive.store.location(),
-                        "the store ignores conditions: agents take turns by a lease, which is best effort; use a store that honours If-None-Match"
-                    );
-                    metrics.store.unconditional.set(1);
-                }
-                tracing::info!(store = archive.store.location(), conditional_create = honoured, "store");
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the store cannot be used; trying again");
-                tokio::time::sleep(retry_delay(attempt, rand::random())).await;
-            }
-        }
-    }
 }
 
 /// What the values of a repeated flag mean; else all that are wrong, by number and not by value, which may hold a

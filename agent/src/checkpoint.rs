@@ -30,6 +30,7 @@ use tarn_crds::repo::RepoId;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
+    generations::keyring::Keyring,
     popularity::Popularity,
     store::{Capabilities, SharedStore, StoreError, probe::probe},
 };
@@ -50,6 +51,8 @@ pub struct Archive {
     pub store: SharedStore,
     /// This agent's name.
     pub agent: String,
+    /// Which manifests to trust.
+    pub keyring: Keyring,
     /// Blocks in flight.
     pub flights: Arc<Semaphore>,
     /// How often mirrors are asked for.
@@ -58,11 +61,12 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// The store of the agent called `agent`.
-    pub fn new(store: SharedStore, agent: String, popularity: Popularity) -> Self {
+    /// The store of the agent called `agent`, whose manifests `keyring` signs and verifies.
+    pub fn new(store: SharedStore, agent: String, keyring: Keyring, popularity: Popularity) -> Self {
         Self {
             store,
             agent,
+            keyring,
             flights: Arc::new(Semaphore::new(FLIGHTS)),
             popularity,
             capable: OnceCell::new(),
@@ -103,6 +107,6 @@ impl Archive {
 
     /// The checkpoints of `id`.
     pub fn lineage(&self, id: &RepoId) -> Lineage {
-        Lineage { store: self.store.clone(), keys: Keys::of(id) }
+        Lineage { store: self.store.clone(), keys: Keys::of(id), keyring: self.keyring.clone() }
     }
 }

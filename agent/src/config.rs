@@ -88,6 +88,10 @@ pub struct Serve {
     #[command(flatten)]
     pub store: StoreFlags,
 
+    /// Keep the audit log in the store as well, in compressed batches below audit/
+    #[arg(long, env = "TARN_AGENT_AUDIT_STORE", hide_env_values = true, requires = "store")]
+    pub audit_store: bool,
+
     /// The other agents.
     #[command(flatten)]
     pub peering: PeerFlags,

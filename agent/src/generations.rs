@@ -7,9 +7,11 @@
 //! ```text
 //! <prefix><generation, 20 digits>.json    the manifest
 //! <prefix><generation, 20 digits>.bad     this generation failed its verification
+//! <prefix><generation, 20 digits>.<digest of the manifest>.mac    its signature, where the cache has a key
 //! ```
 
 mod garbage;
+pub mod keyring;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +24,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::store::{PutMode, SharedStore, StoreError, list_all};
+use crate::store::{Meta, PutMode, SharedStore, StoreError, list_all};
+use keyring::{Authenticity, Keyring, MAX_SIGNATURE};
 
 pub use garbage::Garbage;
 
@@ -102,6 +105,14 @@ pub enum GenerationError {
         /// What is wrong with it.
         reason: String,
     },
+    /// No key of this cache has signed it. Others may trust it, so it is never marked.
+    #[error("generation {generation} is not trusted: {}", authenticity.as_str())]
+    Untrusted {
+        /// Its number.
+        generation: Generation,
+        /// What its signature says.
+        authenticity: Authenticity,
+    },
 }
 
 /// What came of creating a manifest.
@@ -120,6 +131,8 @@ pub struct Numbers {
     pub written: BTreeMap<Generation, Timestamp>,
     /// Those marked bad, whether their manifest is still there or not.
     pub bad: BTreeSet<Generation>,
+    /// Signatures, whether their manifest is still there or not.
+    pub signatures: Vec<(Generation, Meta)>,
 }
 
 impl Numbers {
@@ -149,14 +162,16 @@ pub struct Generations<M> {
     repository: String,
     /// What the keys of manifests and marks begin with.
     prefix: String,
+    keyring: Keyring,
     manifest: PhantomData<fn() -> M>,
 }
 
 impl<M: Numbered> Generations<M> {
-    /// Those whose manifests lie in `directory` of the repository whose keys begin with `repository`.
-    pub fn new(store: SharedStore, repository: &str, directory: &str) -> Self {
+    /// Those whose manifests are in `directory` of the repository whose keys begin with `repository`; `keyring` signs new
+    /// ones and says which to trust.
+    pub fn new(store: SharedStore, repository: &str, directory: &str, keyring: Keyring) -> Self {
         let prefix = format!("{repository}{directory}");
-        Self { store, repository: repository.to_owned(), prefix, manifest: PhantomData }
+        Self { store, repository: repository.to_owned(), prefix, keyring, manifest: PhantomData }
     }
 
     /// Which there are.
@@ -172,27 +187,68 @@ impl<M: Numbered> Generations<M> {
             match kind {
                 "json" => drop(found.written.insert(Generation(number), object.modified)),
                 "bad" => drop(found.bad.insert(Generation(number))),
+                _ if kind.ends_with(".mac") => found.signatures.push((Generation(number), object)),
                 _ => {}
             }
         }
         Ok(found)
     }
 
-    /// The manifest of `generation`.
+    /// The manifest of `generation`, to be used.
+    ///
+    /// # Errors
+    /// [`GenerationError::Damaged`] where it is not there or makes no sense; [`GenerationError::Untrusted`] where no key
+    /// of this cache has signed it.
+    pub async fn read(&self, generation: Generation) -> Result<M, GenerationError> {
+        let text = self.text(generation).await?;
+        let authenticity = self.judge(generation, &text).await?;
+        if !authenticity.is_trusted() {
+            return Err(GenerationError::Untrusted { generation, authenticity });
+        }
+        M::read(&text, generation).map_err(|reason| GenerationError::Damaged { generation, reason })
+    }
+
+    /// The manifest of `generation`, whoever wrote it, and what its signature says: to be looked at, not used.
     ///
     /// # Errors
     /// [`GenerationError::Damaged`] where it is not there or makes no sense.
-    pub async fn read(&self, generation: Generation) -> Result<M, GenerationError> {
-        let damaged = |reason: String| GenerationError::Damaged { generation, reason };
-        let text = match self.store.get(&self.key(generation), MAX_MANIFEST).await {
-            Err(error) if error.is_damage() => return Err(damaged(error.to_string())),
-            text => text?,
-        };
-        M::read(&text, generation).map_err(damaged)
+    pub async fn look(&self, generation: Generation) -> Result<(M, Authenticity), GenerationError> {
+        let text = self.text(generation).await?;
+        let authenticity = self.judge(generation, &text).await?;
+        let manifest = M::read(&text, generation);
+        let manifest = manifest.map_err(|reason| GenerationError::Damaged { generation, reason })?;
+        Ok((manifest, authenticity))
     }
 
-    /// The newest of `numbers` that can be read. Those that cannot, in two attempts, are passed over, and the first of
-    /// them is marked.
+    /// The manifest of `generation`, whoever wrote it: for what it names.
+    async fn named(&self, generation: Generation) -> Result<M, GenerationError> {
+        let text = self.text(generation).await?;
+        M::read(&text, generation).map_err(|reason| GenerationError::Damaged { generation, reason })
+    }
+
+    async fn text(&self, generation: Generation) -> Result<Bytes, GenerationError> {
+        match self.store.get(&self.key(generation), MAX_MANIFEST).await {
+            Err(error) if error.is_damage() => {
+                Err(GenerationError::Damaged { generation, reason: error.to_string() })
+            }
+            text => Ok(text?),
+        }
+    }
+
+    async fn judge(&self, generation: Generation, text: &[u8]) -> Result<Authenticity, StoreError> {
+        if !self.keyring.signs() {
+            return Ok(Authenticity::Unchecked);
+        }
+        let signature = match self.store.get(&self.signature(generation, text), MAX_SIGNATURE).await {
+            Ok(signature) => Some(signature),
+            Err(error) if error.is_damage() => None,
+            Err(error) => return Err(error),
+        };
+        Ok(self.keyring.judge(&self.key(generation), text, signature.as_deref()))
+    }
+
+    /// The newest of `numbers` that can be read and trusted. Those that cannot be read, in two attempts, are passed over,
+    /// and the first of them is marked.
     ///
     /// # Errors
     /// The store's.
@@ -206,6 +262,9 @@ impl<M: Numbered> Generations<M> {
             match found {
                 Ok(found) => return Ok(Some(found)),
                 Err(GenerationError::Store(error)) => return Err(error),
+                Err(error @ GenerationError::Untrusted { .. }) => {
+                    tracing::warn!(%error, key = self.key(generation), "a manifest in the store is not trusted; it is passed over");
+                }
                 Err(GenerationError::Damaged { reason, .. }) => {
                     tracing::warn!(%generation, reason, "a manifest in the store is damaged; it is passed over");
                     if !marked {
@@ -223,12 +282,19 @@ impl<M: Numbered> Generations<M> {
     /// # Errors
     /// The store's.
     pub async fn create(&self, manifest: &M) -> Result<Created, StoreError> {
-        let key = self.key(manifest.generation());
-        match self.store.put(&key, Bytes::from(manifest.text()), PutMode::Create).await {
+        let (key, text) = (self.key(manifest.generation()), manifest.text());
+        // Before the manifest, and under a name that no other writer uses: whoever sees the one finds the other.
+        if let Some(signature) = self.keyring.sign(&key, &text) {
+            let place = self.signature(manifest.generation(), &text);
+            self.store.put(&place, Bytes::from(signature), PutMode::Overwrite).await?;
+        }
+        match self.store.put(&key, Bytes::from(text), PutMode::Create).await {
             Ok(()) => Ok(Created::Ours),
             Err(StoreError::Exists(_)) => match self.read(manifest.generation()).await {
                 Ok(winner) if winner.writer() == manifest.writer() => Ok(Created::Ours),
-                Ok(_) | Err(GenerationError::Damaged { .. }) => Ok(Created::Theirs),
+                Ok(_) | Err(GenerationError::Damaged { .. } | GenerationError::Untrusted { .. }) => {
+                    Ok(Created::Theirs)
+                }
                 Err(GenerationError::Store(error)) => Err(error),
             },
             Err(error) => Err(error),
@@ -259,6 +325,11 @@ impl<M: Numbered> Generations<M> {
     fn mark(&self, generation: Generation) -> String {
         format!("{}{:020}.bad", self.prefix, generation.0)
     }
+
+    fn signature(&self, generation: Generation, text: &[u8]) -> String {
+        let digest = blake3::hash(text).to_hex();
+        format!("{}{:020}.{}.mac", self.prefix, generation.0, digest.get(..32).unwrap_or_default())
+    }
 }
 
 #[cfg(test)]
@@ -267,7 +338,7 @@ mod tests {
 
     fn numbers(written: &[u64], bad: &[u64]) -> Numbers {
         let written = written.iter().map(|n| (Generation(*n), Timestamp::UNIX_EPOCH)).collect();
-        Numbers { written, bad: bad.iter().map(|n| Generation(*n)).collect() }
+        Numbers { written, bad: bad.iter().map(|n| Generation(*n)).collect(), signatures: Vec::new() }
     }
 
     #[test]

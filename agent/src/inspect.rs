@@ -11,11 +11,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tarn_crds::repo::RepoId;
 
 use crate::{
     checkpoint::{CheckpointError, lineage::Lineage, manifest::Keys},
     config::{StoreArgs, StoreCommand},
+    generations::keyring::{Keyring, KeyringError},
     git::GitError,
     snapshot::{SnapshotError, shelf::Shelf},
     store::{self, SharedStore, StoreError, StoreLocation, list_all},
@@ -36,6 +38,9 @@ pub enum InspectError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The keys.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -113,9 +118,11 @@ async fn mirrors(args: &StoreArgs) -> Result<Vec<Found>, InspectError> {
     if let (Some(asked), []) = (asked, ids.as_slice()) {
         return Err(InspectError::NoMirror(asked.to_owned()));
     }
+    let keyring = args.flags.store_key.as_deref().map(|path| Keyring::open(path, Counter::default()));
+    let keyring = keyring.transpose()?.unwrap_or_default();
     let found = |id: RepoId| {
-        let lineage = Lineage { store: store.clone(), keys: Keys::of(&id) };
-        let shelf = Shelf::new(store.clone(), &id, String::new());
+        let lineage = Lineage { store: store.clone(), keys: Keys::of(&id), keyring: keyring.clone() };
+        let shelf = Shelf::new(store.clone(), &id, String::new(), keyring.clone());
         Found { name: id.to_string(), lineage, shelf }
     };
     Ok(ids.into_iter().map(found).collect())

@@ -30,6 +30,7 @@ pub mod snapshot;
 pub mod mirror;
 pub mod fleet;
 pub mod access;
+pub mod audit;
 pub mod serve;
 pub mod listen;
 pub mod admin;

@@ -324,6 +324,9 @@ metrics! {
         build_seconds: Histogram,
         /// `tarn_snapshot_downloads_total`: downloads of snapshots from the store.
         downloads: Family<Outcome, Counter>,
+        /// `tarn_snapshot_comparisons_total`: comparisons of snapshots that were found with their commits: `same`, `differs`
+        /// or `unknown`.
+        comparisons: Family<Outcome, Counter>,
         /// `tarn_snapshot_sent_bytes_total`: bytes of snapshots sent to clients.
         sent: Counter,
     }
@@ -342,8 +345,17 @@ metrics! {
     store: StoreMetrics {
         /// `tarn_store_unconditional`: 1 where the store ignores conditions, so that two agents may both create.
         unconditional: Gauge,
+        /// `tarn_store_untrusted_total`: manifests in the store that were refused because no key of this cache signed them.
+        untrusted: Counter,
         /// `tarn_store_agents`: living agents that share the store, this one included.
         agents: Gauge,
+    }
+    /// The audit log in the store.
+    audit: AuditMetrics {
+        /// `tarn_audit_batches_total`: attempts to store a batch of the audit log, `ok` or `failed`.
+        batches: Family<Outcome, Counter>,
+        /// `tarn_audit_dropped_total`: entries that found no room and are missing in the store; the log has them.
+        dropped: Counter,
     }
     /// Connections to upstreams.
     upstream: UpstreamMetrics {

@@ -43,6 +43,7 @@ use tokio::time::timeout;
 
 use crate::{
     access::{Guard, Voucher, caller::Caller},
+    audit::Audit,
     fleet::{Fleet, Found},
     git::{
         Git, GitError, Head, ObjectFormat, Ref, RefSet, refs::RefsError, remote, upload_pack::ProtocolVersion,
@@ -55,13 +56,13 @@ use crate::{
     queue::{Activity, Priority, Ticket},
 };
 use error::Failure;
+use headers::Account;
 use hooks::Hooks;
 use lately::Lately;
 use limits::Requests;
 use proxy::{Ask, Origin, Proxy, is_cold};
 use rendered::Rendered;
 use routes::{Service, Verb, service};
-use sent::Account;
 use upload_pack::Passed;
 
 /// How long a request waits for its turn to start a child.
@@ -105,6 +106,7 @@ pub struct Serving {
     /// What is asked for, where packs are made ahead.
     lately: Option<Lately>,
     rendered: Rendered,
+    audit: Audit,
     /// Where agents tell each other what is asked for, if they share a store.
     popularity: Option<Popularity>,
 }
@@ -156,6 +158,7 @@ impl Serving {
             lately: None,
             popularity,
             rendered: Rendered::default(),
+            audit: Audit::default(),
         })
     }
 
@@ -169,6 +172,12 @@ impl Serving {
     #[must_use]
     pub fn with_limits(self, limits: limits::RequestLimits) -> Self {
         Self { requests: Requests::new(limits), ..self }
+    }
+
+    /// Writes down who was given what.
+    #[must_use]
+    pub fn with_audit(self, audit: Audit) -> Self {
+        Self { audit, ..self }
     }
 
     /// Notes what is asked for, if packs are made ahead.
@@ -239,7 +248,7 @@ impl Serving {
             (Purpose::Push, _) => {
                 push::upstream(&mirror)?;
                 self.guard.delegate(&settings.url, &mut parts.headers)?;
-                Caller::anonymous()
+                self.guard.sender(&settings, &parts.headers)
             }
         };
         parts.extensions.insert(caller);
@@ -339,7 +348,7 @@ async fn handle(
     }
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let origin = Origin::of(request.headers());
-    let mut account = Account { label: "other", of: None };
+    let mut account = Account { label: "other", ..Account::default() };
     let limits = serving.requests.begin(client.ip());
     let answered = match &limits {
         Ok(limits) => {
@@ -357,7 +366,7 @@ async fn handle(
     let millis = started.elapsed().as_millis();
     tracing::debug!(%method, path, status, millis, "request");
     match limits {
-        Ok(limits) => sent::send(response, limits, account, client, started),
+        Ok(limits) => sent::send(response, limits, serving.audit.clone(), account, client, started),
         Err(_) => response,
     }
 }
@@ -380,7 +389,7 @@ async fn dispatch(
             verb.check(&parts.method)?;
             let mirror = serving.admit(repository, Purpose::Read, &mut parts).await?;
             account.of = caller(&mirror, &parts);
-            lfs::handle(serving, &mirror, verb, &parts, body).await
+            lfs::handle(serving, &mirror, verb, &parts, body, account).await
         };
         return Ok(answered.await.unwrap_or_else(Failure::into_lfs));
     }
@@ -408,10 +417,8 @@ async fn dispatch(
                 None => info_refs::handle(serving, &mirror, &parts.headers).await,
             }
         }
-        Verb::UploadPack => {
-            upload_pack::handle(serving, mirror, client.ip(), &parts, body, &mut account.label).await
-        }
-        Verb::ReceivePack => push::receive(&mirror, &parts.headers, body).await,
+        Verb::UploadPack => upload_pack::handle(serving, mirror, client.ip(), &parts, body, account).await,
+        Verb::ReceivePack => push::receive(&mirror, &parts.headers, body, account).await,
         Verb::EnsureRefs => ensure_refs::handle(&mirror, &parts, body).await,
         Verb::Snapshot => {
             // What is here, or streams from the store, is as good as a peer's.
@@ -421,7 +428,9 @@ async fn dispatch(
             {
                 return Ok(answer);
             }
-            snapshot::handle(serving, &mirror, &parts).await
+            let answer = snapshot::handle(serving, &mirror, &parts).await?;
+            account.wants = commit_of(&answer);
+            Ok(answer)
         }
         Verb::LfsSnapshot => {
             if mirror.worktree_lfs().open(Duration::ZERO).await.is_err()
@@ -429,16 +438,25 @@ async fn dispatch(
             {
                 return Ok(answer);
             }
-            lfs::snapshot(serving, &mirror, &parts).await
+            let answer = lfs::snapshot(serving, &mirror, &parts).await?;
+            account.wants = commit_of(&answer);
+            Ok(answer)
         }
         Verb::Bundle => {
             let base = bundle::base(parts.uri.query().unwrap_or_default())?;
+            account.wants = format!("since {base}");
             match serving.warmer(&mirror, &parts, &format!("/snapshot.bundle?base={base}")).await? {
                 Some(answer) => Ok(answer),
                 None => bundle::handle(serving, &mirror, client.ip(), &parts).await,
             }
         }
     }
+}
+
+/// The commit that an answer names.
+fn commit_of(answer: &Response) -> String {
+    let commit = answer.headers().get(headers::COMMIT).and_then(|commit| commit.to_str().ok());
+    commit.unwrap_or_default().to_owned()
 }
 
 /// Who was let in, to what.

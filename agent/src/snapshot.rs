@@ -14,13 +14,14 @@ pub mod manifest;
 pub mod archive;
 mod worktree;
 pub mod build;
+pub mod compare;
 pub mod shelf;
 
 use tarn_crds::v1alpha1::conditions::Reason;
 
 use crate::{
     blockfile::{Blame, BlockFileError},
-    generations::{Generation, GenerationError},
+    generations::{Generation, GenerationError, keyring::Authenticity},
     git::GitError,
     store::StoreError,
 };
@@ -38,6 +39,14 @@ pub enum SnapshotError {
         generation: Generation,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A snapshot in the store that no key of this cache has signed.
+    #[error("snapshot {generation} is not trusted: {}; see --store-key", authenticity.as_str())]
+    Untrusted {
+        /// Which.
+        generation: Generation,
+        /// What its signature says.
+        authenticity: Authenticity,
     },
     /// A file of the mirror is not as git wrote it.
     #[error("the mirror is damaged: {0} does not match its checksum")]
@@ -86,6 +95,7 @@ impl SnapshotError {
             Self::Damaged { .. } | Self::Mirror(_) | Self::Download(BlockFileError::Spoilt { .. }) => {
                 Reason::VerificationFailed
             }
+            Self::Untrusted { .. } => Reason::StoreUntrusted,
             Self::TooManyFiles { .. } => Reason::WorktreeTooLarge,
             Self::Git(error) => error.kind().reason(),
             Self::Download(error) => match (error.blame(), error) {
@@ -107,6 +117,9 @@ impl From<GenerationError> for SnapshotError {
         match error {
             GenerationError::Store(error) => error.into(),
             GenerationError::Damaged { generation, reason } => Self::Damaged { generation, reason },
+            GenerationError::Untrusted { generation, authenticity } => {
+                Self::Untrusted { generation, authenticity }
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ mod race;
 mod restore;
 mod resume;
 mod sigkill;
+mod trust;
 mod turns;
 
 use std::path::{Path, PathBuf};

@@ -134,6 +134,8 @@ async fn the_audit_log_has_a_line_for_each_clone_fetch_and_snapshot() -> Result<
     let logs = scene.agent.logs()?;
     let lines: Vec<&str> = logs.lines().filter(|line| line.contains("tarn_agent::audit")).collect();
     let repo = format!("repo={}", scene.repo());
+    let wants = format!("wants=\"{}\"", snapshot.header("x-cachew-snapshot-commit").unwrap_or_default());
+    ensure!(lines.iter().any(|line| line.contains(&wants)), "{wants} is not in {lines:#?}");
     let has = |words: &[&str]| lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
     let bytes = format!("bytes={}", snapshot.body.len());
     for words in [

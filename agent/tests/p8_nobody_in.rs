@@ -1,6 +1,7 @@
 //! P8: only declared repositories, only for those who may, and no credential where it can be read.
 
 mod access;
+mod audit;
 mod authorities;
 mod canary;
 mod configuration;

@@ -6,6 +6,7 @@ mod cold;
 mod damage;
 mod serve;
 mod share;
+mod trust;
 
 use std::path::{Path, PathBuf};
 

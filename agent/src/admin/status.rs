@@ -80,6 +80,8 @@ struct StoreStatus {
     conditional_create: Option<bool>,
     /// What keeps publishers apart: `ConditionalCreate`, or `Lease`, which is best effort.
     publishing_by: Option<&'static str>,
+    /// Whether manifests carry a signature, and those without are refused.
+    signed: bool,
     /// What the others know this agent by.
     agent: String,
     /// The living agents that share it, this one included; empty until they are known.
@@ -133,6 +135,8 @@ struct SnapshotStatus {
     digest: String,
     /// How much of it is on this disk; the rest is in the store.
     local: u64,
+    /// Why its content is believed: `built`, `signed`, `compared`; `not yet`, or `unknown`, where nobody knows.
+    checked: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -186,6 +190,7 @@ pub fn of(admin: &Admin) -> Status {
             true => "ConditionalCreate",
             false => "Lease",
         }),
+        signed: store.archive.keyring.signs(),
         agent: store.peers.name().to_owned(),
         agents: store.peers.living().to_vec(),
     });
@@ -232,6 +237,7 @@ fn mirror(mirror: &Mirror, stalled: Option<&Stalled>, store: Option<&Probed>) ->
             bytes: known.bytes,
             digest: known.digest.to_string(),
             local: snapshots.progress().map_or(0, |progress| progress.verified),
+            checked: snapshots.checked.as_str(),
         }),
         publisher: store.and_then(|store| store.peers.owner(mirror.id())),
         uses: store.map(|store| store.archive.popularity.of(mirror.id())),

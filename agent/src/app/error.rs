@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use crate::{
     access::{peers::PeersError, tokens::TokensError},
     fleet::cluster::ClusterError,
+    generations::keyring::KeyringError,
     git::GitError,
     mirror::disk::DiskError,
     serve::ServeError,
@@ -28,6 +29,9 @@ pub enum StartError {
     /// The store's location makes no sense, or its directory cannot be used.
     #[error("--store: {0}")]
     Store(#[from] StoreError),
+    /// The cache's keys.
+    #[error("--store-key: {0}")]
+    StoreKey(#[from] KeyringError),
     /// The callers' tokens.
     #[error("--tokens: {0}")]
     Tokens(#[from] TokensError),

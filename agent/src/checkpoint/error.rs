@@ -5,7 +5,11 @@ use std::fmt;
 use tarn_crds::v1alpha1::conditions::Reason;
 
 use super::manifest::Generation;
-use crate::{generations::GenerationError, git::GitError, store::StoreError};
+use crate::{
+    generations::{GenerationError, keyring::Authenticity},
+    git::GitError,
+    store::StoreError,
+};
 
 /// Why a checkpoint could not be published or restored.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +24,14 @@ pub enum CheckpointError {
         generation: Generation,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A generation that no key of this cache has signed.
+    #[error("generation {generation} is not trusted: {}; see --store-key", authenticity.as_str())]
+    Untrusted {
+        /// Which.
+        generation: Generation,
+        /// What its signature says.
+        authenticity: Authenticity,
     },
     /// Git, on this side.
     #[error(transparent)]
@@ -43,6 +55,9 @@ impl From<GenerationError> for CheckpointError {
         match error {
             GenerationError::Store(error) => error.into(),
             GenerationError::Damaged { generation, reason } => Self::Damaged { generation, reason },
+            GenerationError::Untrusted { generation, authenticity } => {
+                Self::Untrusted { generation, authenticity }
+            }
         }
     }
 }
@@ -56,6 +71,7 @@ impl CheckpointError {
             Self::Store(StoreError::Local { .. }) | Self::Disk(_) => Reason::DiskFull,
             Self::Store(_) | Self::Outrun(_) | Self::Leased(_) => Reason::StoreError,
             Self::Damaged { .. } => Reason::CheckpointDamaged,
+            Self::Untrusted { .. } => Reason::StoreUntrusted,
             Self::Git(error) => error.kind().reason(),
             Self::NoRefs => Reason::VerificationFailed,
         }

@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     blockfile::Digest,
-    generations::{Garbage, Generations, Numbers},
+    generations::{
+        Garbage, Generations, Numbers,
+        keyring::{Authenticity, Keyring},
+    },
     git::{ObjectFormat, RefSet},
     store::{MAX_SMALL, SharedStore, StoreError, list_all},
 };
@@ -23,12 +26,14 @@ pub struct Lineage {
     pub store: SharedStore,
     /// The mirror's keys.
     pub keys: Keys,
+    /// Which manifests to trust.
+    pub keyring: Keyring,
 }
 
 impl Lineage {
     /// The numbered manifests.
     pub(super) fn numbered(&self) -> Generations<Manifest> {
-        Generations::new(self.store.clone(), self.keys.all(), "checkpoints/")
+        Generations::new(self.store.clone(), self.keys.all(), "checkpoints/", self.keyring.clone())
     }
 
     /// Which generations there are.
@@ -51,9 +56,18 @@ impl Lineage {
     /// The manifest of `generation`.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`] where it is not there or makes no sense.
+    /// [`CheckpointError::Damaged`] where it is not there or makes no sense; [`CheckpointError::Untrusted`] where no key
+    /// of this cache has signed it.
     pub async fn manifest(&self, generation: Generation) -> Result<Manifest, CheckpointError> {
         Ok(self.numbered().read(generation).await?)
+    }
+
+    /// The manifest of `generation`, whoever wrote it, and what its signature says.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Damaged`] where it is not there or makes no sense.
+    pub async fn look(&self, generation: Generation) -> Result<(Manifest, Authenticity), CheckpointError> {
+        Ok(self.numbered().look(generation).await?)
     }
 
     /// The refs object called `name`, which `generation` needs.

@@ -118,6 +118,10 @@ impl Publish {
             match sound {
                 Ok(manifest) if manifest.object_format() == self.refs.format() => found = Some(manifest),
                 Ok(_) => tracing::info!("the upstream's object format has changed; publishing anew"),
+                // Nothing of it is used, and nothing is said of it to others.
+                Err(error @ CheckpointError::Untrusted { .. }) => {
+                    tracing::warn!(%error, "the newest checkpoint is not built on; publishing anew");
+                }
                 Err(CheckpointError::Damaged { generation, reason }) => {
                     self.give_up(generation, &reason).await?;
                 }

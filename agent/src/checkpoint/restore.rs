@@ -71,8 +71,8 @@ pub struct Restored {
 pub struct Outcome {
     /// The mirror; `None` where the store has no good generation.
     pub restored: Option<Restored>,
-    /// Generations that were passed over, and why.
-    pub passed_over: Vec<(Generation, String)>,
+    /// Why generations were passed over, the newest first.
+    pub passed_over: Vec<CheckpointError>,
 }
 
 impl Restore {
@@ -83,7 +83,7 @@ impl Restore {
     pub async fn run(self) -> Result<Outcome, CheckpointError> {
         FailPoint::RestoreBegins.reached();
         let generations = self.lineage.generations().await?;
-        let mut passed_over = Vec::new();
+        let (mut passed_over, mut marked) = (Vec::new(), false);
         for generation in generations.good() {
             remove_tree(&self.staged)?;
             let mut result = self.one(generation).await;
@@ -95,12 +95,18 @@ impl Restore {
                 Ok(restored) => return Ok(Outcome { restored: Some(restored), passed_over }),
                 Err(CheckpointError::Damaged { reason, .. }) => {
                     tracing::warn!(%generation, reason, "a checkpoint is damaged; it is passed over");
-                    if passed_over.is_empty()
+                    if !marked
                         && let Err(error) = self.lineage.mark_bad(generation, &self.agent, &reason).await
                     {
                         tracing::warn!(%generation, %error, "the damaged checkpoint cannot be marked");
                     }
-                    passed_over.push((generation, reason));
+                    marked = true;
+                    passed_over.push(CheckpointError::Damaged { generation, reason });
+                }
+                // Agents with another key, or none, may trust it: it stays as it is.
+                Err(error @ CheckpointError::Untrusted { .. }) => {
+                    tracing::warn!(%error, mirror = self.lineage.keys.all(), "a checkpoint is passed over");
+                    passed_over.push(error);
                 }
                 Err(error) => return Err(error),
             }
@@ -112,7 +118,8 @@ impl Restore {
     /// Restores `generation`, and no other.
     ///
     /// # Errors
-    /// As [`Restore::run`]; [`CheckpointError::Damaged`] where it is incomplete or damaged.
+    /// As [`Restore::run`]; [`CheckpointError::Damaged`] where it is incomplete or damaged,
+    /// [`CheckpointError::Untrusted`] where no key of this cache has signed it.
     pub async fn one(&self, generation: Generation) -> Result<Restored, CheckpointError> {
         let started = Instant::now();
         let manifest = self.lineage.manifest(generation).await?;

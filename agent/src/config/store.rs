@@ -1,5 +1,7 @@
 //! Which store, and what is looked for in it.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use crate::store::{S3Options, StoreLocation};
@@ -22,6 +24,11 @@ pub struct StoreFlags {
     /// Put the bucket into the path, not into the host name, as most servers other than Amazon's want it
     #[arg(long, env = "TARN_AGENT_S3_PATH_STYLE", hide_env_values = true)]
     pub s3_path_style: bool,
+
+    /// File with the keys of the cache, one a line: the first signs what is published, and only what one of them has
+    /// signed is restored or served; read again when it changes
+    #[arg(long, value_name = "FILE", env = "TARN_AGENT_STORE_KEY", hide_env_values = true)]
+    pub store_key: Option<PathBuf>,
 }
 
 impl StoreFlags {

@@ -21,7 +21,7 @@ const SLOW: u64 = 4 << 20;
 /// What there is to remove of one repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Garbage {
-    /// Manifests and marks.
+    /// Manifests, marks and signatures.
     pub manifests: Vec<String>,
     /// What no manifest names.
     pub objects: Vec<Meta>,
@@ -51,7 +51,7 @@ impl<M: Numbered> Generations<M> {
         let now = store_clock(&*self.store).await?;
         let mut gone = Vec::new();
         for (generation, since) in outdated(&numbers, keep, grace, now) {
-            match self.read(generation).await {
+            match self.named(generation).await {
                 Ok(manifest) if !is_past(since, grace, manifest.total(), now) => {}
                 Ok(_) | Err(GenerationError::Damaged { .. }) => gone.push(generation),
                 Err(error) => return Err(error),
@@ -63,7 +63,7 @@ impl<M: Numbered> Generations<M> {
             if unnamed.is_empty() {
                 break;
             }
-            match self.read(*generation).await {
+            match self.named(*generation).await {
                 Ok(manifest) => {
                     for key in manifest.objects(&self.repository) {
                         unnamed.remove(&key);
@@ -75,7 +75,13 @@ impl<M: Numbered> Generations<M> {
             }
         }
         let marks = gone.iter().filter(|g| numbers.bad.contains(g)).map(|g| self.mark(*g));
-        let manifests = gone.iter().map(|g| self.key(*g)).chain(marks).collect();
+        // One without a manifest may belong to one that is about to be written.
+        let lost = |g: &Generation, meta: &Meta| {
+            !numbers.written.contains_key(g) && is_past(meta.modified, grace, 0, now)
+        };
+        let signatures = numbers.signatures.iter().filter(|(g, meta)| gone.contains(g) || lost(g, meta));
+        let signatures = signatures.map(|(_, meta)| meta.key.clone());
+        let manifests = gone.iter().map(|g| self.key(*g)).chain(marks).chain(signatures).collect();
         Ok(Garbage { manifests, objects: unnamed.into_values().collect() })
     }
 
@@ -137,6 +143,7 @@ mod tests {
         Numbers {
             written: written.iter().map(|(n, hours)| (Generation(*n), at(*hours))).collect(),
             bad: bad.iter().map(|n| Generation(*n)).collect(),
+            signatures: Vec::new(),
         }
     }
 

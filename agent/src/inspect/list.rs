@@ -26,6 +26,8 @@ struct Listed {
     writer: Option<String>,
     /// `good`, `bad` (marked so), or what is wrong with the manifest.
     state: String,
+    /// What its signature says: `unchecked` without `--store-key`.
+    signature: Option<&'static str>,
 }
 
 pub(super) async fn run(args: &StoreArgs) -> Result<(), InspectError> {
@@ -34,7 +36,7 @@ pub(super) async fn run(args: &StoreArgs) -> Result<(), InspectError> {
         let generations = lineage.generations().await?;
         for generation in generations.written.keys().rev() {
             let bad = generations.bad.contains(generation);
-            let manifest = match lineage.manifest(*generation).await {
+            let manifest = match lineage.look(*generation).await {
                 Ok(manifest) => Ok(manifest),
                 Err(CheckpointError::Damaged { reason, .. }) => Err(reason),
                 Err(error) => return Err(error.into()),
@@ -45,7 +47,8 @@ pub(super) async fn run(args: &StoreArgs) -> Result<(), InspectError> {
                 manifest.as_ref().err().cloned().unwrap_or("good".into())
             };
             let manifest = manifest.ok();
-            let of = manifest.as_ref();
+            let signature = manifest.as_ref().map(|(_, authenticity)| authenticity.as_str());
+            let of = manifest.as_ref().map(|(manifest, _)| manifest);
             rows.push(Listed {
                 mirror: name.clone(),
                 kind: Kind::Checkpoint,
@@ -56,6 +59,7 @@ pub(super) async fn run(args: &StoreArgs) -> Result<(), InspectError> {
                 bytes: of.map(|m| m.bytes()),
                 writer: of.map(|m| m.writer.agent.clone()),
                 state,
+                signature,
             });
         }
         rows.extend(snapshots(&name, &shelf).await?);
@@ -73,11 +77,12 @@ pub(super) async fn run(args: &StoreArgs) -> Result<(), InspectError> {
             number(row.refs),
             number(row.packs.map(|packs| packs as u64)),
             row.bytes.map_or("-".to_owned(), size),
+            row.signature.unwrap_or("-").to_owned(),
             row.state.clone(),
         ]
     });
     print_table(
-        &["MIRROR", "KIND", "GENERATION", "TIME", "REFS", "PACKS", "SIZE", "STATE"],
+        &["MIRROR", "KIND", "GENERATION", "TIME", "REFS", "PACKS", "SIZE", "SIGNATURE", "STATE"],
         &cells.collect::<Vec<_>>(),
     )
 }
@@ -87,7 +92,7 @@ async fn snapshots(name: &str, shelf: &Shelf) -> Result<Vec<Listed>, InspectErro
     let mut rows = Vec::new();
     let generations = shelf.generations().await?;
     for generation in generations.written.keys().rev() {
-        let found = match shelf.snapshot(*generation).await {
+        let found = match shelf.look(*generation).await {
             Ok(found) => Ok(found),
             Err(SnapshotError::Damaged { reason, .. }) => Err(reason),
             Err(error) => return Err(error.into()),
@@ -97,7 +102,9 @@ async fn snapshots(name: &str, shelf: &Shelf) -> Result<Vec<Listed>, InspectErro
             Ok(_) => "good".to_owned(),
             Err(reason) => reason.clone(),
         };
-        let of = found.ok();
+        let found = found.ok();
+        let signature = found.as_ref().map(|(_, authenticity)| authenticity.as_str());
+        let of = found.map(|(snapshot, _)| snapshot);
         rows.push(Listed {
             mirror: name.to_owned(),
             kind: Kind::Snapshot,
@@ -108,6 +115,7 @@ async fn snapshots(name: &str, shelf: &Shelf) -> Result<Vec<Listed>, InspectErro
             bytes: of.as_ref().map(|snapshot| snapshot.bytes),
             writer: of.map(|snapshot| snapshot.writer.agent),
             state,
+            signature,
         });
     }
     Ok(rows)

@@ -67,9 +67,9 @@ pub(super) async fn run(args: &VerifyArgs) -> Result<(), InspectError> {
             remove_tree(&parts)?;
             let (result, refs) = match result {
                 Ok(refs) => ("ok".to_owned(), Some(refs)),
-                Err(InspectError::Checkpoint(error @ CheckpointError::Damaged { .. })) => {
-                    (error.to_string(), None)
-                }
+                Err(InspectError::Checkpoint(
+                    error @ (CheckpointError::Damaged { .. } | CheckpointError::Untrusted { .. }),
+                )) => (error.to_string(), None),
                 Err(InspectError::Git(error @ GitError::Failed { .. })) => (error.to_string(), None),
                 Err(error) => return Err(error),
             };
@@ -88,9 +88,11 @@ pub(super) async fn run(args: &VerifyArgs) -> Result<(), InspectError> {
                 Err(SnapshotError::Download(error)) if error.blame() != Blame::Object => {
                     return Err(SnapshotError::from(error).into());
                 }
-                Err(error @ (SnapshotError::Damaged { .. } | SnapshotError::Download(_))) => {
-                    error.to_string()
-                }
+                Err(
+                    error @ (SnapshotError::Damaged { .. }
+                    | SnapshotError::Untrusted { .. }
+                    | SnapshotError::Download(_)),
+                ) => error.to_string(),
                 Err(error) => return Err(error.into()),
             };
             damaged += usize::from(result != "ok");

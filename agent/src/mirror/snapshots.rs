@@ -40,6 +40,8 @@ pub struct SnapshotView {
     pub known: Option<Arc<Snapshot>>,
     /// What is on the disk of it; none where nobody has asked for it here.
     pub reader: Option<Reader>,
+    /// Why its content is believed.
+    pub checked: Checked,
     /// What is under way.
     pub doing: Doing,
     /// Why the last attempt at something failed, if it did.
@@ -50,6 +52,35 @@ impl SnapshotView {
     /// How much of it is on the disk now.
     pub fn progress(&self) -> Option<Progress> {
         self.reader.as_ref().map(Reader::progress)
+    }
+}
+
+/// Why the content of a snapshot is believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checked {
+    /// It is not: it was found in a store, or on the disk, and not compared yet.
+    #[default]
+    NotYet,
+    /// This agent has built it.
+    Built,
+    /// An agent of this cache has signed it.
+    Signed,
+    /// Its worktree was compared with its commit.
+    Compared,
+    /// It is not, and cannot be compared: the mirror does not have the commit, say.
+    Unknown,
+}
+
+impl Checked {
+    /// In a word, for status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotYet => "not yet",
+            Self::Built => "built",
+            Self::Signed => "signed",
+            Self::Compared => "compared",
+            Self::Unknown => "unknown",
+        }
     }
 }
 

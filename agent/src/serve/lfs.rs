@@ -19,11 +19,13 @@ use super::{
     Scheme, Serving, body,
     content::{self, Chunks, Content, header_value},
     error::{Failure, challenge},
-    headers::{AGE, COMMIT},
+    headers::{AGE, Account, COMMIT},
     push,
     snapshot::{KIND, age, wait},
 };
 use crate::{
+    access::caller::Kind,
+    audit,
     lfs::{FetchError, cache::LfsReader},
     mirror::Mirror,
     protocol::lfs::{Batch, BatchError, LfsOid, MEDIA_TYPE, NoCredentials, Object, Operation, answer},
@@ -100,11 +102,16 @@ pub(super) async fn handle(
     verb: Verb<'_>,
     parts: &Parts,
     body: Body,
+    account: &mut Account,
 ) -> Result<Response, Failure> {
     match verb {
-        Verb::Batch => batch(serving, mirror, parts, body).await,
-        Verb::Object(oid) => object(serving, mirror, oid, parts).await,
+        Verb::Batch => batch(serving, mirror, parts, body, account).await,
+        Verb::Object(oid) => {
+            account.wants = oid.to_string();
+            object(serving, mirror, oid, parts).await
+        }
         Verb::Locks(rest) => {
+            handed_on(serving, mirror, parts, account, "lfs-locks", format!("{} {rest}", parts.method));
             let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
             let body = match parts.method {
                 Method::POST => body::read(parts, body, MEDIA_TYPE).await?,
@@ -115,10 +122,40 @@ pub(super) async fn handle(
     }
 }
 
-async fn batch(serving: &Serving, mirror: &Mirror, parts: &Parts, body: Body) -> Result<Response, Failure> {
+/// Notes for the audit log what is handed on to the upstream, which lets the caller in or does not.
+fn handed_on(
+    serving: &Serving,
+    mirror: &Mirror,
+    parts: &Parts,
+    account: &mut Account,
+    what: &'static str,
+    wants: String,
+) {
+    account.what = Some(what);
+    account.wants = wants;
+    if let Some((_, caller)) = &mut account.of
+        && caller.kind == Kind::Anonymous
+    {
+        let (settings, mut headers) = (mirror.settings(), parts.headers.clone());
+        // Refused credentials are told to the caller when the request is handed on.
+        if serving.guard.delegate(&settings.url, &mut headers).is_ok() {
+            *caller = serving.guard.sender(&settings, &headers);
+        }
+    }
+}
+
+async fn batch(
+    serving: &Serving,
+    mirror: &Mirror,
+    parts: &Parts,
+    body: Body,
+    account: &mut Account,
+) -> Result<Response, Failure> {
     let body = body::read(parts, body, MEDIA_TYPE).await?;
     let batch = Batch::parse(&body)?;
     if batch.operation == Operation::Upload {
+        let objects = audit::named(batch.objects.iter().map(|object| object.oid.to_string()));
+        handed_on(serving, mirror, parts, account, "lfs-upload", objects);
         return forward(serving, mirror, parts, "/objects/batch", body).await;
     }
     let base = base(parts, mirror)?;

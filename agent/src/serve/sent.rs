@@ -14,69 +14,61 @@ use axum::{
 use bytes::Bytes;
 use http::header;
 use http_body::{Frame, SizeHint};
-use tarn_crds::repo::RepoId;
+use jiff::Timestamp;
 use tokio::time::{Sleep, sleep_until};
 
-use super::{limits::UnderLimits, upload_pack::PackSeen};
-use crate::{access::caller::Caller, metrics::Lookup, popularity::day::Taken};
+use super::{headers::Account, limits::UnderLimits, upload_pack::PackSeen};
+use crate::{
+    audit::{Audit, Entry},
+    metrics::Lookup,
+    popularity::day::Taken,
+};
 
-/// What a request turned out to be, as far as it came.
-#[derive(Debug, Default)]
-pub(super) struct Account {
-    /// Its label in metrics.
-    pub(super) label: &'static str,
-    /// Whose it is, and of which repository.
-    pub(super) of: Option<(RepoId, Caller)>,
-}
-
-/// A line of the audit log: who got what.
+/// An entry of the audit log that is being made.
 #[derive(Debug)]
 struct Line {
-    began: Instant,
-    client: SocketAddr,
-    repo: RepoId,
-    caller: Caller,
-    what: &'static str,
-    cache: &'static str,
-    status: u16,
+    audit: Audit,
+    entry: Entry,
     /// Where only a pack is content.
     pack: Option<PackSeen>,
 }
 
 impl Line {
-    /// The line of an answer that is content; refs, errors and webhooks have none.
-    fn of(account: Account, response: &Response, client: SocketAddr, began: Instant) -> Option<Self> {
+    /// The entry of an answer that is content, or was handed on; refs, errors before that and webhooks have none.
+    fn of(audit: Audit, account: Account, response: &Response, client: SocketAddr) -> Option<Self> {
         let (repo, caller) = account.of?;
         let extensions = response.extensions();
         let what = match (account.label, extensions.get::<Taken>()) {
+            _ if account.what.is_some() => account.what?,
             ("fetch", Some(Taken::Clone)) => "clone",
             ("fetch", Some(_)) => "fetch",
-            // The answer of another agent, which writes its own line.
+            // The answer of another agent, which writes its own entry.
             ("fetch", None) => return None,
             (label @ ("snapshot" | "bundle" | "lfs-object" | "lfs-snapshot" | "push"), _) => label,
             _ => return None,
         };
-        let cache = extensions.get::<Lookup>().map_or("", |lookup| lookup.result);
-        let status = response.status().as_u16();
-        let pack = extensions.get::<PackSeen>().cloned();
-        Some(Self { began, client, repo, caller, what, cache, status, pack })
+        let entry = Entry {
+            time: Timestamp::now(),
+            caller,
+            client: client.ip(),
+            repo,
+            what,
+            wants: account.wants,
+            status: response.status().as_u16(),
+            bytes: 0,
+            whole: false,
+            cache: extensions.get::<Lookup>().map_or("", |lookup| lookup.result),
+            seconds: 0.0,
+        };
+        Some(Self { audit, entry, pack: extensions.get::<PackSeen>().cloned() })
     }
 
-    fn write(&self, bytes: u64, whole: bool) {
-        tracing::info!(
-            target: "tarn_agent::audit",
-            caller = self.caller.name,
-            by = self.caller.kind.as_str(),
-            client = %self.client.ip(),
-            repo = %self.repo,
-            what = self.what,
-            status = self.status,
-            bytes,
-            whole,
-            cache = self.cache,
-            seconds = self.began.elapsed().as_secs_f64(),
-            "served"
-        );
+    fn write(self, bytes: u64, whole: bool, began: Instant) {
+        // A round of negotiation holds no pack.
+        if self.pack.as_ref().is_none_or(PackSeen::get) {
+            let seconds = began.elapsed().as_secs_f64();
+            self.audit.write(Entry { bytes, whole, seconds, ..self.entry });
+        }
     }
 }
 
@@ -84,16 +76,17 @@ impl Line {
 pub(super) fn send(
     response: Response,
     limits: UnderLimits,
+    audit: Audit,
     account: Account,
     client: SocketAddr,
     began: Instant,
 ) -> Response {
-    let line = Line::of(account, &response, client, began);
+    let line = Line::of(audit, account, &response, client);
     let told =
         response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     response.map(|body| {
         let expected = told.or_else(|| body.size_hint().exact());
-        Body::new(Sent { body, limits, wait: None, bytes: 0, expected, ended: false, line })
+        Body::new(Sent { body, limits, wait: None, bytes: 0, expected, ended: false, began, line })
     })
 }
 
@@ -108,6 +101,7 @@ struct Sent {
     expected: Option<u64>,
     /// Whether its end has been seen.
     ended: bool,
+    began: Instant,
     line: Option<Line>,
 }
 
@@ -152,10 +146,8 @@ impl HttpBody for Sent {
 impl Drop for Sent {
     fn drop(&mut self) {
         let whole = self.ended || self.body.is_end_stream() || self.expected == Some(self.bytes);
-        // A round of negotiation holds none.
-        let line = self.line.as_ref().filter(|line| line.pack.as_ref().is_none_or(PackSeen::get));
-        if let Some(line) = line {
-            line.write(self.bytes, whole);
+        if let Some(line) = self.line.take() {
+            line.write(self.bytes, whole, self.began);
         }
     }
 }

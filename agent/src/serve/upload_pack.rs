@@ -25,11 +25,13 @@ use respond::is_damage;
 use super::{
     Serving, answer, body,
     error::Failure,
+    headers::Account,
     info_refs::{fresh_refs, known_format},
     proxy::{Ask, Origin, is_cold},
     version,
 };
 use crate::{
+    audit,
     git::{ObjectFormat, Oid, RefSet, upload_pack::ProtocolVersion},
     mirror::{BringError, Mirror, View, demand::Reading},
     packs::{self, Pack, PackError},
@@ -48,23 +50,23 @@ const RESULT: &str = "application/x-git-upload-pack-result";
 /// How a request for refs begins in protocol v2, after its length.
 const LS_REFS: &[u8] = b"command=ls-refs";
 
-/// Answers the request of `client`; `label` becomes its kind.
+/// Answers the request of `client`; `account` is told what it turns out to be.
 ///
 /// # Errors
 /// The request makes no sense. What goes wrong later is answered with an `ERR` packet, which git shows.
-pub async fn handle(
+pub(super) async fn handle(
     serving: &Arc<Serving>,
     mirror: Mirror,
     client: IpAddr,
     parts: &Parts,
     body: Body,
-    label: &mut &'static str,
+    account: &mut Account,
 ) -> Result<Response, Failure> {
     let headers = &parts.headers;
     let version = version(headers);
     let bytes = body::read(parts, body, REQUEST).await?;
     if is_cold(&mirror) {
-        *label = if bytes.windows(LS_REFS.len()).take(64).any(|part| part == LS_REFS) {
+        account.label = if bytes.windows(LS_REFS.len()).take(64).any(|part| part == LS_REFS) {
             "ls-refs"
         } else {
             "fetch"
@@ -85,7 +87,7 @@ pub async fn handle(
     let (fetch, wants, haves, done) = match request {
         Request::Probe => return Ok(answer(RESULT, None, Body::empty())),
         Request::LsRefs(request) => {
-            *label = "ls-refs";
+            account.label = "ls-refs";
             return Ok(match fresh_refs(serving, &mirror, &request.prefixes).await {
                 Ok(refs) => match serving.rendered.ls_refs(request, &refs.refs).await {
                     Ok(list) => answer(RESULT, Some(refs.freshness), list.into()),
@@ -100,7 +102,8 @@ pub async fn handle(
         }
         Request::Negotiation { wants, haves, done } => (None, wants, haves, done),
     };
-    *label = "fetch";
+    account.label = "fetch";
+    account.wants = audit::objects(&wants);
     let wanted = ObjectsWanted {
         serving: serving.clone(),
         client: Some(client),

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     checkpoint::manifest::Keys,
-    generations::{Created, Garbage, Generation, Generations, Numbers},
+    generations::{
+        Created, Garbage, Generation, Generations, Numbers,
+        keyring::{Authenticity, Keyring},
+    },
     store::{SharedStore, StoreError, list_all},
 };
 
@@ -43,9 +46,9 @@ pub enum Published {
 }
 
 impl Shelf {
-    /// The snapshots of `id`, as `agent` reads and makes them.
-    pub fn new(store: SharedStore, id: &RepoId, agent: String) -> Self {
-        let numbered = Generations::new(store.clone(), Keys::of(id).all(), DIRECTORY);
+    /// The snapshots of `id`, as `agent` reads and makes them; `keyring` says which to trust.
+    pub fn new(store: SharedStore, id: &RepoId, agent: String, keyring: Keyring) -> Self {
+        let numbered = Generations::new(store.clone(), Keys::of(id).all(), DIRECTORY, keyring);
         Self { store, keys: SnapshotKeys::of(id), agent, numbered }
     }
 
@@ -131,5 +134,13 @@ impl Shelf {
     /// [`SnapshotError::Damaged`] where its manifest is not there or makes no sense.
     pub async fn snapshot(&self, generation: Generation) -> Result<Snapshot, SnapshotError> {
         Ok(self.numbered.read(generation).await?)
+    }
+
+    /// The snapshot of this generation, whoever wrote it, and what its signature says.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Damaged`] where its manifest is not there or makes no sense.
+    pub async fn look(&self, generation: Generation) -> Result<(Snapshot, Authenticity), SnapshotError> {
+        Ok(self.numbered.look(generation).await?)
     }
 }

@@ -10,6 +10,7 @@ use tarn_agent::checkpoint::{
     lineage::{GRACE, Lineage},
     manifest::Keys,
 };
+use tarn_agent::generations::keyring::Keyring;
 use tarn_agent::store::{PutMode, SharedStore, dir::DirStore};
 use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::Agent;
@@ -197,7 +198,11 @@ async fn expect_new_base(stage: &Stage, generation: u64) -> Result<()> {
 async fn what_is_put_again_between_listing_and_deleting_stays() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let store: SharedStore = Arc::new(DirStore::open(dir.path())?);
-    let lineage = Lineage { store: store.clone(), keys: Keys::of(&RepoId::from_route("example.org/a")?) };
+    let lineage = Lineage {
+        store: store.clone(),
+        keys: Keys::of(&RepoId::from_route("example.org/a")?),
+        keyring: Keyring::default(),
+    };
     let old = SystemTime::now() - Duration::from_secs(2 * 24 * 3600);
     let key = |name: &str| format!("{}{name}.zst", lineage.keys.all_refs());
     for name in ["again", "garbage"] {

@@ -8,6 +8,7 @@ use tarn_agent::checkpoint::lineage::Lineage;
 use tarn_agent::checkpoint::manifest::{Checkpoint, Generation, Keys};
 use tarn_agent::checkpoint::publish::Publish;
 use tarn_agent::checkpoint::{Archive, CheckpointError};
+use tarn_agent::generations::keyring::Keyring;
 use tarn_agent::git::{Git as AgentGit, ObjectFormat, RefSet};
 use tarn_agent::popularity::Popularity;
 use tarn_agent::store::{PutMode, SharedStore, dir::DirStore};
@@ -31,7 +32,7 @@ impl Publisher {
         let git = AgentGit::detect(&home, dir.as_os_str(), true).await?;
         let origin = Repo::seeded(dir.join(format!("{name}.git"))).await?;
         Ok(Self {
-            archive: Archive::new(store, name.to_owned(), Popularity::default()),
+            archive: Archive::new(store, name.to_owned(), Keyring::default(), Popularity::default()),
             git,
             origin,
             work: dir.join(format!("{name}-work")),
@@ -59,7 +60,7 @@ impl Publisher {
 }
 
 fn lineage(store: SharedStore) -> Result<Lineage> {
-    Ok(Lineage { store, keys: Keys::of(&RepoId::from_route("example.org/a")?) })
+    Ok(Lineage { store, keys: Keys::of(&RepoId::from_route("example.org/a")?), keyring: Keyring::default() })
 }
 
 fn careless(dir: &Path) -> Result<SharedStore> {

@@ -166,6 +166,8 @@ reasons! {
 
     /// RestoreFailed: the newest checkpoint is incomplete or damaged, and was passed over.
     CheckpointDamaged,
+    /// RestoreFailed, StoreFailed: no key of the cache signed what the store has, which was passed over.
+    StoreUntrusted,
     /// StoreFailed: a worktree has too many files for a snapshot.
     WorktreeTooLarge,
     /// RestoreFailed, StoreFailed: no connection to the store.

@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::{
     super::{Phase, Services, Settings, Trouble, View},
-    Doing, Message, SnapshotView, Snapshots,
+    Checked, Doing, Message, SnapshotView, Snapshots,
     plan::{self, Facts, Step, plan},
 };
 use crate::{
@@ -62,6 +62,7 @@ pub(in crate::mirror) struct Keeper {
 struct Held {
     snapshot: Arc<Snapshot>,
     content: Content,
+    checked: Checked,
 }
 
 enum Content {
@@ -171,7 +172,7 @@ impl Keeper {
             None => return,
         };
         tracing::info!(commit = snapshot.commit, bytes = snapshot.bytes, "snapshot found on the disk");
-        self.held = Some(Held { snapshot: Arc::new(snapshot), content });
+        self.held = Some(Held { snapshot: Arc::new(snapshot), content, checked: self.work.found() });
     }
 
     fn facts(&self) -> Facts {
@@ -184,6 +185,7 @@ impl Keeper {
                 commit: held.snapshot.commit.clone(),
                 time: held.snapshot.time,
                 published: held.snapshot.generation.0 > 0,
+                doubtful: held.checked == Checked::NotYet && matches!(held.content, Content::Here(_)),
             }),
             head: stored.and_then(|stored| stored.refs.head_oid()).map(|oid| oid.to_hex()),
             sound: view.phase.is_ready() && view.trouble().is_none() && !settings.suspend,
@@ -211,6 +213,11 @@ impl Keeper {
                 let Some(held) = &self.held else { return };
                 let (snapshot, known) = (held.snapshot.clone(), self.newest);
                 Box::pin(async move { work.publish(&snapshot, known).await })
+            }
+            Step::Compare => {
+                let Some(held) = &self.held else { return };
+                let snapshot = held.snapshot.clone();
+                Box::pin(async move { work.compare(&snapshot).await })
             }
             Step::Wait(_) => return,
         };
@@ -247,6 +254,7 @@ impl Keeper {
             Step::Find => Doing::Finding,
             Step::Build => Doing::Building,
             Step::Publish => Doing::Publishing,
+            Step::Compare => Doing::Idle,
             Step::Wait(_) if self.held.is_some() => Doing::Idle,
             Step::Wait(_) if self.is_refused() => Doing::TooLarge,
             Step::Wait(_) if self.settings.borrow().suspend || !commits => Doing::Nothing,
@@ -258,7 +266,8 @@ impl Keeper {
             Content::Remote => None,
         });
         let known = self.held.as_ref().map(|held| held.snapshot.clone());
-        self.out.send_replace(SnapshotView { known, reader, doing, trouble: self.trouble.clone() });
+        let checked = self.held.as_ref().map(|held| held.checked).unwrap_or_default();
+        self.out.send_replace(SnapshotView { known, reader, checked, doing, trouble: self.trouble.clone() });
     }
 
     async fn next(&mut self, step: Step) -> Happened {
@@ -343,14 +352,17 @@ impl Keeper {
                             self.found(found).await;
                         }
                     }
-                    Done::Built(Some((snapshot, reader))) => self.hold(snapshot, Content::Here(reader)).await,
+                    Done::Built(Some((snapshot, reader))) => {
+                        self.hold(snapshot, Content::Here(reader), Checked::Built).await;
+                    }
+                    Done::Compared(snapshot, compared) => self.compared(&snapshot, compared).await,
                     // HEAD led to a commit when this began; it is looked at again.
                     Done::Built(None) => {}
                     Done::Published(Published::Ours(snapshot)) => self.published(snapshot).await,
                     Done::Published(Published::Theirs(snapshot)) => {
                         tracing::info!(generation = %snapshot.generation, "another agent was faster");
                         self.newest = snapshot.generation;
-                        self.hold(snapshot, Content::Remote).await;
+                        self.hold(snapshot, Content::Remote, self.work.found()).await;
                     }
                 }
             }

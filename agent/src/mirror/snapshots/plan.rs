@@ -42,6 +42,8 @@ pub(super) struct Held {
     pub(super) time: Timestamp,
     /// It is in the store, or there is none.
     pub(super) published: bool,
+    /// It was found, is whole here, and nobody knows whether it is what it says.
+    pub(super) doubtful: bool,
 }
 
 /// What to do.
@@ -53,6 +55,8 @@ pub(super) enum Step {
     Build,
     /// Publish the one that is held.
     Publish,
+    /// Compare the one that is held with its commit.
+    Compare,
     /// Nothing until then, or until something happens.
     Wait(Option<Timestamp>),
 }
@@ -91,6 +95,9 @@ pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
     }
     if facts.shared && facts.held.as_ref().is_some_and(|held| !held.published) {
         return Step::Publish;
+    }
+    if facts.sound && facts.held.as_ref().is_some_and(|held| held.doubtful) {
+        return Step::Compare;
     }
     let head = facts.head.as_ref().filter(|head| facts.sound && facts.refused.as_ref() != Some(*head));
     let Some(head) = head else {
@@ -138,7 +145,7 @@ mod tests {
     /// A sound mirror whose HEAD has moved on from a published snapshot of minute 0, and whose store has been
     /// asked at minute 60, when that became due.
     fn moved() -> Facts {
-        let held = Held { commit: "old".into(), time: at(0), published: true };
+        let held = Held { commit: "old".into(), time: at(0), published: true, doubtful: false };
         Facts {
             since: at(0),
             held: Some(held),
@@ -205,10 +212,18 @@ mod tests {
 
     #[test]
     fn what_is_not_published_is_published_first() {
-        let held = Held { commit: "old".into(), time: at(0), published: false };
+        let held = Held { commit: "old".into(), time: at(0), published: false, doubtful: false };
         let unpublished = Facts { held: Some(held), sound: false, ..moved() };
         assert_eq!(plan(&unpublished, at(1)), Step::Publish);
         assert_eq!(plan(&Facts { retry_at: Some(at(2)), ..unpublished }, at(1)), Step::Wait(Some(at(2))));
+    }
+
+    #[test]
+    fn what_was_found_is_compared_once_the_mirror_is_sound() {
+        let held = Held { commit: "old".into(), time: at(0), published: true, doubtful: true };
+        let found = Facts { held: Some(held), ..moved() };
+        assert_eq!(plan(&found, at(1)), Step::Compare);
+        assert_ne!(plan(&Facts { sound: false, ..found }, at(1)), Step::Compare);
     }
 
     #[test]

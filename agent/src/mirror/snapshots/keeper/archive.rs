@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    super::{super::Trouble, Offer, Unready},
+    super::{super::Trouble, Checked, Offer, Unready},
     Content, Held, Keeper,
 };
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     blockfile::{Blame, BlockFileError},
     files::blocking,
     metrics::Outcome,
-    snapshot::{SnapshotError, manifest::Snapshot},
+    snapshot::{SnapshotError, compare::Compared, manifest::Snapshot},
 };
 
 impl Keeper {
@@ -88,7 +88,8 @@ impl Keeper {
     /// Takes up the store's newest, if it is newer than what is held: where that is on the disk, once the newer
     /// one is as well.
     pub(super) async fn found(&mut self, found: Snapshot) {
-        let Some(held) = &self.held else { return self.hold(found, Content::Remote).await };
+        let checked = self.work.found();
+        let Some(held) = &self.held else { return self.hold(found, Content::Remote, checked).await };
         let newer = match held.snapshot.generation.0 {
             0 => found.time >= held.snapshot.time,
             held => found.generation.0 > held,
@@ -97,22 +98,22 @@ impl Keeper {
             return;
         }
         if matches!(held.content, Content::Remote) {
-            return self.hold(found, Content::Remote).await;
+            return self.hold(found, Content::Remote, checked).await;
         }
         match self.work.download(&found).await {
             Ok(download) => self.newer = Some((Arc::new(found), download)),
             Err(error) => {
                 tracing::warn!(%error, "a newer snapshot cannot be downloaded; the old one is served");
                 self.trouble = Some(Trouble::new(error.reason(), &error));
-                self.hold(found, Content::Remote).await;
+                self.hold(found, Content::Remote, checked).await;
             }
         }
     }
 
     /// From now on this one is served.
-    pub(super) async fn hold(&mut self, snapshot: Snapshot, content: Content) {
+    pub(super) async fn hold(&mut self, snapshot: Snapshot, content: Content, checked: Checked) {
         self.newer = None;
-        self.held = Some(Held { snapshot: Arc::new(snapshot), content });
+        self.held = Some(Held { snapshot: Arc::new(snapshot), content, checked });
         self.tidy().await;
     }
 
@@ -169,7 +170,8 @@ impl Keeper {
         let Some((snapshot, download)) = self.newer.take() else { return };
         match result {
             Ok(()) => {
-                self.held = Some(Held { snapshot, content: Content::Here(download.reader()) });
+                let (content, checked) = (Content::Here(download.reader()), self.work.found());
+                self.held = Some(Held { snapshot, content, checked });
                 self.tidy().await;
             }
             Err(error) => self.lost(&snapshot, error).await,
@@ -208,6 +210,41 @@ impl Keeper {
         // There may be an older one.
         (self.asked, self.retry_at) = (None, None);
         self.tidy().await;
+    }
+
+    /// Takes in what a comparison came to. An archive that is not its commit's is served no more, by no agent: its blocks are
+    /// as its manifest says, and what they hold was hashed up to the commit's name.
+    pub(super) async fn compared(&mut self, snapshot: &Snapshot, compared: Compared) {
+        let Some(held) = self.held.as_mut().filter(|held| held.snapshot.digest == snapshot.digest) else {
+            return;
+        };
+        let (commit, generation) = (&snapshot.commit, snapshot.generation);
+        match compared {
+            Compared::Same => {
+                tracing::info!(commit, "the snapshot that was found is its commit's");
+                held.checked = Checked::Compared;
+            }
+            Compared::Unknown(reason) => {
+                tracing::info!(
+                    commit,
+                    reason,
+                    "the snapshot that was found cannot be compared with its commit"
+                );
+                held.checked = Checked::Unknown;
+            }
+            Compared::Differs(reason) => {
+                tracing::error!(commit, %generation, reason, "a snapshot in the store is not its commit's: find out who else writes there");
+                self.held = None;
+                if let Some(shelf) = self.work.shelf.as_ref().filter(|_| generation.0 > 0)
+                    && let Err(error) = shelf.mark_bad(generation, &reason).await
+                {
+                    tracing::warn!(%error, "the false snapshot cannot be marked");
+                }
+                // There may be an older one.
+                (self.asked, self.retry_at) = (None, None);
+                self.tidy().await;
+            }
+        }
     }
 
     fn count(&self, result: &Result<(), BlockFileError>) {

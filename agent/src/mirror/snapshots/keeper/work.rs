@@ -5,12 +5,12 @@ use std::{path::PathBuf, sync::Arc};
 use tarn_crds::repo::RepoId;
 use tokio::{sync::Mutex, time};
 
-use super::super::local::Local;
+use super::super::{Checked, local::Local};
 use crate::{
     blockfile::{BlockFile, Download, Options, Reader, Source},
     files::blocking,
     generations::Generation,
-    git::Git,
+    git::{Git, Oid},
     metrics::{Metrics, Outcome},
     mirror::{Services, cold::Cold, disk::Disk, upkeep::calm},
     peers::Peers,
@@ -18,6 +18,7 @@ use crate::{
     snapshot::{
         SnapshotError,
         build::Build,
+        compare::{Compare, Compared},
         manifest::Snapshot,
         shelf::{Published, Shelf},
     },
@@ -37,6 +38,8 @@ pub(super) struct Work {
     pub(super) local: Local,
     pub(super) shelf: Option<Shelf>,
     pub(super) peers: Option<Peers>,
+    /// Whether nothing is found but what an agent of this cache has signed.
+    signed: bool,
 }
 
 /// What a job has done.
@@ -44,12 +47,15 @@ pub(super) enum Done {
     Found(Option<Snapshot>),
     Built(Option<(Snapshot, Reader)>),
     Published(Published),
+    Compared(Snapshot, Compared),
 }
 
 impl Work {
     pub(super) fn new(services: &Services, packs: Arc<Mutex<()>>, id: &RepoId) -> Self {
         let shelf = services.archive.as_ref();
-        let shelf = shelf.map(|archive| Shelf::new(archive.store.clone(), id, archive.agent.clone()));
+        let shelf = shelf.map(|archive| {
+            Shelf::new(archive.store.clone(), id, archive.agent.clone(), archive.keyring.clone())
+        });
         Self {
             git: services.git.clone(),
             disk: services.disk.clone(),
@@ -62,6 +68,7 @@ impl Work {
             local: Local::new(services.disk.snapshots(id)),
             shelf,
             peers: services.peers.clone(),
+            signed: services.archive.as_ref().is_some_and(|archive| archive.keyring.signs()),
         }
     }
 
@@ -116,6 +123,28 @@ impl Work {
             Err(error) => tracing::warn!(%error, "old snapshots in the store could not be removed"),
         }
         Ok(Done::Published(published))
+    }
+
+    /// Compares the archive on the disk with the commit that it is said to be of.
+    pub(super) async fn compare(&self, snapshot: &Snapshot) -> Result<Done, SnapshotError> {
+        let Some(commit) = Oid::from_hex(snapshot.commit.as_bytes()) else {
+            return Err(SnapshotError::GivenUp);
+        };
+        let _turn = self.turn(Activity::Snapshot).await;
+        calm(&self.queue).await;
+        let (work, archive) = (self.disk.staging(), self.local.archive(snapshot.digest));
+        let compare =
+            Compare { git: self.git.clone(), dir: self.dir.clone(), work: work.clone(), archive, commit };
+        let compared = compare.run().await;
+        self.disk.clear(work).await;
+        let compared = compared?;
+        self.metrics.snapshot.comparisons.get_or_create(&Outcome { outcome: compared.label() }).inc();
+        Ok(Done::Compared(snapshot.clone(), compared))
+    }
+
+    /// Why what the store has is believed, before anyone looks.
+    pub(super) fn found(&self) -> Checked {
+        if self.signed { Checked::Signed } else { Checked::NotYet }
     }
 
     pub(super) fn source(&self, snapshot: &Snapshot) -> Option<Source> {

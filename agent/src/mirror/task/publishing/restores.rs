@@ -157,11 +157,7 @@ impl Restores {
                 return None;
             }
         };
-        self.trouble = outcome
-            .passed_over
-            .into_iter()
-            .next()
-            .map(|(generation, reason)| super::trouble(&CheckpointError::Damaged { generation, reason }));
+        self.trouble = outcome.passed_over.first().map(super::trouble);
         outcome.restored.map(|restored| (restored, began))
     }
 }
