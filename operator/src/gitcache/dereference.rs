@@ -58,9 +58,11 @@ pub async fn dereference(cache: &GitCache, context: &Context, now: Timestamp) ->
     let secrets = mirrors.iter().filter_map(allowed).collect();
     let store_secret = cache.spec.store.as_ref().and_then(|store| store.s3.as_ref()?.secret_ref.as_ref());
     let mut missing_secret = None;
+    let store_key = cache.spec.store.as_ref().and_then(|store| store.signing_key_secret_ref.as_ref());
     let tokens_secret = cache.spec.auth.tokens_secret_ref.as_ref();
     let named = [
         (store_secret, "spec.store.s3.secretRef"),
+        (store_key, "spec.store.signingKeySecretRef"),
         (tokens_secret, "spec.auth.tokensSecretRef"),
         (cache.spec.tls.as_ref().map(|tls| &tls.secret_ref), "spec.tls.secretRef"),
         (cache.spec.webhooks.as_ref().map(|webhooks| &webhooks.secret_ref), "spec.webhooks.secretRef"),

@@ -10,7 +10,7 @@ use tarn_crds::{
     repo::UpstreamList,
     summarize::Note,
     v1alpha1::{
-        Auth, Budget, CachePrewarm, Duration, GitCache, Limits, S3, Scheduling, Service, Storage, Tls,
+        Auth, Budget, CachePrewarm, Duration, GitCache, Limits, Scheduling, Service, Storage, Store, Tls,
         Webhooks, conditions::Reason,
     },
 };
@@ -35,7 +35,7 @@ pub struct Validated {
     /// Where pods keep their mirrors.
     pub storage: Storage,
     /// The store.
-    pub s3: Option<S3>,
+    pub store: Option<Store>,
     /// Which mirrors pods bring before anyone asks.
     pub prewarm: CachePrewarm,
     /// How much of the volume the agents' data may take.
@@ -91,7 +91,7 @@ pub fn validate(
         image: spec.image.clone().unwrap_or_else(|| image.to_owned()),
         resources: spec.resources.as_ref().map(Into::into),
         storage: spec.storage.clone(),
-        s3: spec.store.as_ref().and_then(|store| store.s3.clone()),
+        store: spec.store.clone(),
         prewarm: spec.prewarm.clone(),
         budget: spec.disk.budget.clone(),
         replication: spec.placement.replication,

@@ -13,6 +13,14 @@ pub struct Store {
     /// A bucket of S3, or of anything that speaks its protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s3: Option<S3>,
+    /// Secret whose key `keys` holds the keys of this cache, one in each line: the first signs checkpoints and snapshots, all
+    /// verify them. Pods restore and serve only what one of them signed. Absent: whoever can write to the bucket decides what
+    /// new pods serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key_secret_ref: Option<SecretRef>,
+    /// Keep the audit log in the bucket as well, in compressed batches below `audit/`. Defaults to false.
+    #[serde(default)]
+    pub audit: bool,
 }
 
 /// A bucket of S3, or of anything that speaks its protocol.

@@ -19,7 +19,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use tarn_crds::v1alpha1::{Budget, CachePrewarm, Limits, S3, VolumeClaim};
+use tarn_crds::v1alpha1::{Budget, CachePrewarm, Limits, S3, SecretRef, Store, VolumeClaim};
 
 use super::{ADMIN_PORT, GIT_PORT, Validated, agent_name, metadata, pods_name, selector, selector_labels};
 use crate::ssa::covers;
@@ -42,6 +42,10 @@ const TOKENS_KEY: &str = "tokens";
 const WEBHOOKS: &str = "/etc/tarn/webhooks";
 /// The key of the Secret with those.
 const WEBHOOKS_KEY: &str = "secret";
+/// Where the keys for what is in the store are.
+const STORE_KEYS: &str = "/etc/tarn/store";
+/// The key of the Secret with those.
+const STORE_KEYS_KEY: &str = "keys";
 /// Seconds for which a token for peers is good.
 const PEER_TOKEN: i64 = 3600;
 /// The agent's user and group: any but root's, the same in image and volume.
@@ -177,6 +181,7 @@ fn agent(cache: &Validated) -> Container {
     mounts.extend(cache.auth.tokens_secret_ref.as_ref().map(|_| read_only("tokens", TOKENS)));
     mounts.extend(cache.tls.as_ref().map(|_| read_only("tls", TLS)));
     mounts.extend(cache.webhooks.as_ref().map(|_| read_only("webhooks", WEBHOOKS)));
+    mounts.extend(store_keys(cache).map(|_| read_only("store-keys", STORE_KEYS)));
     Container {
         name: "agent".into(),
         image: Some(cache.image.clone()),
@@ -308,7 +313,8 @@ fn budget(cache: &Validated) -> Option<String> {
 }
 
 /// Which store, for the agent and for the commands `tarn-agent store …` that people run beside it.
-fn store(s3: &S3) -> Vec<(&'static str, String)> {
+fn store(store: &Store) -> Vec<(&'static str, String)> {
+    let Store { s3: Some(s3), signing_key_secret_ref, audit } = store else { return Vec::new() };
     let S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ } = s3;
     let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
     let path_style = force_path_style.then(|| "true".to_owned());
@@ -317,8 +323,18 @@ fn store(s3: &S3) -> Vec<(&'static str, String)> {
         ("TARN_AGENT_S3_ENDPOINT", endpoint.clone()),
         ("TARN_AGENT_S3_REGION", region.clone()),
         ("TARN_AGENT_S3_PATH_STYLE", path_style),
+        (
+            "TARN_AGENT_STORE_KEY",
+            signing_key_secret_ref.as_ref().map(|_| format!("{STORE_KEYS}/{STORE_KEYS_KEY}")),
+        ),
+        ("TARN_AGENT_AUDIT_STORE", audit.then(|| "true".to_owned())),
     ];
     all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// The Secret with the keys for what is in the store.
+fn store_keys(cache: &Validated) -> Option<&SecretRef> {
+    cache.store.as_ref()?.signing_key_secret_ref.as_ref()
 }
 
 fn environment(cache: &Validated) -> Vec<EnvVar> {
@@ -338,8 +354,9 @@ fn environment(cache: &Validated) -> Vec<EnvVar> {
         |(name, value): (&str, String)| EnvVar { name: name.into(), value: Some(value), value_from: None };
     // git and the agent write nowhere but to /data and /tmp.
     environment.push(plain(("HOME", "/tmp".into())));
-    environment.extend(cache.s3.iter().flat_map(store).map(plain));
-    let secret = cache.s3.as_ref().and_then(|s3| s3.secret_ref.as_ref());
+    environment.extend(cache.store.iter().flat_map(store).map(plain));
+    let s3 = cache.store.as_ref().and_then(|store| store.s3.as_ref());
+    let secret = s3.and_then(|s3| s3.secret_ref.as_ref());
     for (name, key, optional) in [
         ("AWS_ACCESS_KEY_ID", "accessKeyID", false),
         ("AWS_SECRET_ACCESS_KEY", "secretAccessKey", false),
@@ -383,7 +400,9 @@ fn volumes(cache: &Validated) -> Vec<Volume> {
     let webhooks = cache.webhooks.as_ref();
     let webhooks =
         webhooks.map(|webhooks| secret_volume("webhooks", &webhooks.secret_ref.name, &[WEBHOOKS_KEY]));
-    let secrets = tokens.into_iter().chain(tls).chain(webhooks);
+    let store_keys =
+        store_keys(cache).map(|secret| secret_volume("store-keys", &secret.name, &[STORE_KEYS_KEY]));
+    let secrets = tokens.into_iter().chain(tls).chain(webhooks).chain(store_keys);
     data.into_iter().chain([empty("tmp", None), peer()]).chain(secrets).collect()
 }
 
