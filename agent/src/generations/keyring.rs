@@ -5,6 +5,7 @@
 //! so that it is good for no other mirror, kind or generation. It does not say that the manifest is the newest.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -73,7 +74,7 @@ pub enum KeyringError {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A key is too easy to guess.
     #[error(
@@ -125,10 +126,12 @@ impl Keyring {
     /// Takes up what the file holds from now on, for ever. A file that is gone or holds no keys changes nothing.
     pub async fn follow(self, path: PathBuf) {
         let Some(current) = &self.keys else { return };
-        let take = |text: &[u8]| match parse(&path, text) {
-            Ok(keys) => *current.write().unwrap_or_else(PoisonError::into_inner) = keys,
-            Err(error) => tracing::warn!(%error, "the store's keys stay as they were"),
-        };
+        let unreadable = |source| KeyringError::Unreadable { path: path.clone(), source };
+        let take =
+            |text: io::Result<&[u8]>| match text.map_err(unreadable).and_then(|text| parse(&path, text)) {
+                Ok(keys) => *current.write().unwrap_or_else(PoisonError::into_inner) = keys,
+                Err(error) => tracing::warn!(%error, "the store's keys stay as they were"),
+            };
         files::follow(&path, MAX_FILE, take).await;
     }
 
