@@ -15,5 +15,6 @@ pub mod nginx;
 pub mod process;
 pub mod proxy;
 pub mod s3;
+pub mod trap;
 pub mod upstream;
 pub mod wire;

@@ -44,6 +44,13 @@ pub enum Auth {
     },
     /// `Authorization: Bearer` with this token.
     Bearer(String),
+    /// The same as [`Auth::Basic`], but for GET, which anyone may.
+    BasicToPost {
+        /// The name.
+        user: String,
+        /// The password.
+        password: String,
+    },
 }
 
 /// What kind of server it is.
@@ -286,7 +293,17 @@ impl State {
                 };
                 wrap.apply(answer).await?
             }
-            Action::Answer { status, content_type, text } => plain(status, content_type, text),
+            Action::Answer { status, content_type, text } => plain(status, content_type, &text),
+            Action::Endless => {
+                let mut answer = plain(StatusCode::OK, operation.answered_with(&parts.uri), "");
+                *answer.body_mut() = fault::endless();
+                answer
+            }
+            Action::Lead(status, url) => {
+                let mut answer = plain(status, "text/plain", "elsewhere\n");
+                answer.headers_mut().insert(LOCATION, url.parse()?);
+                answer
+            }
             Action::Later(seconds) => {
                 let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "text/plain", "too many requests\n");
                 answer.headers_mut().insert(RETRY_AFTER, seconds.into());
@@ -308,7 +325,10 @@ impl State {
     fn admits(&self, parts: &http::request::Parts) -> bool {
         let expected = match &*lock(&self.auth) {
             Auth::Open => return true,
-            Auth::Basic { user, password } => format!("Basic {}", log::base64(&format!("{user}:{password}"))),
+            Auth::BasicToPost { .. } if parts.method == http::Method::GET => return true,
+            Auth::Basic { user, password } | Auth::BasicToPost { user, password } => {
+                format!("Basic {}", log::base64(&format!("{user}:{password}")))
+            }
             Auth::Bearer(token) => format!("Bearer {token}"),
         };
         parts.headers.get(AUTHORIZATION).is_some_and(|given| given.as_bytes() == expected.as_bytes())

@@ -1,8 +1,9 @@
 //! Faults that a test switches on and off while the server runs.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -28,8 +29,27 @@ pub enum Fault {
     Limited(u64),
     /// 200 with a web page, as a captive portal or a login form gives.
     Html,
+    /// 200 with a good answer that says it is of this type.
+    Type(&'static str),
+    /// This status, with this text, which is said to be of this type.
+    Page {
+        /// The status.
+        status: u16,
+        /// The type.
+        kind: &'static str,
+        /// The text.
+        text: String,
+    },
+    /// 200 of the right type, with a body that never ends.
+    Endless,
+    /// The answer lists so many more refs, all of one object.
+    Refs(u32),
+    /// A message with this text goes before the pack.
+    Say(String),
     /// 302 to the same path and query below this URL.
     Redirect(String),
+    /// This redirect, to this very URL.
+    Lead(u16, String),
     /// The answer comes this much later.
     Delay(Duration),
     /// The answer's body comes at about this many bytes a second.
@@ -61,15 +81,19 @@ pub(super) enum Action {
     /// Serve it, then treat the answer.
     Pass { wrap: Wrap },
     /// Answer this instead.
-    Answer { status: StatusCode, content_type: &'static str, text: &'static str },
+    Answer { status: StatusCode, content_type: &'static str, text: Cow<'static, str> },
+    /// Begin such an answer, and never end it.
+    Endless,
     /// Ask the client to come back after so many seconds.
     Later(u64),
     /// Send the client there, with the path and query it asked for.
     Redirect(String),
+    /// Send the client to this very URL.
+    Lead(StatusCode, String),
 }
 
 /// What happens to a good answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wrap {
     Whole,
     Held,
@@ -77,6 +101,9 @@ pub(super) enum Wrap {
     End(u64),
     GiveUp,
     Slow(u64),
+    Type(&'static str),
+    Refs(u32),
+    Say(String),
 }
 
 impl Faults {
@@ -115,7 +142,7 @@ pub(super) async fn meet(mut faults: watch::Receiver<Faults>, repo: &str, operat
     let failure = "the upstream has a bad day\n";
     if unlucky {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        return Action::Answer { status, content_type: "text/plain", text: failure };
+        return Action::Answer { status, content_type: "text/plain", text: failure.into() };
     }
     match fault {
         Fault::None | Fault::Hold | Fault::FailRatio { .. } => Action::Pass { wrap: Wrap::Whole },
@@ -123,14 +150,29 @@ pub(super) async fn meet(mut faults: watch::Receiver<Faults>, repo: &str, operat
         Fault::HoldAnswer => Action::Pass { wrap: Wrap::Held },
         Fault::Status(code) => {
             let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            Action::Answer { status, content_type: "text/plain", text: failure }
+            Action::Answer { status, content_type: "text/plain", text: failure.into() }
         }
         Fault::Html => {
             let text = "<!DOCTYPE html><html><body>Please log in</body></html>\n";
-            Action::Answer { status: StatusCode::OK, content_type: "text/html; charset=utf-8", text }
+            Action::Answer {
+                status: StatusCode::OK,
+                content_type: "text/html; charset=utf-8",
+                text: text.into(),
+            }
         }
         Fault::Limited(seconds) => Action::Later(seconds),
         Fault::Redirect(base) => Action::Redirect(base),
+        Fault::Lead(status, url) => {
+            Action::Lead(StatusCode::from_u16(status).unwrap_or(StatusCode::FOUND), url)
+        }
+        Fault::Page { status, kind, text } => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            Action::Answer { status, content_type: kind, text: text.into() }
+        }
+        Fault::Endless => Action::Endless,
+        Fault::Type(kind) => Action::Pass { wrap: Wrap::Type(kind) },
+        Fault::Refs(count) => Action::Pass { wrap: Wrap::Refs(count) },
+        Fault::Say(text) => Action::Pass { wrap: Wrap::Say(text) },
         Fault::Delay(delay) => {
             tokio::time::sleep(delay).await;
             Action::Pass { wrap: Wrap::Whole }
@@ -145,9 +187,29 @@ pub(super) async fn meet(mut faults: watch::Receiver<Faults>, repo: &str, operat
 impl Wrap {
     /// Treats a good answer. A held one is complete after this, and waits for [`released`].
     pub(super) async fn apply(self, answer: Response<Body>) -> Result<Response<Body>> {
-        let (head, body) = answer.into_parts();
+        let (mut head, body) = answer.into_parts();
         let body = match self {
             Self::Whole => body,
+            Self::Type(kind) => {
+                head.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+                body
+            }
+            Self::Refs(count) => {
+                let whole = body.collect().await?.to_bytes();
+                let id = whole.get(4..44).context("a ref")?;
+                let more = (0..count).flat_map(|number| {
+                    let line = [id, format!(" refs/heads/made-up-{number:07}\n").as_bytes()].concat();
+                    packet(&line)
+                });
+                let most = whole.strip_suffix(b"0000").unwrap_or(&whole);
+                full([most, &more.collect::<Vec<u8>>(), b"0000"].concat().into())
+            }
+            Self::Say(text) => {
+                let whole = body.collect().await?.to_bytes();
+                let begin = whole.windows(PACKFILE.len()).position(|part| part == PACKFILE);
+                let (before, after) = whole.split_at(begin.map_or(0, |begin| begin + PACKFILE.len()));
+                full([before, &packet(&[b"\x02", text.as_bytes()].concat()), after].concat().into())
+            }
             Self::Held => full(body.collect().await?.to_bytes()),
             Self::Cut(bytes) => cut(body, bytes),
             Self::End(bytes) => {
@@ -163,6 +225,21 @@ impl Wrap {
         };
         Ok(Response::from_parts(head, body))
     }
+}
+
+/// What comes before a pack in protocol v2.
+const PACKFILE: &[u8] = b"000dpackfile\n";
+
+/// A packet of git's protocol.
+fn packet(content: &[u8]) -> Vec<u8> {
+    [format!("{:04x}", content.len() + 4).as_bytes(), content].concat()
+}
+
+/// A body that goes on for ever.
+pub(super) fn endless() -> Body {
+    let piece = Bytes::from_static(&[b'0'; 16 * 1024]);
+    let frames = futures_util::stream::repeat_with(move || anyhow::Ok(Frame::data(piece.clone())));
+    StreamBody::new(frames).boxed_unsync()
 }
 
 fn full(bytes: Bytes) -> Body {

@@ -18,7 +18,16 @@ use super::Body;
 pub(super) const BELOW: &str = "/info/lfs/";
 
 /// The header that every transfer must carry, as the batch answer says; URLs hold its value too, as signed ones do.
-const TOKEN: &str = "X-Lfs-Token";
+const TOKEN: &str = "X-Amz-Security-Token";
+
+/// What every object of a batch answer is said to be.
+#[derive(Debug, Clone)]
+enum Lie {
+    /// Unavailable, with this text.
+    Error(String),
+    /// To be had at this URL with these headers.
+    At(String, BTreeMap<String, String>),
+}
 
 /// The LFS side of an [`super::Upstream`]; there is none until [`Lfs::enable`].
 #[derive(Debug, Default)]
@@ -30,6 +39,7 @@ pub struct Lfs {
 struct State {
     token: Option<String>,
     hrefs_at: Option<String>,
+    lie: Option<Lie>,
     objects: BTreeMap<(String, String), Bytes>,
     locks: BTreeMap<String, (String, String)>,
 }
@@ -43,6 +53,22 @@ impl Lfs {
     /// Lets batch answers point to another server, such as `http://127.0.0.1:80`.
     pub fn hrefs_at(&self, base: &str) {
         self.lock().hrefs_at = Some(base.to_owned());
+    }
+
+    /// Lets batch answers name exactly this URL for every download, with these headers; there is nothing to be had but that.
+    pub fn lead_to(&self, url: &str, headers: &[(&str, &str)]) {
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        self.lock().lie = Some(Lie::At(url.to_owned(), headers));
+    }
+
+    /// Lets batch answers say this of every object.
+    pub fn refuse(&self, text: &str) {
+        self.lock().lie = Some(Lie::Error(text.to_owned()));
+    }
+
+    /// Lets batch answers tell the truth again.
+    pub fn repent(&self) {
+        self.lock().lie = None;
     }
 
     /// Stores an object of `repo`, and gives the text of its pointer back.
@@ -134,9 +160,10 @@ impl Lfs {
     }
 
     fn batch(&self, repo: &str, host: &str, asked: &Value) -> Response<Body> {
-        let (token, base) = {
+        let (token, base, lie) = {
             let state = self.lock();
-            (state.token.clone(), state.hrefs_at.clone().unwrap_or_else(|| format!("http://{host}")))
+            let base = state.hrefs_at.clone().unwrap_or_else(|| format!("http://{host}"));
+            (state.token.clone(), base, state.lie.clone())
         };
         let upload = asked.get("operation").is_some_and(|operation| operation == "upload");
         let objects = asked.get("objects").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -147,6 +174,16 @@ impl Lfs {
             let query = token.as_deref().unwrap_or_default();
             let href = format!("{base}/{repo}{BELOW}transfer/{named}?signature={query}");
             let action = json!({"href": href, "header": {TOKEN: token}});
+            match &lie {
+                Some(Lie::Error(text)) => {
+                    return json!({"oid": named, "size": size, "error": {"code": 404, "message": text}});
+                }
+                Some(Lie::At(href, header)) => {
+                    let action = json!({"href": href, "header": header});
+                    return json!({"oid": named, "size": size, "actions": {"download": action, "upload": action}});
+                }
+                None => {}
+            }
             match (upload, there) {
                 (true, false) => json!({"oid": named, "size": size, "actions": {"upload": action}}),
                 (true, true) => json!({"oid": named, "size": size}),

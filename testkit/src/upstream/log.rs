@@ -33,6 +33,20 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// The type of a good answer.
+    pub(super) fn answered_with(self, uri: &http::Uri) -> &'static str {
+        match self {
+            Self::Advertise => "application/x-git-upload-pack-advertisement",
+            Self::LsRefs | Self::Fetch => "application/x-git-upload-pack-result",
+            Self::Push if uri.path().ends_with("/info/refs") => {
+                "application/x-git-receive-pack-advertisement"
+            }
+            Self::Push => "application/x-git-receive-pack-result",
+            Self::LfsBatch | Self::LfsLocks => "application/vnd.git-lfs+json",
+            Self::LfsObject | Self::Other => "application/octet-stream",
+        }
+    }
+
     /// Whether it is one of LFS.
     pub(super) fn is_lfs(self) -> bool {
         matches!(self, Self::LfsBatch | Self::LfsObject | Self::LfsLocks)
