@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
+use tarn_crds::allowed_hosts::AllowedHosts;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -176,6 +177,7 @@ impl Base {
             allow_file: config.allow_file_upstreams,
             in_cluster: config.in_cluster,
             tokens: config.access.tokens.is_some(),
+            allowed: Arc::new(AllowedHosts::new(config.allow_upstream.clone())),
         };
         let tls = config.ports.tls_cert.as_deref().zip(config.ports.tls_key.as_deref());
         let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
@@ -246,6 +248,7 @@ impl Mirrors {
             queue,
             cold: Arc::default(),
             room: Arc::default(),
+            allowed: base.rules.allowed.clone(),
             spread: Arc::default(),
             archive: archive.clone(),
             peers: peers.clone(),
@@ -349,7 +352,7 @@ async fn declare(
         in_cluster(scope, pod, base, mirrors, tasks);
         return Ok(());
     }
-    let flags = each("--mirror", &config.mirrors, |url| Flag::parse(url, base.rules))?;
+    let flags = each("--mirror", &config.mirrors, |url| Flag::parse(url, &base.rules))?;
     if config.manifests.is_none() && flags.is_empty() {
         tracing::warn!("nothing to mirror: give --manifests DIR or --mirror URL");
     }
@@ -357,7 +360,7 @@ async fn declare(
         |source| StartError::Manifests { path: config.manifests.clone().unwrap_or_default(), source };
     let last_known = base.last_known(Origin::Manifests);
     let mut manifests =
-        Manifests::new(config.manifests.clone(), flags, base.rules, last_known).map_err(unread)?;
+        Manifests::new(config.manifests.clone(), flags, base.rules.clone(), last_known).map_err(unread)?;
     // Watching begins before the first reading, so that no change falls in between.
     let changes = manifests.changes();
     tasks.spawn("declarations", manifests.keeping());
@@ -416,7 +419,7 @@ fn placement(
 fn in_cluster(scope: &Scope, pod: &Pod, base: &Base, mirrors: &Mirrors, tasks: &mut Tasks) {
     let (fleet, metrics) = (&mirrors.fleet, &base.metrics);
     let origin = Origin::Cache { namespace: scope.namespace.clone(), name: scope.cache.clone() };
-    let cluster = Cluster::new(scope.clone(), base.rules, base.last_known(origin), metrics.clone());
+    let cluster = Cluster::new(scope.clone(), base.rules.clone(), base.last_known(origin), metrics.clone());
     let reporter = Reporter::new(scope, pod.clone(), fleet.clone(), cluster.board(), metrics.clone());
     let store = mirrors.archive.clone().zip(mirrors.peers.clone());
     let cleanup = Cleanup { board: cluster.board(), fleet: fleet.clone(), store };

@@ -11,7 +11,7 @@ mod store;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use tarn_crds::v1alpha1::Budget;
+use tarn_crds::{allowed_hosts::AllowedHost, v1alpha1::Budget};
 
 use crate::telemetry::LogFormat;
 
@@ -150,6 +150,17 @@ pub struct Serve {
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     pub upstream_connections: u16,
+
+    /// Host that the agent may ask, and no other: github.com, git.corp.example:8443, *.corp.example, 10.0.0.0/8, or * for
+    /// every host; may be repeated. Without it, the upstreams, and public addresses where an upstream sends a request on
+    #[arg(
+        long = "allow-upstream",
+        value_name = "HOST",
+        env = "TARN_AGENT_ALLOW_UPSTREAM",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub allow_upstream: Vec<AllowedHost>,
 
     /// Where clients and probes connect.
     #[command(flatten)]

@@ -1,7 +1,8 @@
 //! Git LFS: objects in a cache on the disk, each brought from the upstream once for all who ask.
 //!
-//! *Invariant:* only what hashes to its name is kept, and no reader is told that another content was whole: the
-//! last byte is given out once the hash is right. Each repository has a cache of its own.
+//! *Invariant:* only what hashes to its name is kept, and no reader is told that another content was whole: of an object
+//! that comes from the upstream's own host the last byte is given out once the hash is right, of any other the first.
+//! Each repository has a cache of its own.
 //!
 //! ```text
 //! DATA/lfs/<host>/<path>.git/<aa>/<bb>/<oid>                            an object: appears here by rename only
@@ -29,17 +30,31 @@ use crate::{
     metrics::{Metrics, Outcome},
     protocol::lfs::{Action, LfsOid, Object, ObjectError},
     spool::{Sink, Usage},
-    upstream::{Looker, lfs::LfsError},
+    upstream::{
+        Looker,
+        lfs::{Download, LfsError},
+    },
 };
 use actions::Actions;
 use cache::{Cache, LfsReader};
-use intake::Intake;
+use intake::{Intake, Shown};
 
 /// Downloads from upstreams that run at once in the whole agent: git-lfs itself runs 8.
 const MAX_DOWNLOADS: usize = 32;
 
 /// Chunks that are written in one go, where so many have come.
 const WRITTEN_AT_ONCE: usize = 32;
+
+/// Who says how long an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LengthFrom {
+    /// The pointer in the repository's tree: an object of another length is not taken.
+    Pointer,
+    /// Whoever asks for it, who may be wrong.
+    Caller,
+}
+
+const OTHER_LENGTH: FetchError = FetchError::Mismatch("its pointer says another length");
 
 /// Why an object cannot be had. The texts hold no secrets.
 #[derive(Debug, thiserror::Error)]
@@ -177,16 +192,21 @@ impl Lfs {
         repo: &RepoId,
         upstream: Option<Arc<Looker>>,
         object: Object,
+        length_from: LengthFrom,
     ) -> Result<LfsReader, Arc<FetchError>> {
         let (own, from) = (self.clone(), repo.clone());
         let fill = move |sink| async move {
-            let result = own.fill(&from, upstream.as_deref(), object, sink).await;
+            let result = own.fill(&from, upstream.as_deref(), (object, length_from), sink).await;
             own.metrics.lfs.downloads.get_or_create(&Outcome::of(&result, FetchError::reason)).inc();
             result.inspect_err(
                 |error| tracing::warn!(repo = %from, oid = %object.oid, %error, "an LFS object cannot be had"),
             )
         };
-        self.cache.open_or_fill(repo, object.oid, fill).await
+        let reading = self.cache.open_or_fill(repo, object.oid, fill).await?;
+        match length_from {
+            LengthFrom::Pointer if reading.bytes != object.bytes => Err(Arc::new(OTHER_LENGTH)),
+            _ => Ok(reading),
+        }
     }
 
     /// The object of this name, if it is in the cache.
@@ -231,7 +251,7 @@ impl Lfs {
         &self,
         repo: &RepoId,
         upstream: Option<&Looker>,
-        object: Object,
+        (object, length_from): (Object, LengthFrom),
         sink: Sink<FetchError>,
     ) -> Result<u64, FetchError> {
         let upstream = upstream.ok_or(FetchError::NoUpstream)?;
@@ -248,13 +268,30 @@ impl Lfs {
             action = locate(upstream, object).await?;
             begun = upstream.lfs_download(&action).await;
         }
-        let (length, chunks) = begun?;
-        let mut intake = Intake::new(object.oid, length.unwrap_or(object.bytes), sink);
+        let Download { length, own, chunks } = begun?;
+        if length_from == LengthFrom::Pointer && length.is_some_and(|length| length != object.bytes) {
+            return Err(OTHER_LENGTH);
+        }
+        let shown = if own { Shown::Growing } else { Shown::Whole };
+        let mut intake = Intake::new(object.oid, length.unwrap_or(object.bytes), shown, sink);
+        if shown == Shown::Whole {
+            self.bring_to_its_end(repo, object.oid).await;
+        }
         let mut chunks = std::pin::pin!(chunks.ready_chunks(WRITTEN_AT_ONCE));
         while let Some(chunks) = chunks.next().await {
             intake = intake.take(chunks.into_iter().collect::<Result<_, _>>()?).await?;
         }
         intake.finish()
+    }
+}
+
+impl Lfs {
+    /// Lets a download go on though its reader leaves: git-lfs waits 30 s for a first byte, and asks again. There are as
+    /// many of them as there are downloads.
+    async fn bring_to_its_end(&self, repo: &RepoId, oid: LfsOid) {
+        if let Some(follower) = self.cache.spool.get(&(repo.clone(), oid)).await {
+            tokio::spawn(async move { follower.whole().await.map(drop) });
+        }
     }
 }
 

@@ -2,11 +2,14 @@
 //! and requests handed on to it.
 
 pub mod secret;
+pub mod egress;
+mod reach;
 pub mod http;
 pub mod github_app;
 pub mod credentials;
 pub mod error;
 pub mod look;
+mod lead;
 pub mod forward;
 pub mod admission;
 pub mod lfs;

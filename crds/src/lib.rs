@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a disk, a network or a clock: types, their schema, and pure functions over them.
 
+pub mod allowed_hosts;
 pub mod credentials;
 #[cfg(feature = "crdgen")]
 pub mod generate;

@@ -19,6 +19,7 @@ use std::str::FromStr;
 
 use authority::Authority;
 
+pub use authority::host_and_port;
 pub use list::{EntryProblem, InvalidEntry, UpstreamList};
 pub use upstream::{Scheme, UpstreamUrl};
 

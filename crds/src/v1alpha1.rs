@@ -21,7 +21,7 @@ pub use duration::{Duration, DurationError};
 pub use gitcache::{
     Auth, Budget, BudgetError, CachePrewarm, Disk, EmptyDir, GitCache, GitCacheSpec, GitCacheStatus, Limits,
     Placement, Resources, S3, Scheduling, Service, ServiceType, Storage, Store, StoreCapabilities, Tls,
-    VolumeClaim, Webhooks,
+    Upstreams, VolumeClaim, Webhooks,
 };
 pub use gitmirror::{
     Access, CheckpointPolicy, CheckpointStatus, DeletionPolicy, Freshness, GitMirror, GitMirrorSpec,
@@ -42,5 +42,9 @@ pub(crate) mod patterns {
     pub(crate) const DURATION: &str = "^([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$";
     pub(crate) const QUANTITY: &str =
         r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]{1,2}))?$";
+    pub(crate) const HOST: &str = concat!(
+        r"^(\*|(\*\.)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|[0-9.]+/[0-9]{1,2}|",
+        r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(/[0-9]{1,3})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?)$"
+    );
     pub(crate) const REF: &str = r"^refs/[^\s]+$";
 }

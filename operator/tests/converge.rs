@@ -320,6 +320,25 @@ fn secrets_are_used_only_as_they_say() {
 }
 
 #[test]
+fn a_mirror_of_a_host_that_the_cache_does_not_name_is_stalled_until_the_cache_names_it() {
+    let mut world = World::new();
+    world.cache(json!({"replicas": 2, "upstreams": {"allowedHosts": ["github.com"]}}));
+    world.mirror("one", json!({"url": "https://h/o/r"}));
+    world.mirror("two", json!({"url": "https://github.com/o/r"}));
+    world.settle();
+    assert_eq!(world.conditions("one"), "Ready=False/UpstreamNotAllowed Stalled=True/UpstreamNotAllowed");
+    assert_eq!(world.conditions("two"), "Ready=True/Serving");
+    world.cache(json!({"replicas": 2, "upstreams": {"allowedHosts": ["github.com", "h:443"]}}));
+    world.settle();
+    assert_eq!(world.conditions("one"), "Ready=True/Serving");
+    world.cache(json!({"replicas": 2, "upstreams": {"allowedHosts": ["10.0.0.1/8"]}}));
+    world.settle();
+    let caches: Vec<GitCache> = world.list("gitcaches");
+    let status = serde_json::to_string(&caches[0].status).unwrap();
+    assert!(status.contains("InvalidSpec") && status.contains("allowedHosts[0]"), "{status}");
+}
+
+#[test]
 fn pods_start_once_there_is_the_secret_of_their_webhooks() {
     let mut world = World::new();
     world.cache(json!({"replicas": 2, "webhooks": {"secretRef": {"name": "hooks"}}}));

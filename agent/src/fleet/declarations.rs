@@ -16,6 +16,7 @@ use std::{
 };
 
 use tarn_crds::{
+    allowed_hosts::AllowedHosts,
     repo::{RepoId, UpstreamUrl},
     v1alpha1::conditions::Reason,
 };
@@ -66,8 +67,10 @@ pub struct Refused {
 }
 
 /// What the agent is told on its command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
+    /// Which hosts upstreams may be on.
+    pub allowed: Arc<AllowedHosts>,
     /// Admit file:// upstreams.
     pub allow_file: bool,
     /// There is a cluster, which can tell who its users are.
@@ -85,7 +88,7 @@ impl Flag {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(url: &str, rules: Rules) -> Result<Self, String> {
+    pub fn parse(url: &str, rules: &Rules) -> Result<Self, String> {
         Claim::of_url(url, rules).map(Self)
     }
 }
@@ -192,7 +195,7 @@ impl Declarations {
     pub fn resume(&mut self, followed: Vec<Followed>) {
         let mut sources: BTreeMap<Age, Parsed> = BTreeMap::new();
         for Followed { position, declared } in followed {
-            let Some(claim) = Claim::checked(declared, self.rules) else { continue };
+            let Some(claim) = Claim::checked(declared, &self.rules) else { continue };
             let credentials = match claim.secret() {
                 None => Ok(Credentials::default()),
                 Some(name) => Err(MissingCredentials {
@@ -226,7 +229,7 @@ impl Declarations {
 
     /// Puts a source in the place of what was of that age.
     pub fn set(&mut self, age: Age, source: Source) {
-        let parsed = Parsed::of(source, self.rules);
+        let parsed = Parsed::of(source, &self.rules);
         self.put(age, Some(parsed));
     }
 
@@ -407,8 +410,8 @@ impl Declarations {
             let ran = before.filter(|before| before.settings.name == claim.name());
             let ran_without = ran.and_then(|ran| ran.settings.credentials.as_ref().err());
             let known = ran_without.and_then(|missing| missing.since);
-            let (reason, message, since) = match (claim.unsupported(self.rules), self.credentials(claim)) {
-                (Some(message), _) => (Reason::AccessUnsupported, message.to_owned(), known),
+            let (reason, message, since) = match (claim.unsupported(&self.rules), self.credentials(claim)) {
+                (Some((reason, message)), _) => (reason, message, known),
                 (None, Ok(credentials)) => {
                     run = Some(runs(Ok(credentials)));
                     continue;
@@ -429,7 +432,8 @@ impl Declarations {
             stalled.push(stall(claim, reason, message.clone()));
             // What is here was fetched by this very declaration: those who might read it then may read it still.
             let same_access = ran.filter(|ran| ran.settings.access == claim.declared.spec.effective_access());
-            if same_access.is_some_and(|_| reason != Reason::AccessUnsupported) {
+            let unasked = matches!(reason, Reason::AccessUnsupported | Reason::UpstreamNotAllowed);
+            if same_access.is_some_and(|_| !unasked) {
                 run = Some(runs(Err(MissingCredentials { reason, message, since })));
             }
         }

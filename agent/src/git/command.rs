@@ -39,21 +39,12 @@ const STDERR_KEPT: usize = 16 * 1024;
 const OOM_SCORE_ADJ: &str = "500";
 
 /// Variables that children inherit; everything else is dropped. They say where programs and certificates
-/// are and how to reach a proxy.
-const INHERITED: &[&str] = &[
-    "PATH",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "http_proxy",
-    "https_proxy",
-    "HTTPS_PROXY",
-    "all_proxy",
-    "ALL_PROXY",
-    "no_proxy",
-    "NO_PROXY",
-];
+/// are.
+const INHERITED: &[&str] = &["PATH", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+/// Variables that say how to reach a proxy; children inherit them, but for those that need none.
+const PROXIES: &[&str] =
+    &["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"];
 
 /// The only configuration file children read. A command-line setting does not reach the `upload-pack` that
 /// a fetch from a file:// upstream starts, this file does.
@@ -130,7 +121,7 @@ impl Git {
         #[expect(clippy::disallowed_methods, reason = "this is the one place that starts processes")]
         let mut inner = process::Command::new("git");
         inner.env_clear();
-        for name in INHERITED {
+        for name in INHERITED.iter().chain(PROXIES) {
             if let Some(value) = std::env::var_os(name) {
                 inner.env(name, value);
             }
@@ -247,6 +238,14 @@ impl Command {
     /// Sets an environment variable; never a secret.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.inner.env(name, value);
+        self
+    }
+
+    /// Withholds the environment's proxies.
+    pub fn without_proxies(mut self) -> Self {
+        for name in PROXIES {
+            self.inner.env_remove(name);
+        }
         self
     }
 

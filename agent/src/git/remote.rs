@@ -33,7 +33,26 @@ pub struct Remote {
     pub url: String,
     /// A git configuration file with credentials, readable by this user alone.
     pub credentials: Option<PathBuf>,
+    /// Whom git may ask over HTTP.
+    pub way: Way,
 }
+
+/// Whom git may ask over HTTP.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// Whoever the environment's proxy lets it ask.
+    Proxy,
+    /// This origin (`https://host:port`), if any, and nobody else, without a proxy.
+    Only {
+        /// The origin.
+        origin: Option<String>,
+        /// The host's addresses, as curl is told them; git resolves no name then.
+        addresses: Option<String>,
+    },
+}
+
+/// A proxy that is not there.
+const NOWHERE: &str = "http://127.0.0.1:1";
 
 /// How long a fetch may show no sign of life before it is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +76,18 @@ impl Remote {
     fn command(&self, git: &Git, verb: &str) -> Command {
         // A redirect may lead to another host, which is not to get the credentials; the look, which follows
         // those within the host, has found where the repository is.
-        let command = git.command(verb).config("http.followRedirects=false");
+        let mut command =
+            git.command(verb).config("http.followRedirects=false").config("transfer.bundleURI=false");
+        if let Way::Only { origin, addresses } = &self.way {
+            // git fetches packs from any URL that an upstream names, also where it did not ask for such URLs.
+            command = command.without_proxies().config(format!("http.proxy={NOWHERE}"));
+            if let Some(origin) = origin {
+                command = command.config(format!("http.{origin}/.proxy="));
+            }
+            if let Some(addresses) = addresses {
+                command = command.config(format!("http.curloptResolve={addresses}"));
+            }
+        }
         match &self.credentials {
             Some(file) => command.config(format!("include.path={}", file.display())),
             None => command,

@@ -27,6 +27,8 @@ pub enum FailureKind {
     Network,
     /// The upstream's certificate or host key is not trusted.
     Untrusted,
+    /// The upstream, or its answer, leads to a place that the agent may not ask.
+    NotAllowed,
     /// It took longer than allowed.
     TimedOut,
     /// The upstream does not speak git's protocol.
@@ -68,6 +70,7 @@ impl FailureKind {
             Self::RateLimited => Reason::RateLimited,
             Self::Network => Reason::UpstreamUnreachable,
             Self::Untrusted => Reason::UpstreamUntrusted,
+            Self::NotAllowed => Reason::UpstreamNotAllowed,
             Self::TimedOut => Reason::UpstreamTimeout,
             Self::NotGit => Reason::ProtocolError,
             Self::BadPack | Self::Damaged => Reason::VerificationFailed,
@@ -82,9 +85,12 @@ impl FailureKind {
             Self::Unauthorized | Self::NotFound | Self::NotOurRef | Self::Status | Self::RateLimited => {
                 Culprit::Upstream
             }
-            Self::Network | Self::Untrusted | Self::TimedOut | Self::NotGit | Self::BadPack => {
-                Culprit::Upstream
-            }
+            Self::Network
+            | Self::Untrusted
+            | Self::NotAllowed
+            | Self::TimedOut
+            | Self::NotGit
+            | Self::BadPack => Culprit::Upstream,
             Self::Disk | Self::Machine => Culprit::Machine,
             Self::Damaged => Culprit::Repository,
             Self::Other => Culprit::Unknown,

@@ -6,10 +6,20 @@ use sha2::{Digest, Sha256};
 use super::FetchError;
 use crate::{protocol::lfs::LfsOid, spool::Sink};
 
+/// When readers get what has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// At once, but for the last byte.
+    Growing,
+    /// Once all of it is known to be the object.
+    Whole,
+}
+
 /// See the module.
 pub struct Intake {
     oid: LfsOid,
     bytes: u64,
+    shown: Shown,
     sink: Sink<FetchError>,
     hasher: Sha256,
     taken: u64,
@@ -17,9 +27,9 @@ pub struct Intake {
 
 impl Intake {
     /// The object `oid` will have `bytes`, and comes into `sink`.
-    pub(super) fn new(oid: LfsOid, bytes: u64, sink: Sink<FetchError>) -> Self {
+    pub(super) fn new(oid: LfsOid, bytes: u64, shown: Shown, sink: Sink<FetchError>) -> Self {
         sink.growth().announce(bytes);
-        Self { oid, bytes, sink, hasher: Sha256::new(), taken: 0 }
+        Self { oid, bytes, shown, sink, hasher: Sha256::new(), taken: 0 }
     }
 
     /// Takes the next bytes.
@@ -37,8 +47,10 @@ impl Intake {
             (chunks, hasher)
         };
         (self.taken, self.hasher) = self.sink.append(work).await?;
-        // Readers get the last byte when all of them are known to be right.
-        self.sink.growth().grown(self.taken.min(self.bytes.saturating_sub(1)));
+        if self.shown == Shown::Growing {
+            // Readers get the last byte when all of them are known to be right.
+            self.sink.growth().grown(self.taken.min(self.bytes.saturating_sub(1)));
+        }
         Ok(self)
     }
 

@@ -12,11 +12,11 @@ use crate::{
     git::{
         Git, GitError, Oid, RefSet,
         refs::RefsError,
-        remote::{self, Patience, Remote},
+        remote::{self, Patience},
         stderr::FailureKind,
     },
     queue::Ticket,
-    upstream::credentials::Installed,
+    upstream::{Looker, credentials::Installed},
 };
 
 /// Why a clone or fetch failed.
@@ -56,7 +56,7 @@ pub struct Fetch {
     /// Where the mirror is, or will be.
     pub dir: PathBuf,
     /// From where.
-    pub remote: Remote,
+    pub upstream: Arc<Looker>,
     /// Keeps the files with credentials, which a changed declaration replaces.
     pub installed: Option<Arc<Installed>>,
     /// The refs on the disk; `None` makes a new mirror.
@@ -121,15 +121,16 @@ impl Fetch {
             return Ok(());
         }
         let (git, progress) = (&self.git, self.progress.clone());
+        let remote = self.upstream.for_git().await?;
         if !self.by_name {
-            let fetched = self.remote.fetch(git, dir, &oids, self.patience, self.timeout, progress).await;
+            let fetched = remote.fetch(git, dir, &oids, self.patience, self.timeout, progress).await;
             return fetched.map_err(|error| match error.kind() {
                 FailureKind::NotOurRef => FetchError::Raced,
                 _ => error.into(),
             });
         }
         let fetched =
-            self.remote.fetch_by_name(git, dir, &self.target, self.patience, self.timeout, progress).await;
+            remote.fetch_by_name(git, dir, &self.target, self.patience, self.timeout, progress).await;
         // After a failure, too: nothing else may see these refs.
         remote::clear_incoming(dir)?;
         fetched?;

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, atomic::AtomicU64};
 
+use tarn_crds::allowed_hosts::AllowedHosts;
+
 use super::{cold::Cold, disk::Disk, integrity::Integrity, room::Room};
 use crate::{
     checkpoint::Archive,
@@ -35,6 +37,8 @@ pub struct Services {
     pub queue: Queue,
     /// Answers streamed from the store.
     pub cold: Arc<Cold>,
+    /// Which hosts may be asked.
+    pub allowed: Arc<AllowedHosts>,
     /// Whether the disk has room.
     pub room: Arc<Room>,
     /// Over how many milliseconds the first looks of mirrors found on the disk are spread.

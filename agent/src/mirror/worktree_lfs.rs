@@ -30,7 +30,7 @@ use crate::{
     blockfile::{BlockFile, BlockFileError, Digest, Reader, digest_file},
     files::blocking,
     git::{Git, GitError},
-    lfs::{FetchError, Lfs, tree},
+    lfs::{FetchError, LengthFrom, Lfs, tree},
     metrics::{Metrics, Outcome},
     protocol::lfs::{MAX_OBJECTS, Object},
     queue::{Activity, Priority, Queue},
@@ -278,7 +278,7 @@ impl Keeper {
         let gathered = stream::iter(available).map(async |(object, outcome)| {
             let fetched = match outcome {
                 Err(error) => Err(Arc::new(FetchError::Object(error))),
-                Ok(()) => self.lfs.read(&self.repo, upstream.clone(), object).await,
+                Ok(()) => self.lfs.read(&self.repo, upstream.clone(), object, LengthFrom::Pointer).await,
             };
             let fetched = match fetched {
                 Ok(reading) => reading.whole().await.map(|()| reading),

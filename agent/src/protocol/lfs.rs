@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::git::{ObjectFormat, Oid, stderr::plain};
 
@@ -20,6 +20,12 @@ pub const MAX_OBJECTS: usize = 1000;
 pub const MAX_POINTER: u64 = 1024;
 /// … nor as short as this: a version, a name and a size take 126 bytes.
 pub const MIN_POINTER: u64 = 100;
+
+/// The longest URL of a download, in bytes; signed ones have 2,000.
+const MAX_HREF: usize = 8 * 1024;
+
+/// The most bytes of all headers of a download.
+const MAX_HEADERS: usize = 16 * 1024;
 
 /// The name of an LFS object: the SHA-256 of its content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,6 +163,15 @@ struct RawAction {
     expires_in: Option<i64>,
 }
 
+impl RawAction {
+    /// Whether it takes more memory than any signed URL needs: many are remembered.
+    fn is_too_long(&self) -> bool {
+        let headers = self.header.iter().flatten();
+        let headers: usize = headers.map(|(name, value)| name.len() + value.len()).sum();
+        self.href.len() > MAX_HREF || headers > MAX_HEADERS
+    }
+}
+
 #[derive(Deserialize)]
 struct RawAnswer {
     #[serde(default)]
@@ -245,6 +260,10 @@ pub fn parse_answer(body: &[u8]) -> Result<Answered, &'static str> {
             // It goes into logs and to terminals.
             (Some(error), _) => Err(ObjectError { message: plain(&error.message), ..error }),
             (None, None) => Err(missing()),
+            (None, Some(action)) if action.is_too_long() => {
+                let message = "the upstream's URL or headers for the download are too long";
+                Err(ObjectError { code: 502, message: message.into() })
+            }
             (None, Some(action)) => Ok(Action {
                 href: action.href,
                 header: action.header.unwrap_or_default(),
@@ -255,6 +274,31 @@ pub fn parse_answer(body: &[u8]) -> Result<Answered, &'static str> {
         Ok((oid, outcome))
     });
     answered.collect()
+}
+
+/// An answer of the API that is handed on: its texts reach terminals, so control characters in them become spaces.
+///
+/// # Errors
+/// It is no JSON.
+pub fn cleaned(body: &[u8]) -> Result<Vec<u8>, &'static str> {
+    fn clean(value: &mut Value) {
+        match value {
+            Value::String(text) if text.contains(char::is_control) => {
+                *text = text.replace(char::is_control, " ");
+            }
+            Value::Array(values) => values.iter_mut().for_each(clean),
+            Value::Object(fields) => fields.values_mut().for_each(clean),
+            _ => {}
+        }
+    }
+    let mut value: Value = serde_json::from_slice(body).map_err(|_| "its answer is not the API's JSON")?;
+    clean(&mut value);
+    Ok(value.to_string().into_bytes())
+}
+
+/// An answer of the API that is nothing but a message.
+pub fn said(message: &str) -> Vec<u8> {
+    json!({ "message": message }).to_string().into_bytes()
 }
 
 /// Whoever asks gets the objects: git-lfs need not look for credentials.
@@ -293,6 +337,26 @@ mod tests {
 
     fn object(bytes: u64) -> Object {
         Object { oid: LfsOid::parse(OID).unwrap(), bytes }
+    }
+
+    #[test]
+    fn texts_that_are_handed_on_paint_no_terminal() {
+        let body =
+            json!({"message": "\u{1b}[2Jgone\r\n", "locks": [{"path": "a\u{9b}b", "n": 7, "ok": true}]});
+        let clean: Value = serde_json::from_slice(&cleaned(body.to_string().as_bytes()).unwrap()).unwrap();
+        let expected = json!({"message": " [2Jgone  ", "locks": [{"path": "a b", "n": 7, "ok": true}]});
+        assert_eq!(clean, expected);
+        assert!(cleaned(b"<html>").is_err() && cleaned(b"").is_err());
+    }
+
+    #[test]
+    fn actions_that_would_fill_the_memory_are_errors_of_their_objects() {
+        for (href, value, fine) in [(2000, 2000, true), (9000, 1, false), (1, 20_000, false)] {
+            let action = json!({"href": "h".repeat(href), "header": {"Authorization": "v".repeat(value)}});
+            let body = json!({"objects": [{"oid": OID, "size": 1, "actions": {"download": action}}]});
+            let answered = parse_answer(body.to_string().as_bytes()).unwrap();
+            assert_eq!(answered[0].1.is_ok(), fine, "{href} {value}");
+        }
     }
 
     #[test]

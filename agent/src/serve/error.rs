@@ -3,7 +3,7 @@
 use std::{fmt::Display, time::Duration};
 
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tarn_crds::{
     repo::{RepoId, UpstreamUrl},
     v1alpha1::conditions::Reason,
@@ -92,12 +92,30 @@ impl Failure {
         Self { retry_after: Some(5), ..failure }
     }
 
-    /// This mirror's pushes go to the upstream itself.
-    pub fn push(url: &str) -> Self {
+    /// This mirror's pushes go to the upstream itself: at `url`, where the caller may know it.
+    pub fn push(url: Option<&str>) -> Self {
+        let to = url.map_or_else(|| "UPSTREAM".to_owned(), quoted);
+        let whose = if url.is_some() { "" } else { "; UPSTREAM is the upstream's URL" };
         let text = format!(
-            "push to the upstream itself: git config url.\"{url}\".pushInsteadOf \"$(git remote get-url origin)\""
+            "push to the upstream itself: git config url.{to}.pushInsteadOf \"$(git remote get-url origin)\"{whose}"
         );
         Self::new(StatusCode::FORBIDDEN, "PushNotServed", text)
+    }
+
+    /// The upstream refuses a push; of its answer only this is for the caller.
+    pub(super) fn push_refused(status: StatusCode, headers: &HeaderMap, url: &UpstreamUrl) -> Self {
+        let (ours, code) = match status {
+            StatusCode::UNAUTHORIZED => (status, "Unauthenticated"),
+            StatusCode::FORBIDDEN => (status, "AccessDenied"),
+            StatusCode::NOT_FOUND => (status, "RepositoryNotFound"),
+            StatusCode::TOO_MANY_REQUESTS => (status, "RateLimited"),
+            status if status.is_client_error() => (status, "UpstreamFailed"),
+            _ => (StatusCode::BAD_GATEWAY, "UpstreamFailed"),
+        };
+        let number = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let challenge = (ours == StatusCode::UNAUTHORIZED).then(|| challenge(url));
+        let text = format!("the upstream answers HTTP {} to the push", status.as_u16());
+        Self { retry_after: number, challenge, ..Self::new(ours, code, text) }
     }
 
     /// Another method is needed.
@@ -249,6 +267,11 @@ impl Failure {
     }
 }
 
+/// The text as one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         match refusal {
@@ -330,5 +353,25 @@ impl IntoResponse for Failure {
             response.headers_mut().insert(PEER, HeaderValue::from_static("cold"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_runs_nothing_of_a_url_that_a_refused_push_names() {
+        for url in ["https://h/a$(id)", "https://h/a`id`", "https://h/a';id;'", "https://h/\"$HOME\""] {
+            let told = Failure::push(Some(url)).external;
+            let word = told.split_once("url.").and_then(|(_, rest)| rest.rsplit_once(".pushInsteadOf"));
+            let word = word.map(|(word, _)| word).unwrap_or_default();
+            // Between single quotes a shell reads everything as it is; `'\''` is a quote outside of them.
+            let inner = word.strip_prefix('\'').and_then(|word| word.strip_suffix('\'')).unwrap_or_default();
+            let parts: Vec<&str> = inner.split(r"'\''").collect();
+            assert!(parts.iter().all(|part| !part.contains('\'')), "{told}");
+            assert_eq!(parts.join("'"), url);
+        }
+        assert!(!Failure::push(None).external.contains("://"));
     }
 }

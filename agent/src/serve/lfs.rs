@@ -26,7 +26,7 @@ use super::{
 use crate::{
     access::caller::Kind,
     audit,
-    lfs::{FetchError, cache::LfsReader},
+    lfs::{FetchError, LengthFrom, cache::LfsReader},
     mirror::Mirror,
     protocol::lfs::{Batch, BatchError, LfsOid, MEDIA_TYPE, NoCredentials, Object, Operation, answer},
     spool::SpoolError,
@@ -39,7 +39,7 @@ const BELOW: &str = "/info/lfs/";
 const MAX_LOCK: usize = 128;
 
 /// What of the upstream's answer is for the client.
-const RETURNED: [HeaderName; 3] = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
+const RETURNED: [HeaderName; 2] = [header::CACHE_CONTROL, header::RETRY_AFTER];
 
 /// What a request of the LFS API wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +190,7 @@ async fn object(serving: &Serving, mirror: &Mirror, oid: LfsOid, parts: &Parts) 
         Some(size) => {
             let wrong = |_| Failure::bad_request("BadRequest", "size is a number of bytes");
             let object = Object { oid, bytes: size.parse().map_err(wrong)? };
-            let reading = mirror.lfs().read(mirror.id(), mirror.upstream(), object).await;
+            let reading = mirror.lfs().read(mirror.id(), mirror.upstream(), object, LengthFrom::Caller).await;
             reading.map_err(|error| failure(&error))?
         }
         // Whoever does not say how long it is gets what is here: upstreams are asked with the length.
@@ -244,8 +244,7 @@ async fn forward(
     headers.remove(header::CONTENT_ENCODING);
     let answer = upstream.lfs_forward(parts.method.clone(), rest, &headers, body).await;
     let answer = answer.map_err(|error| failure(&FetchError::Upstream(error)))?;
-    let mut response = (answer.status, answer.body).into_response();
-    response.headers_mut().remove(header::CONTENT_TYPE);
+    let mut response = (answer.status, [(header::CONTENT_TYPE, MEDIA_TYPE)], answer.body).into_response();
     for name in RETURNED {
         if let Some(value) = answer.headers.get(&name) {
             response.headers_mut().insert(name, value.clone());

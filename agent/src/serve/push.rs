@@ -9,10 +9,7 @@ use futures_util::StreamExt;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use tarn_crds::v1alpha1::Access;
 
-use super::{
-    error::{Failure, challenge},
-    headers::Account,
-};
+use super::{error::Failure, headers::Account};
 use crate::{
     audit,
     mirror::{Mirror, freshness::Unavailable},
@@ -26,7 +23,7 @@ const REQUEST: &str = "application/x-git-receive-pack-request";
 const MAX_SEEN: usize = 16 << 10;
 
 /// What of the upstream's answer is for the client.
-const RETURNED: [HeaderName; 3] = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
+const RETURNED: [HeaderName; 2] = [header::CONTENT_TYPE, header::CACHE_CONTROL];
 
 /// `GET info/refs?service=git-receive-pack`.
 ///
@@ -105,11 +102,12 @@ fn commands(body: &[u8]) -> Vec<String> {
 /// The upstream of a mirror whose callers' requests may be handed on.
 pub(super) fn upstream(mirror: &Mirror) -> Result<Arc<Looker>, Failure> {
     let settings = mirror.settings();
-    let refused = || Failure::push(settings.url.as_str());
-    // A token for this agent must never reach the upstream: elsewhere callers push there themselves.
+    // A token for this agent must never reach the upstream: elsewhere callers push there themselves. Nobody has asked who
+    // they are, so they are not told where that is.
     if !matches!(settings.access, Access::Anonymous | Access::Upstream) {
-        return Err(refused());
+        return Err(Failure::push(None));
     }
+    let refused = || Failure::push((settings.access == Access::Anonymous).then_some(settings.url.as_str()));
     if settings.suspend {
         return Err(Unavailable::Suspended.into());
     }
@@ -129,14 +127,15 @@ async fn forward(
         .push(method, verb, headers, body)
         .await
         .map_err(|error: LookError| Failure::upstream(error))?;
+    if answer.status() != StatusCode::OK {
+        // Its body may be a page of a server that was not meant.
+        return Err(Failure::push_refused(answer.status(), answer.headers(), &mirror.settings().url));
+    }
     let mut response = Response::builder().status(answer.status());
     for name in RETURNED {
         if let Some(value) = answer.headers().get(&name) {
             response = response.header(name, value);
         }
-    }
-    if answer.status() == StatusCode::UNAUTHORIZED {
-        response = response.header(header::WWW_AUTHENTICATE, challenge(&mirror.settings().url));
     }
     response.body(Body::from_stream(answer.bytes_stream())).map_err(Failure::upstream)
 }

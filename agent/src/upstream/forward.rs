@@ -3,14 +3,14 @@
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use reqwest::{Body, Response};
 use tarn_crds::repo::Scheme;
 
 use super::{
     error::LookError,
     http::{SILENCE, chunks},
-    look::{Looker, check_type},
+    look::{Looker, check_type, redirected},
 };
 use crate::{
     git::{stderr::plain, upload_pack::ProtocolVersion},
@@ -29,6 +29,9 @@ pub enum Ending {
 
 /// Chunks that are written in one go, where so many have come.
 const WRITTEN_AT_ONCE: usize = 32;
+
+const PUSH_ADVERTISEMENT: &str = "application/x-git-receive-pack-advertisement";
+const PUSH_RESULT: &str = "application/x-git-receive-pack-result";
 
 /// What a push carries besides its body; everything else is between the client and this agent.
 pub const FORWARDED: [HeaderName; 6] = [
@@ -98,11 +101,11 @@ impl Looker {
         }
     }
 
-    /// Hands one request of a push on, with the caller's own credentials and never the mirror's. The
-    /// answer, whatever its status, is the upstream's.
+    /// Hands one request of a push on, with the caller's own credentials and never the mirror's. A good answer is git's; of
+    /// any other only the head may be handed on.
     ///
     /// # Errors
-    /// The upstream cannot be reached.
+    /// The upstream cannot be reached, leads elsewhere, or answers with something else than git does.
     pub async fn push(
         &self,
         method: Method,
@@ -115,7 +118,13 @@ impl Looker {
         if let Some(length) = from.get(header::CONTENT_LENGTH) {
             headers.insert(header::CONTENT_LENGTH, length.clone());
         }
-        self.hand_on(method, format!("{}{verb}", self.url()), headers, body).await
+        let kind = if method == Method::GET { PUSH_ADVERTISEMENT } else { PUSH_RESULT };
+        let response = self.hand_on(method, format!("{}{verb}", self.url()), headers, body).await?;
+        match response.status() {
+            StatusCode::OK => check_type(&response, kind).map(|()| response),
+            status if status.is_redirection() => Err(redirected(&response)),
+            _ => Ok(response),
+        }
     }
 
     /// Sends a caller's request to `url`, with the caller's own `headers` and never the mirror's.

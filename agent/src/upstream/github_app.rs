@@ -23,7 +23,10 @@ use ring::{rand::SystemRandom, rsa::KeyPair, signature::RSA_PKCS1_SHA256};
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 use serde::Deserialize;
 use serde_json::json;
-use tarn_crds::repo::{Scheme, UpstreamUrl};
+use tarn_crds::{
+    allowed_hosts::AllowedHosts,
+    repo::{Scheme, UpstreamUrl},
+};
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -31,7 +34,9 @@ use tokio::{
 use url::Url;
 
 use super::{
+    egress::Egress,
     http::{Host, HttpError, read},
+    reach::{Reach, proxied},
     secret::Secret,
 };
 use crate::git::stderr::FailureKind;
@@ -163,6 +168,7 @@ impl From<HttpError> for TokenError {
         let text = match &error {
             HttpError::TimedOut(_) => "GitHub's API did not answer in time".to_owned(),
             HttpError::Network(cause) => format!("cannot reach GitHub's API: {cause}"),
+            HttpError::NotAllowed(refused) => refused.to_string(),
             HttpError::TooLong(_) => "GitHub's API answers too much".to_owned(),
             HttpError::Paused(paused) => {
                 format!("GitHub's API asks for fewer requests (HTTP {})", paused.status)
@@ -214,7 +220,11 @@ static SHARED: LazyLock<Mutex<HashMap<[u8; 32], Weak<Tokens>>>> = LazyLock::new(
 
 impl Tokens {
     /// Those of `app`, which other mirrors may use already; what is `trusted` is so besides the system's certificates.
-    pub(super) fn of(app: &App, trusted: Option<&Secret>) -> Result<Arc<Self>, TokenError> {
+    pub(super) fn of(
+        app: &App,
+        trusted: Option<&Secret>,
+        allowed: &Arc<AllowedHosts>,
+    ) -> Result<Arc<Self>, TokenError> {
         let mut hash = blake3::Hasher::new();
         let ca = trusted.map_or("", Secret::expose);
         for part in [&app.id, &app.installation, &app.api, &app.repository, app.key.expose(), ca] {
@@ -226,7 +236,9 @@ impl Tokens {
             return Ok(known);
         }
         // The JWT goes to the API and nowhere else: no redirect is followed.
-        let host = Host::of(&app.api, trusted, false)?;
+        // A person wrote the URL into a Secret, or it follows from the upstream's.
+        let target = Egress::new(&app.api, allowed.clone()).home(proxied).map_err(HttpError::from)?;
+        let host = Host::of(&app.api, trusted, false, Reach::of(&target, allowed))?;
         let (state, ended) = (Mutex::default(), watch::Sender::new(0));
         let made = Arc::new(Self { app: app.clone(), host, state, ended });
         shared.retain(|_, tokens| tokens.strong_count() > 0);

@@ -21,7 +21,11 @@ use jiff::{Timestamp, fmt::rfc2822};
 use reqwest::{Certificate, Client, RequestBuilder, Response, redirect};
 use tokio::time::timeout;
 
-use super::secret::Secret;
+use super::{
+    egress::NotAllowed,
+    reach::{Reach, Unresolved},
+    secret::Secret,
+};
 use crate::{
     authorities,
     git::stderr::{FailureKind, plain},
@@ -61,6 +65,9 @@ pub enum HttpError {
     /// The answer is longer than it may be.
     #[error("the upstream's answer is longer than {0} bytes")]
     TooLong(usize),
+    /// It would go to a place that may not be asked.
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
     /// Certificates or headers that are none.
     #[error("{0}")]
     Setup(&'static str),
@@ -86,6 +93,7 @@ impl HttpError {
             Self::Paused(Paused { status: 503, .. }) => FailureKind::Status,
             Self::Paused(_) => FailureKind::RateLimited,
             Self::TooLong(_) => FailureKind::NotGit,
+            Self::NotAllowed(_) => FailureKind::NotAllowed,
             Self::Setup(_) => FailureKind::Other,
         }
     }
@@ -93,7 +101,24 @@ impl HttpError {
 
 impl From<reqwest::Error> for HttpError {
     fn from(error: reqwest::Error) -> Self {
-        Self::Network(cause(error))
+        let mut cause: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(deeper) = cause {
+            // The resolver has said so.
+            if let Some(Unresolved::NotAllowed(refused)) = deeper.downcast_ref() {
+                return refused.clone().into();
+            }
+            cause = deeper.source();
+        }
+        Self::Network(self::cause(error))
+    }
+}
+
+impl From<Unresolved> for HttpError {
+    fn from(error: Unresolved) -> Self {
+        match error {
+            Unresolved::Io(error) => Self::Network(plain(&error.to_string())),
+            Unresolved::NotAllowed(refused) => refused.into(),
+        }
     }
 }
 
@@ -113,6 +138,7 @@ pub(super) struct Host {
     origin: String,
     ca: Option<Secret>,
     follow: bool,
+    reach: Reach,
     /// When it last answered a look.
     heard: Mutex<Option<Instant>>,
     client: Mutex<Client>,
@@ -123,14 +149,21 @@ static HOSTS: LazyLock<Mutex<HashMap<blake3::Hash, Weak<Host>>>> = LazyLock::new
 impl Host {
     /// The host of `origin`, where certificates of `ca` are trusted besides the system's. Redirects within the host are
     /// followed if `follow` says so.
-    pub(super) fn of(origin: &str, ca: Option<&Secret>, follow: bool) -> Result<Arc<Self>, HttpError> {
-        let key = digest(&[origin.as_bytes(), ca.map_or("", Secret::expose).as_bytes(), &[u8::from(follow)]]);
+    pub(super) fn of(
+        origin: &str,
+        ca: Option<&Secret>,
+        follow: bool,
+        reach: Reach,
+    ) -> Result<Arc<Self>, HttpError> {
+        let (list, trusted) = (reach.list.to_string(), ca.map_or("", Secret::expose));
+        let ways = [u8::from(follow), reach.trust as u8, u8::from(reach.proxied)];
+        let key = digest(&[origin.as_bytes(), trusted.as_bytes(), &ways, list.as_bytes()]);
         if let Some(known) = lock(&HOSTS).get(&key).and_then(Weak::upgrade) {
             return Ok(known);
         }
-        let client = Mutex::new(client(ca, follow)?);
-        let made =
-            Self { origin: origin.to_owned(), ca: ca.cloned(), follow, heard: Mutex::default(), client };
+        let client = Mutex::new(client(ca, follow, &reach)?);
+        let (origin, ca) = (origin.to_owned(), ca.cloned());
+        let made = Self { origin, ca, follow, reach, heard: Mutex::default(), client };
         let mut hosts = lock(&HOSTS);
         hosts.retain(|_, host| host.strong_count() > 0);
         // Another one may have been faster.
@@ -140,9 +173,19 @@ impl Host {
         Ok(host)
     }
 
+    /// All other hosts that are reached so: they share a client, and nothing is kept of any of them.
+    pub(super) fn elsewhere(ca: Option<&Secret>, reach: Reach) -> Result<Arc<Self>, HttpError> {
+        Self::of("elsewhere", ca, true, reach)
+    }
+
     /// The client with its connections.
     pub(super) fn client(&self) -> Client {
         lock(&self.client).clone()
+    }
+
+    /// How it is reached.
+    pub(super) fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// Who asks this host with these credentials.
@@ -166,7 +209,7 @@ impl Host {
             Ok(answered) => answered,
             Err(_) if lock(&self.heard).is_some_and(|heard| heard > began) => first.await,
             Err(_) => {
-                let fresh = client(self.ca.as_ref(), self.follow)?;
+                let fresh = client(self.ca.as_ref(), self.follow, &self.reach)?;
                 let second = std::pin::pin!(self.send(caller, build(&fresh), patience / 2));
                 match select(first, second).await {
                     Either::Left((Ok(response), _)) => Ok(response),
@@ -201,7 +244,7 @@ impl Host {
             None => Ok(response),
             Some(left) => {
                 tracing::warn!(
-                    host = self.origin,
+                    host = response.url().origin().ascii_serialization(),
                     status = status.as_u16(),
                     seconds = left.as_secs(),
                     "paused"
@@ -212,24 +255,27 @@ impl Host {
     }
 }
 
-fn client(ca: Option<&Secret>, follow: bool) -> Result<Client, HttpError> {
+fn client(ca: Option<&Secret>, follow: bool, reach: &Reach) -> Result<Client, HttpError> {
     let same_host = redirect::Policy::custom(|attempt| {
         let from = attempt.previous().last();
         let same = from.is_some_and(|from| {
             from.host_str() == attempt.url().host_str()
                 && from.port_or_known_default() == attempt.url().port_or_known_default()
-                && (from.scheme() == "http" || attempt.url().scheme() == "https")
+                && from.scheme() == attempt.url().scheme()
         });
         if same && attempt.previous().len() <= MAX_REDIRECTS { attempt.follow() } else { attempt.stop() }
     });
     let bad = |_| HttpError::Setup("the Secret's key \"ca.crt\" holds no certificates in PEM");
     let trusted = authorities::trusted(ca.map(Secret::expose)).map_err(bad)?;
     let trusted: Result<Vec<_>, _> = trusted.iter().map(|one| Certificate::from_der(one)).collect();
-    let builder = Client::builder()
+    let mut builder = Client::builder()
         .tls_certs_only(trusted?)
         .redirect(if follow { same_host } else { redirect::Policy::none() })
         .pool_max_idle_per_host(IDLE)
         .user_agent(concat!("git/2.39 tarn/", env!("CARGO_PKG_VERSION")));
+    if !reach.proxied {
+        builder = builder.no_proxy().dns_resolver(reach.clone());
+    }
     Ok(builder.build()?)
 }
 
@@ -384,7 +430,7 @@ mod tests {
     fn host(origin: &str, ca: Option<&Secret>) -> Result<Arc<Host>, HttpError> {
         // Another test may have been faster.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Host::of(origin, ca, true)
+        Host::of(origin, ca, true, Reach::none())
     }
 
     #[test]

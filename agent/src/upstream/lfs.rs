@@ -1,24 +1,24 @@
 //! The upstream's LFS: asking where objects are, downloading them, and handing a caller's requests on.
 //!
-//! *Invariant:* the mirror's credentials go to the upstream's own scheme, host and port, and nowhere else; the
-//! headers that a batch answer gives go to the host that it names. Neither is in an error.
+//! *Invariant:* the mirror's credentials go to the upstream's own scheme, host and port, and nowhere else. The headers that
+//! a batch answer gives go to the host that it names, which is judged first ([`super::egress`]). Neither is in an error.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use reqwest::Url;
 use tarn_crds::{repo::Scheme, v1alpha1::conditions::Reason};
 use tokio::time::timeout;
 
 use super::{
+    egress::NotAllowed,
     error::LookError,
     forward::kept,
     http::{Caller, HttpError, SILENCE, chunks, read},
-    look::Looker,
+    look::{Looker, redirected},
 };
-use crate::protocol::lfs::{Action, Answered, MEDIA_TYPE, Object, ask, parse_answer};
+use crate::protocol::lfs::{Action, Answered, MEDIA_TYPE, Object, ask, cleaned, parse_answer, said};
 
 /// The longest answer of the API: 1,000 objects with signed URLs of 2 KB are 2 MB.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
@@ -26,9 +26,12 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// How often a download is sent elsewhere.
 const MAX_REDIRECTS: usize = 5;
 
-/// Headers of a batch answer that are between this agent and the server, not the answer's to say.
-const OWN: [HeaderName; 4] =
-    [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+/// Headers of a batch answer that go to the server with the object; what signed URLs need begins with [`SIGNED`]. A header
+/// that is not here could mean something to a server that was not meant, above all to those that hand out a cloud's secrets.
+const TAKEN: [HeaderName; 3] = [header::AUTHORIZATION, header::ACCEPT, header::CONTENT_TYPE];
+
+/// S3, Azure, Google Cloud Storage.
+const SIGNED: [&str; 3] = ["x-amz-", "x-ms-", "x-goog-"];
 
 /// Why the upstream's LFS gave nothing. The texts hold no secrets.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -52,6 +55,9 @@ pub enum LfsError {
     /// An answer that is none.
     #[error("the upstream's LFS does not answer as it should: {0}")]
     NotLfs(&'static str),
+    /// It names a place that the agent may not ask.
+    #[error(transparent)]
+    NotAllowed(NotAllowed),
     /// The server that has the object refuses it.
     #[error("the server that has the object answers HTTP {0}")]
     Refused(u16),
@@ -64,6 +70,7 @@ impl LfsError {
             Self::Absent | Self::Transport => Reason::RepositoryNotFound,
             Self::Look { reason, .. } => *reason,
             Self::NotLfs(_) => Reason::ProtocolError,
+            Self::NotAllowed(_) => Reason::UpstreamNotAllowed,
             Self::Refused(401 | 403) => Reason::AuthenticationFailed,
             Self::Refused(_) => Reason::UpstreamError,
         }
@@ -80,6 +87,7 @@ impl From<HttpError> for LfsError {
     fn from(error: HttpError) -> Self {
         match error {
             HttpError::TooLong(_) => Self::NotLfs("its answer is too long"),
+            HttpError::NotAllowed(refused) => Self::NotAllowed(refused),
             error => LookError::from(error).into(),
         }
     }
@@ -98,12 +106,22 @@ impl LfsError {
 /// An upstream's answer to a request that was handed on.
 #[derive(Debug)]
 pub struct Answer {
-    /// Its status.
+    /// Its status: a success, or an error.
     pub status: StatusCode,
     /// Its headers.
     pub headers: HeaderMap,
-    /// Its body.
+    /// Its body: JSON, without control characters.
     pub body: Bytes,
+}
+
+/// A download that has begun.
+pub struct Download<S> {
+    /// How long it is, where the server says so.
+    pub length: Option<u64>,
+    /// Whether it comes from the upstream's own host.
+    pub own: bool,
+    /// Its content.
+    pub chunks: S,
 }
 
 impl Looker {
@@ -148,42 +166,45 @@ impl Looker {
         parse_answer(&body).map_err(LfsError::NotLfs)
     }
 
-    /// Begins the download that `action` names; says how long it is, where the server does. The mirror's credentials go along only to the upstream's own
-    /// host, and only where the action brings none; across hosts, no header does.
+    /// Begins the download that `action` names. The mirror's credentials go along only to the upstream's own host, and only
+    /// where the action brings none; across hosts, no header does. Each place that the download leads to is judged.
     ///
     /// # Errors
     /// It does not begin.
     pub async fn lfs_download(
         &self,
         action: &Action,
-    ) -> Result<(Option<u64>, impl Stream<Item = Result<Bytes, LfsError>> + Send + use<>), LfsError> {
-        let bad = |_| LfsError::NotLfs("it names a download by no URL");
-        let mut url = Url::parse(&action.href).map_err(|error| bad(error.to_string()))?;
+    ) -> Result<Download<impl Stream<Item = Result<Bytes, LfsError>> + Send + use<>>, LfsError> {
+        let (mut target, mut host) = self.lead(&action.href)?;
         let mut headers = given(action);
-        let own = Url::parse(self.url.as_str()).is_ok_and(|own| own.origin() == url.origin());
-        if own
+        if target.own
             && !action.authenticated
             && let Some(value) = self.authorization().await?
         {
             headers.entry(header::AUTHORIZATION).or_insert(value);
         }
         for _ in 0..=MAX_REDIRECTS {
-            if !matches!(url.scheme(), "http" | "https") {
-                return Err(bad(String::new()));
-            }
-            let caller = Caller::of(&url.origin().ascii_serialization(), headers.get(header::AUTHORIZATION));
-            let get = self.host.client().get(url).headers(headers.clone());
-            let response = self.host.send(&caller, get, SILENCE).await?;
+            let origin = target.url.origin().ascii_serialization();
+            let caller = Caller::of(&origin, headers.get(header::AUTHORIZATION));
+            let get = host.client().get(target.url).headers(headers.clone());
+            let response = host.send(&caller, get, SILENCE).await?;
             let status = response.status();
             if status == StatusCode::OK {
-                return Ok((response.content_length(), chunks(response, SILENCE).map(|chunk| Ok(chunk?))));
+                let (length, own) = (response.content_length(), target.own);
+                return Ok(Download {
+                    length,
+                    own,
+                    chunks: chunks(response, SILENCE).map(|chunk| Ok(chunk?)),
+                });
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             let Some(location) = location.filter(|_| status.is_redirection()) else {
                 return Err(LfsError::Refused(status.as_u16()));
             };
             // Within the host the client has followed already: this leads elsewhere.
-            url = response.url().join(location).map_err(|error| bad(error.to_string()))?;
+            let url = response.url().join(location);
+            let url = url.map_err(|_| LfsError::NotLfs("it names a download by no URL"))?;
+            (target, host) = self.lead(url.as_str())?;
             headers.clear();
         }
         Err(LfsError::NotLfs("it redirects a download again and again"))
@@ -205,21 +226,91 @@ impl Looker {
         let sent = timeout(SILENCE, self.hand_on(method, url, kept(from), body.into())).await;
         let response = sent.map_err(|_| HttpError::TimedOut(SILENCE))??;
         let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Answer { status, headers, body: read(response, MAX_ANSWER, SILENCE).await? })
+        if status.is_redirection() {
+            return Err(redirected(&response).into());
+        }
+        // Anything else may be a page of a server that was not meant.
+        let body = match is_lfs(&headers) {
+            true => cleaned(&read(response, MAX_ANSWER, SILENCE).await?).map_err(LfsError::NotLfs)?,
+            false if status.is_success() => {
+                return Err(LfsError::NotLfs("its answer is not the API's JSON"));
+            }
+            false => said(&format!("the upstream answers HTTP {}", status.as_u16())),
+        };
+        Ok(Answer { status, headers, body: body.into() })
     }
 }
 
-/// The headers that an action asks for.
+/// Whether an answer is of the API's type.
+fn is_lfs(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    kind == MEDIA_TYPE || kind == "application/json"
+}
+
+/// Those headers of an action that go to the server.
 fn given(action: &Action) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in &action.header {
         let (Ok(name), Ok(mut value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) else {
             continue;
         };
-        if !OWN.contains(&name) {
+        let signed = SIGNED.iter().any(|prefix| name.as_str().starts_with(prefix));
+        if signed || TAKEN.contains(&name) {
             value.set_sensitive(true);
             headers.insert(name, value);
+        } else {
+            tracing::debug!(name = name.as_str(), "a header of an LFS action is left out");
         }
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn action(names: &[&str]) -> Action {
+        let header = names.iter().map(|name| ((*name).to_owned(), "v".to_owned())).collect();
+        Action { href: String::new(), header, authenticated: true, expires: None }
+    }
+
+    #[test]
+    fn an_action_sets_the_headers_that_object_stores_need_and_no_others() {
+        let taken = [
+            "Authorization",
+            "Accept",
+            "content-type",
+            "X-Amz-Content-Sha256",
+            "x-amz-security-token",
+            "x-ms-version",
+            "x-ms-blob-type",
+            "x-goog-encryption-key",
+        ];
+        let refused = [
+            "Host",
+            "Metadata",
+            "Metadata-Flavor",
+            "X-Google-Metadata-Request",
+            "X-aws-ec2-metadata-token",
+            "X-aws-ec2-metadata-token-ttl-seconds",
+            "Proxy-Authorization",
+            "Connection",
+            "Upgrade",
+            "TE",
+            "Transfer-Encoding",
+            "Content-Length",
+            "Cookie",
+            "Range",
+            "Forwarded",
+            "X-Forwarded-For",
+            "User-Agent",
+            "X-Vault-Request",
+        ];
+        let headers = given(&action(&[&taken[..], &refused[..]].concat()));
+        for name in taken {
+            assert!(headers.get(name).is_some_and(HeaderValue::is_sensitive), "{name}");
+        }
+        assert_eq!(headers.len(), taken.len(), "{:?}", headers.keys().collect::<Vec<_>>());
+    }
 }

@@ -19,6 +19,7 @@ use percent_encoding::percent_decode_str;
 use reqwest::{Client, RequestBuilder, Response};
 use sha2::{Digest, Sha256};
 use tarn_crds::{
+    allowed_hosts::AllowedHosts,
     repo::{Scheme, UpstreamUrl},
     v1alpha1::Refs,
 };
@@ -26,9 +27,11 @@ use tokio::time::timeout;
 
 use super::{
     credentials::{Credentials, Installed},
+    egress::Egress,
     error::LookError,
     github_app::Tokens,
     http::{Caller, Host, HttpError, PAUSE, read},
+    reach::{Reach, proxied},
     secret::Secret,
 };
 use crate::{
@@ -64,8 +67,12 @@ enum Authorization {
 pub struct Looker {
     pub(super) git: Git,
     pub(super) url: UpstreamUrl,
-    remote: Remote,
+    pub(super) remote: Remote,
     pub(super) host: Arc<Host>,
+    pub(super) egress: Egress,
+    pub(super) ca: Option<Secret>,
+    /// Those that were reached for URLs of the upstream's answers.
+    pub(super) elsewhere: Mutex<Vec<Arc<Host>>>,
     authorization: Authorization,
     /// Which refs are mirrored; the others are left out of every answer.
     declared: Refs,
@@ -108,7 +115,7 @@ impl Looker {
     /// the credentials in what is `installed`.
     ///
     /// # Errors
-    /// The credentials hold a bad certificate or header.
+    /// The credentials hold a bad certificate or header, or `allowed` does not let the upstream be asked.
     pub fn new(
         git: Git,
         url: UpstreamUrl,
@@ -116,13 +123,21 @@ impl Looker {
         credentials: &Credentials,
         installed: Option<Arc<Installed>>,
         declared: Refs,
+        allowed: &Arc<AllowedHosts>,
     ) -> Result<Self, LookError> {
+        let egress = Egress::new(url.as_str(), allowed.clone());
+        let reach = match url.scheme() {
+            Scheme::Http | Scheme::Https => {
+                Reach::of(&egress.home(proxied).map_err(HttpError::from)?, allowed)
+            }
+            Scheme::Ssh | Scheme::File => Reach::none(),
+        };
         // One for all that trust the same: they share connections, and what it takes to check certificates.
         let origin = format!("{}://{}", url.scheme().as_str(), url.id().host());
-        let host = Host::of(&origin, credentials.ca(), true)?;
+        let host = Host::of(&origin, credentials.ca(), true, reach)?;
         let authorization = match (credentials.authorization(), credentials.app()) {
             (Some(header), _) => Authorization::Fixed(sensitive(header)?),
-            (None, Some(app)) => Authorization::App(Tokens::of(app, credentials.ca())?, installed),
+            (None, Some(app)) => Authorization::App(Tokens::of(app, credentials.ca(), allowed)?, installed),
             (None, None) => Authorization::None,
         };
         Ok(Self {
@@ -130,6 +145,9 @@ impl Looker {
             url,
             remote,
             host,
+            egress,
+            ca: credentials.ca().cloned(),
+            elsewhere: Mutex::default(),
             authorization,
             declared,
             known: Mutex::new(None),

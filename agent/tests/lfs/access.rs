@@ -87,7 +87,8 @@ async fn lfs_credentials_go_to_the_upstream_alone_and_are_seen_nowhere() -> Resu
     );
     let spec = ["secretRef: {name: creds}", "access: Anonymous"];
     let yaml = [manifest("a", &upstream.url("a.git"), &spec), secret].join("---\n");
-    let agent = agent().env("TARN_AGENT_LOG", "trace").start_with(&[("a.yaml", &yaml)]).await?;
+    let agent = agent().arg("--allow-upstream").arg("127.0.0.1").env("TARN_AGENT_LOG", "trace");
+    let agent = agent.start_with(&[("a.yaml", &yaml)]).await?;
     let repo = repo_id(&upstream.url("a.git"));
     agent.wait_phase(&repo, "Ready").await?;
     let mut seen = Vec::new();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tarn_agent::git::remote::{self, Patience, Remote};
+use tarn_agent::git::remote::{self, Patience, Remote, Way};
 use tarn_agent::git::stderr::FailureKind;
 use tarn_agent::git::{Git, GitError, ObjectFormat, Oid};
 use tarn_testkit::git::Repo;
@@ -42,7 +42,8 @@ impl Followed {
 
     async fn fetch(&self, url: String, silence: Duration) -> Result<Result<(), GitError>> {
         let oids = HashSet::from([Oid::from_hex(self.tip.as_bytes()).context("a tip")?]);
-        let (remote, progress) = (Remote { url, credentials: None }, Arc::new(watch::Sender::new(None)));
+        let (remote, progress) =
+            (Remote { url, credentials: None, way: Way::Proxy }, Arc::new(watch::Sender::new(None)));
         let patience = Patience(silence);
         let limit = Duration::from_secs(60);
         Ok(remote.fetch(&self.git, &self.mirror(), &oids, patience, limit, progress).await)

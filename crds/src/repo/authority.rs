@@ -80,10 +80,23 @@ impl Authority {
         }
     }
 
+    pub(super) fn port(&self) -> Option<u16> {
+        self.text.get(self.hostname + 1..)?.parse().ok()
+    }
+
     fn new(host: &str, port: Option<u16>) -> Self {
         let text = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         Self { text, hostname: host.len() }
     }
+}
+
+/// Parses `host` or `host:port`; the host comes back in lower case, an IPv6 address in brackets.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), RepoIdError> {
+    let authority = Authority::parse(text, None)?;
+    Ok((authority.hostname().to_owned(), authority.port()))
 }
 
 /// Checks a host name and lowers its case.

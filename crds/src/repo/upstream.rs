@@ -80,6 +80,11 @@ impl UpstreamUrl {
         self.scheme
     }
 
+    /// The port, also where it is the scheme's own; a file URL has none.
+    pub fn port(&self) -> Option<u16> {
+        self.id.authority.port().or(self.scheme.default_port())
+    }
+
     /// The URL to hand to git.
     pub fn as_str(&self) -> &str {
         &self.text

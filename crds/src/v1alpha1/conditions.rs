@@ -120,6 +120,9 @@ reasons! {
     InvalidUrl,
     /// Stalled: another GitMirror of the cache names the same repository.
     DuplicateUrl,
+    /// Stalled: spec.url is on a host that the GitCache's spec.upstreams.allowedHosts does not name. FetchFailed: the
+    /// upstream's name, or its answer, leads to an address that agents may not ask.
+    UpstreamNotAllowed,
     /// Stalled: file URLs are allowed only where the agent is started so.
     FileUpstreamForbidden,
     /// Stalled: there is no GitCache of the name in spec.cacheRef.

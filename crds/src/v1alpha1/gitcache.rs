@@ -6,6 +6,7 @@ mod pods;
 mod serving;
 mod storage;
 mod store;
+mod upstreams;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -20,6 +21,7 @@ pub use pods::{Resources, Scheduling};
 pub use serving::{Auth, Service, ServiceType, Tls, Webhooks};
 pub use storage::{EmptyDir, Storage, VolumeClaim};
 pub use store::{S3, Store};
+pub use upstreams::Upstreams;
 
 use pods::open_object;
 
@@ -101,6 +103,10 @@ pub struct GitCacheSpec {
     /// Hear webhooks of upstreams. Without it Tarn hears none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhooks: Option<Webhooks>,
+    /// Which hosts the agents may ask. Without it, the upstreams of the GitMirrors, and public addresses where an upstream
+    /// sends a request on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstreams: Option<Upstreams>,
     /// What clients may cost each pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
@@ -243,6 +249,7 @@ impl Default for GitCacheSpec {
             tls: None,
             auth: Auth::default(),
             webhooks: None,
+            upstreams: None,
             limits: None,
             drain: None,
             scheduling: None,

@@ -11,7 +11,7 @@ use tarn_crds::{
     summarize::Note,
     v1alpha1::{
         Auth, Budget, CachePrewarm, Duration, GitCache, Limits, Scheduling, Service, Storage, Store, Tls,
-        Webhooks, conditions::Reason,
+        Upstreams, Webhooks, conditions::Reason,
     },
 };
 
@@ -50,6 +50,8 @@ pub struct Validated {
     pub tls: Option<Tls>,
     /// Whose webhooks are heard.
     pub webhooks: Option<Webhooks>,
+    /// Which hosts the agents may ask; all, where none is named.
+    pub allowed_hosts: Vec<String>,
     /// What clients may cost each pod.
     pub limits: Limits,
     /// How long answers under way may take when a pod stops, if not as long as the agent's default.
@@ -83,6 +85,9 @@ pub fn validate(
     if let Some(wrong) = unbound.invalid().first() {
         return invalid(format!("spec.auth.unboundCredentialsTo: {wrong}"));
     }
+    if let Some(Err((at, error))) = spec.upstreams.as_ref().map(Upstreams::list) {
+        return invalid(format!("spec.upstreams.allowedHosts[{at}] {error}"));
+    }
     Ok(Ok(Validated {
         name: cache.name_any(),
         namespace: cache.namespace().ok_or(Error::Incomplete("a namespace"))?,
@@ -99,6 +104,7 @@ pub fn validate(
         auth: spec.auth.clone(),
         tls: spec.tls.clone(),
         webhooks: spec.webhooks.clone(),
+        allowed_hosts: spec.upstreams.clone().unwrap_or_default().allowed_hosts,
         limits: spec.limits.clone().unwrap_or_default(),
         drain: spec.drain.clone(),
         scheduling: spec.scheduling.clone().unwrap_or_default(),

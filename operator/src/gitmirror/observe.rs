@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{Api, ResourceExt};
 use tarn_crds::{
     REQUESTED_AT_ANNOTATION,
+    allowed_hosts::AllowedHosts,
     credentials::may_be_sent,
     repo::UpstreamUrl,
     summarize::Note,
-    v1alpha1::{GitMirror, Replica, conditions::Reason},
+    v1alpha1::{GitCache, GitMirror, Replica, conditions::Reason},
 };
 
 use crate::{
@@ -77,7 +78,7 @@ pub async fn observe(mirror: &GitMirror, context: &Context, now: Timestamp) -> R
         })
     };
     Ok(Observed {
-        stalled: stalled(mirror, &namespace, cache.is_some(), context, now).await?,
+        stalled: stalled(mirror, &namespace, cache.as_deref(), context, now).await?,
         desired,
         pods: cache.as_ref().map_or(0, |cache| cache.spec.replicas),
         entries: there.into_iter().filter_map(entry).collect(),
@@ -97,7 +98,7 @@ pub(super) fn ready(pod: &Pod) -> bool {
 async fn stalled(
     mirror: &GitMirror,
     namespace: &str,
-    has_cache: bool,
+    cache: Option<&GitCache>,
     context: &Context,
     now: Timestamp,
 ) -> Result<Option<Note>, Error> {
@@ -106,10 +107,17 @@ async fn stalled(
         Ok(url) => url,
         Err(error) => return Ok(Some(Note::new(Reason::InvalidUrl, format!("spec.url {error}")))),
     };
-    if !has_cache {
+    let repo = url.id();
+    let Some(cache) = cache else {
         let name = &spec.cache_ref.name;
         let message = format!("there is no GitCache {name} in this namespace: create it");
         return Ok(Some(Note::new(Reason::CacheNotFound, message)));
+    };
+    // What is wrong with the list is the GitCache's own condition.
+    let allowed = cache.spec.upstreams.as_ref().and_then(|upstreams| upstreams.list().ok());
+    if allowed.is_some_and(|allowed| !allowed.admits(&url)) {
+        let message = format!("spec.url {}", AllowedHosts::refusal(&url));
+        return Ok(Some(Note::new(Reason::UpstreamNotAllowed, message)));
     }
     if let Some(owner) = context.claims.taken_by(mirror, &context.stores, now) {
         let message =

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use tarn_crds::{
+    allowed_hosts::AllowedHosts,
     manifest::{Manifest, read},
     repo::{RepoId, RepoIdError, Scheme, UpstreamUrl},
     v1alpha1::{Access, GitMirror, GitMirrorSpec, conditions::Reason},
@@ -94,7 +95,7 @@ pub(super) struct Spoilt {
 const KEPT: usize = 1 << 20;
 
 impl Parsed {
-    pub(super) fn of(source: Source, rules: Rules) -> Self {
+    pub(super) fn of(source: Source, rules: &Rules) -> Self {
         let Source { file, content } = source;
         let secret = file.strip_prefix("Secret/").map(str::to_owned);
         let mut parsed = Self::default();
@@ -156,7 +157,7 @@ impl Parsed {
         self
     }
 
-    fn add(&mut self, file: &str, document: usize, manifest: Manifest, rules: Rules) {
+    fn add(&mut self, file: &str, document: usize, manifest: Manifest, rules: &Rules) {
         match manifest {
             Manifest::GitMirror(mirror) => {
                 let GitMirror { metadata, spec, status: _ } = *mirror;
@@ -192,7 +193,7 @@ impl Spoilt {
 
 impl Claim {
     /// The claim, if the URL names a repository, and what is wrong: the field, and why.
-    fn of(declared: Arc<Declared>, rules: Rules) -> (Option<Self>, Option<(&'static str, String)>) {
+    fn of(declared: Arc<Declared>, rules: &Rules) -> (Option<Self>, Option<(&'static str, String)>) {
         let url = match UpstreamUrl::parse(&declared.spec.url) {
             Ok(url) => url,
             Err(error) => return (None, Some(("spec.url", error.to_string()))),
@@ -209,7 +210,7 @@ impl Claim {
     ///
     /// # Errors
     /// What is wrong with the URL.
-    pub(super) fn of_url(url: &str, rules: Rules) -> Result<Self, String> {
+    pub(super) fn of_url(url: &str, rules: &Rules) -> Result<Self, String> {
         let parsed = UpstreamUrl::parse(url).map_err(|error: RepoIdError| error.to_string())?;
         let declared = Declared { name: parsed.id().to_string(), spec: GitMirrorSpec::for_url(url) };
         match Self::of(Arc::new(declared), rules) {
@@ -219,7 +220,7 @@ impl Claim {
     }
 
     /// The claim, if nothing is wrong with it here.
-    pub(super) fn checked(declared: Arc<Declared>, rules: Rules) -> Option<Self> {
+    pub(super) fn checked(declared: Arc<Declared>, rules: &Rules) -> Option<Self> {
         let (claim, wrong) = Self::of(declared, rules);
         claim.filter(|_| wrong.is_none())
     }
@@ -237,12 +238,16 @@ impl Claim {
         self.declared.spec.secret_ref.as_ref().map(|secret| secret.name.as_str())
     }
 
-    /// What it lacks for the access that it asks for.
-    pub(super) fn unsupported(&self, rules: Rules) -> Option<&'static str> {
-        (self.declared.spec.effective_access() == Access::Authenticated && !rules.tokens).then_some(
-            "access Authenticated needs tokens to compare with: give the agent --tokens FILE, or the GitCache \
-             spec.auth.tokensSecretRef",
-        )
+    /// Why it is not followed by this agent, though nothing is wrong with it.
+    pub(super) fn unsupported(&self, rules: &Rules) -> Option<(Reason, String)> {
+        if !rules.allowed.admits(&self.url) {
+            let message = format!("spec.url {}", AllowedHosts::refusal(&self.url));
+            return Some((Reason::UpstreamNotAllowed, message));
+        }
+        let message = "access Authenticated needs tokens to compare with: give the agent --tokens FILE, or the GitCache \
+                       spec.auth.tokensSecretRef";
+        let lacks = self.declared.spec.effective_access() == Access::Authenticated && !rules.tokens;
+        lacks.then(|| (Reason::AccessUnsupported, message.to_owned()))
     }
 
     /// The settings of the mirror, with these credentials.
@@ -273,7 +278,7 @@ impl Claim {
     }
 }
 
-fn check(spec: &GitMirrorSpec, url: &UpstreamUrl, rules: Rules) -> Result<(), (&'static str, String)> {
+fn check(spec: &GitMirrorSpec, url: &UpstreamUrl, rules: &Rules) -> Result<(), (&'static str, String)> {
     if url.scheme() == Scheme::File && !rules.allow_file {
         let reason = "is a file:// URL: start the agent with --allow-file-upstreams to admit those";
         return Err(("spec.url", reason.into()));

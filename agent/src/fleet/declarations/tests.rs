@@ -285,7 +285,7 @@ fn objects_of_a_cluster_are_judged_as_documents_are() {
     let spec = "url: https://h/o/r, secretRef: {name: s}";
     let (one, creds) = (object(&mirror("one", spec)), object(&secret(ALLOWED)));
     let rules = Rules { in_cluster: true, ..Rules::default() };
-    let mut world = World::new(rules);
+    let mut world = World::new(rules.clone());
     world.put(&[("Secret/s", Content::Awaited), ("GitMirror/one", one.clone())]);
     let idle: Vec<_> = world.idle.values().collect();
     assert_eq!((idle, world.complete), (vec![&Reason::Pending], false), "nobody is blamed");
@@ -297,7 +297,7 @@ fn objects_of_a_cluster_are_judged_as_documents_are() {
     world.put(&[("Secret/s", Content::Awaited)]);
     assert_eq!(*world.only(), before);
     let denied = Content::Unreadable("cannot be read: for reasons".into());
-    let mut other = World::new(rules);
+    let mut other = World::new(rules.clone());
     other.put(&[("GitMirror/one", one), ("Secret/s", denied)]);
     assert_eq!(other.stalled().message, "the Secret s cannot be read: for reasons");
     assert!(other.mirrors.is_empty());
@@ -311,7 +311,7 @@ fn objects_of_a_cluster_are_judged_as_documents_are() {
 fn an_agent_that_starts_alone_follows_what_was_followed_last() {
     let rules = Rules { in_cluster: true, ..Rules::default() };
     let spec = "url: https://h/o/r, secretRef: {name: s}";
-    let mut world = World::new(rules);
+    let mut world = World::new(rules.clone());
     world.put(&[
         ("GitMirror/open", text(&mirror("open", "url: https://h/o/open"))),
         ("GitMirror/one", text(&mirror("one", spec))),
@@ -372,6 +372,27 @@ fn what_needs_a_flag_or_a_cluster_says_so() {
     let mut world = World::new(Rules { tokens: true, ..Rules::default() });
     world.put(&[("a.yaml", tokens)]);
     assert_eq!(world.names(), ["one"]);
+}
+
+#[test]
+fn a_mirror_of_a_host_that_is_not_on_the_list_is_stalled() {
+    let rules = |entries: &[&str]| {
+        let entries = entries.iter().map(|entry| entry.parse().unwrap()).collect();
+        Rules { allowed: Arc::new(AllowedHosts::new(entries)), ..Rules::default() }
+    };
+    let source = text(&mirror("one", "url: https://h/o/r"));
+    let mut world = World::new(rules(&["github.com", "*.corp"]));
+    world.put(&[("a.yaml", source.clone())]);
+    assert_eq!((world.stalled().reason, world.mirrors.len()), (Reason::UpstreamNotAllowed, 0));
+    let told = &world.stalled().message;
+    assert!(told.contains("spec.upstreams.allowedHosts") && told.contains("--allow-upstream"), "{told}");
+    let mut world = World::new(rules(&["github.com", "h"]));
+    world.put(&[("a.yaml", source.clone())]);
+    assert_eq!(world.names(), ["one"]);
+    // What an earlier process was allowed goes on for nobody.
+    let mut next = world.restarted(rules(&["github.com"]));
+    next.put(&[("a.yaml", source)]);
+    assert_eq!((next.stalled().reason, next.mirrors.len()), (Reason::UpstreamNotAllowed, 0));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use futures_util::TryStreamExt;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::lfs::intake::Intake;
+use crate::lfs::intake::{Intake, Shown};
 
 fn repo() -> RepoId {
     RepoId::from_route("h/o/r").unwrap()
@@ -29,9 +29,19 @@ async fn bring(
     bytes: usize,
     content: &[u8],
 ) -> Result<LfsReader, Arc<FetchError>> {
+    bring_as(cache, oid, bytes, content, Shown::Growing).await
+}
+
+async fn bring_as(
+    cache: &Cache,
+    oid: LfsOid,
+    bytes: usize,
+    content: &[u8],
+    shown: Shown,
+) -> Result<LfsReader, Arc<FetchError>> {
     let content = content.to_vec();
     let fill = move |sink| async move {
-        let mut intake = Intake::new(oid, bytes as u64, sink);
+        let mut intake = Intake::new(oid, bytes as u64, shown, sink);
         for chunk in content.chunks(7) {
             intake = intake.take(vec![Bytes::copy_from_slice(chunk)]).await?;
         }
@@ -125,4 +135,18 @@ async fn the_least_recently_used_object_goes_first_and_one_that_is_read_last() {
     let kept = [1, 2, 3, 4].map(|digit| cache.holds(&repo(), name(&[digit; 80])).is_some());
     assert_eq!(kept, [true, true, false, true]);
     assert_eq!(read(&held.unwrap()).await.unwrap(), [1; 80]);
+}
+
+#[tokio::test]
+async fn of_what_comes_from_elsewhere_nothing_is_read_before_all_of_it_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let content = [7; 80];
+    for bytes in [80, 81, 10_000] {
+        let wrong = bring_as(&cache, name(b"another"), bytes, &content, Shown::Whole).await;
+        assert!(matches!(&*wrong.unwrap_err(), FetchError::Mismatch(_)), "{bytes}");
+    }
+    settled(&cache).await;
+    let right = bring_as(&cache, name(&content), 80, &content, Shown::Whole).await.unwrap();
+    assert_eq!(read(&right).await.unwrap(), content);
 }

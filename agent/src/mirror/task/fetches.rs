@@ -291,7 +291,7 @@ impl Fetches {
             git: self.site.git.clone(),
             disk: self.site.disk.clone(),
             dir: self.site.dir.clone(),
-            remote: upstream.remote(),
+            upstream: upstream.looker.clone(),
             installed: upstream.installed(),
             stored,
             target: target.clone(),
@@ -320,7 +320,7 @@ impl Fetches {
                 return;
             }
         };
-        let (site, remote, installed) = (self.site.clone(), upstream.remote(), upstream.installed());
+        let (site, looker, installed) = (self.site.clone(), upstream.looker.clone(), upstream.installed());
         let oids = wanted.iter().flat_map(|wanted| &wanted.oids).copied().collect();
         let patience = Patience::UPDATE.after(self.given_up);
         let mut ticket = self.queue.enter(Activity::Fetch, &site.id, Priority::Awaited);
@@ -328,6 +328,7 @@ impl Fetches {
             ticket.called().await;
             let brought = by_id::fetch(oids, timeout, async |oids, limit| {
                 let progress = site.progress.clone();
+                let remote = looker.for_git().await?;
                 remote.fetch(&site.git, &site.dir, &oids, patience, limit, progress).await
             });
             let brought = brought.await?;

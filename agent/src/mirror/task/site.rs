@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use tarn_crds::repo::RepoId;
+use tarn_crds::{allowed_hosts::AllowedHosts, repo::RepoId};
 use tokio::sync::{Mutex, watch};
 
 use crate::{
@@ -20,6 +20,8 @@ pub(super) struct Site {
     pub(super) disk: Arc<Disk>,
     pub(super) metrics: Metrics,
     pub(super) integrity: Integrity,
+    /// Which hosts may be asked.
+    pub(super) allowed: Arc<AllowedHosts>,
     /// Held by whoever must not see packs disappear.
     pub(super) packs: Arc<Mutex<()>>,
     /// The latest progress line of a clone, fetch or restore.
@@ -35,6 +37,7 @@ impl Site {
             disk: services.disk.clone(),
             metrics: services.metrics.clone(),
             integrity: services.integrity.clone(),
+            allowed: services.allowed.clone(),
             packs: Arc::default(),
             progress: Arc::new(watch::Sender::new(None)),
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::site::Site;
 use crate::{
-    git::remote::Remote,
+    git::remote::{Remote, Way},
     mirror::{MissingCredentials, Settings},
     upstream::{LookError, Looker, credentials::Installed},
 };
@@ -12,7 +12,6 @@ use crate::{
 /// See the module.
 pub(super) struct Upstream {
     pub(super) looker: Arc<Looker>,
-    remote: Remote,
     installed: Option<Arc<Installed>>,
 }
 
@@ -26,19 +25,15 @@ impl Upstream {
         let given = settings.credentials.as_ref().map_err(missing)?;
         let installed = given.install(&site.disk.private(), &settings.url).map_err(failed)?;
         let credentials = installed.as_ref().map(|installed| installed.config().to_owned());
-        let remote = Remote { url: settings.url.as_str().to_owned(), credentials };
+        let way = Way::Only { origin: None, addresses: None };
+        let remote = Remote { url: settings.url.as_str().to_owned(), credentials, way };
         let (git, url, refs) = (site.git.clone(), settings.url.clone(), settings.refs.clone());
-        let looker = Looker::new(git, url, remote.clone(), given, installed.clone(), refs)?;
-        Ok(Self { looker: Arc::new(looker), remote, installed })
+        let looker = Looker::new(git, url, remote, given, installed.clone(), refs, &site.allowed)?;
+        Ok(Self { looker: Arc::new(looker), installed })
     }
 
-    /// The files with credentials that [`Self::remote`] names: they stay for as long as this is held.
+    /// The files with credentials that git commands read: they stay for as long as this is held.
     pub(super) fn installed(&self) -> Option<Arc<Installed>> {
         self.installed.clone()
-    }
-
-    /// The upstream for git commands, where redirects have led.
-    pub(super) fn remote(&self) -> Remote {
-        Remote { url: self.looker.url(), ..self.remote.clone() }
     }
 }

@@ -253,6 +253,9 @@ fn arguments(cache: &Validated) -> Vec<String> {
     if cache.webhooks.is_some() {
         arguments.extend(["--webhook-secret-file".into(), format!("{WEBHOOKS}/{WEBHOOKS_KEY}")]);
     }
+    for host in &cache.allowed_hosts {
+        arguments.extend(["--allow-upstream".into(), host.clone()]);
+    }
     arguments.extend(limits(&cache.limits));
     if let Some(drain) = &cache.drain {
         arguments.extend(["--drain".into(), drain.get().as_secs().to_string()]);
