@@ -8,30 +8,33 @@ pub mod caller;
 pub mod credential;
 pub mod delegation;
 mod answers;
+pub mod throttle;
+mod upstream;
 pub mod peers;
 pub mod reviews;
 pub mod tokens;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, header};
 use tarn_crds::{
     repo::{UpstreamList, UpstreamUrl},
     v1alpha1::Access,
 };
-use tokio::time::timeout;
 
 use crate::{
     metrics::{Decision, Metrics},
-    mirror::Settings,
-    upstream::{Looker, admission::Admission, forward::FORWARDED},
+    mirror::{Mirror, Settings},
+    upstream::forward::FORWARDED,
 };
 use answers::{Answers, Hashes, Key};
 use caller::{Caller, Kind};
 use credential::{Claims, Credential};
 use peers::Peers;
 use reviews::Reviews;
+use throttle::Throttle;
 use tokens::Tokens;
+use upstream::label;
 
 /// Why a caller is not let in. The texts are for the caller, and hold no credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +47,10 @@ pub enum Refusal {
     Denied(String),
     /// It is for another upstream, or does not say for which.
     Unbound(String),
-    /// The upstream refuses it so.
-    Upstream {
-        /// 401, 403 or 404.
-        status: u16,
-        /// What credentials the upstream asks for.
-        challenge: Option<HeaderValue>,
-    },
+    /// The upstream refuses it with this status: 401, 403, 404, 410 or 451.
+    Upstream(u16),
+    /// Too many credentials were refused for this caller: none are tried for so long.
+    TooMany(Duration),
     /// Whoever could judge does not answer.
     Away(String),
 }
@@ -60,7 +60,7 @@ impl Refusal {
     const fn label(&self) -> &'static str {
         match self {
             Self::Malformed(_) | Self::Unauthenticated(_) => "unauthenticated",
-            Self::Denied(_) | Self::Unbound(_) | Self::Upstream { .. } => "denied",
+            Self::Denied(_) | Self::Unbound(_) | Self::Upstream(_) | Self::TooMany(_) => "denied",
             Self::Away(_) => "away",
         }
     }
@@ -74,6 +74,7 @@ pub struct Guard {
     peers: Option<Peers>,
     unbound: UpstreamList,
     tried: Answers<()>,
+    throttle: Throttle,
     metrics: Metrics,
 }
 
@@ -94,24 +95,34 @@ impl Guard {
     /// Judges by these means.
     pub fn new(means: Means, metrics: Metrics) -> Self {
         let Means { tokens, reviews, peers, unbound } = means;
-        Self { hashes: Hashes::new(), tokens, reviews, peers, unbound, tried: Answers::default(), metrics }
+        Self {
+            hashes: Hashes::new(),
+            tokens,
+            reviews,
+            peers,
+            unbound,
+            tried: Answers::default(),
+            throttle: Throttle::default(),
+            metrics,
+        }
     }
 
-    /// Lets the sender of a request in to a mirror, or says why not.
+    /// Lets the sender of a request, who is at `address`, in to a mirror, or says why not.
     ///
     /// # Errors
     /// The caller has no right to it, or nobody can tell.
     pub async fn admit(
         &self,
+        mirror: &Mirror,
         settings: &Settings,
-        upstream: Option<Arc<Looker>>,
         headers: &HeaderMap,
+        address: Option<IpAddr>,
     ) -> Result<Caller, Refusal> {
         let judged = match settings.access {
             Access::Anonymous => Ok(Caller::anonymous()),
             Access::Authenticated => self.by_token(headers),
             Access::Rbac => self.by_review(settings, headers).await,
-            Access::Upstream => self.by_upstream(settings, upstream, headers).await,
+            Access::Upstream => self.by_upstream(mirror, settings, headers, address).await,
         };
         self.count(settings.access, judged)
     }
@@ -229,48 +240,6 @@ impl Guard {
         reviews.may_clone(&self.hashes, &user, &settings.name).await?;
         Ok(Caller::new(Kind::Kubernetes, user.name.clone()))
     }
-
-    async fn by_upstream(
-        &self,
-        settings: &Settings,
-        upstream: Option<Arc<Looker>>,
-        headers: &HeaderMap,
-    ) -> Result<Caller, Refusal> {
-        let credential = Credential::of(headers)?;
-        let given = self.delegated(&settings.url, headers).map_err(|refusal| match refusal {
-            Refusal::Denied(text) => Refusal::Unauthenticated(text),
-            other => other,
-        })?;
-        let presented = given.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
-        let key = self.presented(settings, presented);
-        let patience = settings.look_timeout;
-        let ask = async {
-            let away = |reason: String| Refusal::Away(format!("the upstream cannot judge: {reason}"));
-            let upstream = upstream.ok_or_else(|| away("it is not known yet".into()))?;
-            let asked = timeout(patience, upstream.admits(given.as_ref())).await;
-            match asked.map_err(|_| away(format!("no answer within {} s", patience.as_secs_f32())))? {
-                Ok(Admission::Admitted) => Ok(()),
-                Ok(Admission::Refused { status, challenge }) => Err(Refusal::Upstream { status, challenge }),
-                Err(error) => Err(away(error.to_string())),
-            }
-        };
-        match (self.tried.get(key, ask).await, &credential) {
-            // Git asks without credentials before it asks with them: who was let in a moment ago must get that far.
-            (Err(Refusal::Away(text)), Credential::None) => return Err(Refusal::Unauthenticated(text)),
-            (said, _) => said?,
-        }
-        Ok(match credential {
-            Credential::None => Caller::anonymous(),
-            // Its user may be a token, as some forges have it: a name nobody can use tells callers apart.
-            Credential::Bearer(_) | Credential::Basic { .. } => Caller::new(Kind::Upstream, label(&key)),
-        })
-    }
-}
-
-/// A name for a credential whose owner is not known; it is of use within this process only.
-fn label(key: &Key) -> String {
-    let hex = key.to_hex();
-    format!("credential-{}", hex.get(..8).unwrap_or_default())
 }
 
 /// What goes along with a request to another agent.

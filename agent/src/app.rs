@@ -242,6 +242,7 @@ impl Mirrors {
         let queue = Queue::new(capacities, weigh, popularity.sums(), metrics.clone());
         let services = Services {
             git: base.git.clone(),
+            namespace: base.cluster.as_ref().map(|(_, pod)| pod.namespace.clone()).unwrap_or_default(),
             disk: disk.clone(),
             metrics: metrics.clone(),
             integrity: Integrity::default(),

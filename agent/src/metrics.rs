@@ -273,6 +273,8 @@ metrics! {
     access: AccessMetrics {
         /// `tarn_access_decisions_total`: requests, by how their callers were judged.
         decisions: Family<Decision, Counter>,
+        /// `tarn_access_withheld_total`: requests that got nothing because the upstream does not let the agent have it.
+        withheld: Family<Outcome, Counter>,
     }
     /// Answers to requests for packs.
     packs: PacksMetrics {

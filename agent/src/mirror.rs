@@ -12,6 +12,7 @@ pub mod room;
 pub mod disk;
 pub mod services;
 pub mod missing;
+pub mod entitlement;
 pub mod fetch;
 pub mod error;
 pub mod life;

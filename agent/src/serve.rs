@@ -9,6 +9,7 @@ pub mod error;
 pub mod conditional;
 mod routes;
 mod content;
+mod withheld;
 pub mod proxy;
 pub mod moving;
 pub mod ensure_refs;
@@ -237,7 +238,7 @@ impl Serving {
         }
         let caller = match (purpose, origin) {
             (Purpose::Read, Origin::Client) => {
-                let admitted = self.guard.admit(&settings, mirror.upstream(), &parts.headers).await;
+                let admitted = self.guard.admit(&mirror, &settings, &parts.headers, address(parts)).await;
                 admitted.map_err(|refusal| match settings.access {
                     Access::Upstream => Failure::from(refusal).asking_for(&settings.url),
                     Access::Anonymous | Access::Authenticated | Access::Rbac => refusal.into(),
@@ -251,6 +252,9 @@ impl Serving {
                 self.guard.sender(&settings, &parts.headers)
             }
         };
+        if purpose == Purpose::Read {
+            self.may_show(&mirror, None).await?;
+        }
         parts.extensions.insert(caller);
         parts.extensions.insert(AdmittedBy(settings.access));
         // Whoever asked a peer has come to another agent, which brings the mirror, or has come here because this one keeps it.
@@ -410,7 +414,7 @@ async fn dispatch(
     let mirror = serving.admit(repository, purpose, &mut parts).await?;
     account.of = caller(&mirror, &parts);
     match verb {
-        Verb::InfoRefs if service == Service::ReceivePack => push::advertise(&mirror, &parts.headers).await,
+        Verb::InfoRefs if service == Service::ReceivePack => push::advertise(serving, &mirror, &parts).await,
         Verb::InfoRefs => {
             match serving.warmer(&mirror, &parts, "/info/refs?service=git-upload-pack").await? {
                 Some(answer) => Ok(answer),
@@ -418,7 +422,7 @@ async fn dispatch(
             }
         }
         Verb::UploadPack => upload_pack::handle(serving, mirror, client.ip(), &parts, body, account).await,
-        Verb::ReceivePack => push::receive(&mirror, &parts.headers, body, account).await,
+        Verb::ReceivePack => push::receive(serving, &mirror, &parts, body, account).await,
         Verb::EnsureRefs => ensure_refs::handle(&mirror, &parts, body).await,
         Verb::Snapshot => {
             // What is here, or streams from the store, is as good as a peer's.
@@ -462,6 +466,11 @@ fn commit_of(answer: &Response) -> String {
 /// Who was let in, to what.
 fn caller(mirror: &Mirror, parts: &Parts) -> Option<(RepoId, Caller)> {
     Some((mirror.id().clone(), parts.extensions.get::<Caller>()?.clone()))
+}
+
+/// Where a request comes from.
+fn address(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
 }
 
 /// The protocol version a client asks for.

@@ -4,5 +4,6 @@ mod linearizable;
 mod outage;
 mod push;
 mod ref_changes;
+pub(crate) mod refusal;
 mod restart;
 mod shared_look;

@@ -68,6 +68,8 @@ pub struct Finding {
 /// The conditions that are present only while something is wrong; the first that applies speaks for Ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Wrong {
+    /// See [`ConditionType::Withheld`].
+    Withheld,
     /// See [`ConditionType::Damaged`].
     Damaged,
     /// See [`ConditionType::Stale`].
@@ -81,9 +83,20 @@ pub enum Wrong {
 }
 
 impl Wrong {
+    /// All, the worst first.
+    pub const ALL: [Self; 6] = [
+        Self::Withheld,
+        Self::Damaged,
+        Self::Stale,
+        Self::FetchFailed,
+        Self::RestoreFailed,
+        Self::StoreFailed,
+    ];
+
     /// The condition.
     pub const fn condition(self) -> ConditionType {
         match self {
+            Self::Withheld => ConditionType::Withheld,
             Self::Damaged => ConditionType::Damaged,
             Self::Stale => ConditionType::Stale,
             Self::FetchFailed => ConditionType::FetchFailed,
@@ -94,7 +107,7 @@ impl Wrong {
 
     /// Whether Ready cannot be True beside it. What only the store lacks does not keep anyone from being served.
     const fn takes_ready_down(self) -> bool {
-        matches!(self, Self::Stale | Self::FetchFailed)
+        matches!(self, Self::Withheld | Self::Stale | Self::FetchFailed)
     }
 }
 

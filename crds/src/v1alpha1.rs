@@ -25,7 +25,8 @@ pub use gitcache::{
 };
 pub use gitmirror::{
     Access, CheckpointPolicy, CheckpointStatus, DeletionPolicy, Freshness, GitMirror, GitMirrorSpec,
-    GitMirrorStatus, Head, OnUpstreamFailure, Prewarm, Refs, SnapshotPolicy, SnapshotStatus,
+    GitMirrorStatus, Head, OnUpstreamFailure, OnUpstreamRefusal, Prewarm, Refs, SnapshotPolicy,
+    SnapshotStatus,
 };
 pub use quantity::{Quantity, QuantityError};
 pub use reference::{CacheRef, SecretRef};

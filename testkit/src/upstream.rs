@@ -87,6 +87,8 @@ pub struct Upstream {
 struct State {
     root: PathBuf,
     auth: Mutex<Auth>,
+    /// Others who are let in: their `Authorization`, and the refs that are hidden from them.
+    others: Mutex<Vec<(String, Vec<String>)>>,
     habits: Mutex<Habits>,
     faults: watch::Sender<fault::Faults>,
     log: Mutex<Vec<Record>>,
@@ -144,6 +146,7 @@ impl Upstream {
         let state = Arc::new(State {
             root,
             auth: Mutex::new(Auth::Open),
+            others: Mutex::default(),
             habits: Mutex::new(Habits::Modern),
             faults: watch::Sender::new(fault::Faults::default()),
             log: Mutex::default(),
@@ -202,6 +205,12 @@ impl Upstream {
     /// Asks every request from now on for these credentials.
     pub fn require(&self, auth: Auth) {
         *lock(&self.state.auth) = auth;
+    }
+
+    /// Lets another user in, to whom these refs are hidden, as Gerrit hides what a user may not read.
+    pub fn admit_as(&self, user: &str, password: &str, hidden: &[&str]) {
+        let given = format!("Basic {}", log::base64(&format!("{user}:{password}")));
+        lock(&self.state.others).push((given, hidden.iter().map(|name| (*name).to_owned()).collect()));
     }
 
     /// Serves every request from now on as this kind of server.
@@ -272,12 +281,12 @@ impl State {
             log.push(Record::new(&parts, repo.clone(), operation));
             log.len() - 1
         };
-        if !self.admits(&parts) {
+        let Some(hidden) = self.admits(&parts) else {
             self.note(number, StatusCode::UNAUTHORIZED);
             let mut answer = plain(StatusCode::UNAUTHORIZED, "text/plain", "credentials, please\n");
             answer.headers_mut().insert(WWW_AUTHENTICATE, "Basic realm=\"upstream\"".parse()?);
             return Ok(answer);
-        }
+        };
         let action = fault::meet(self.faults.subscribe(), &repo, operation).await;
         let answer = match action {
             Action::Pass { wrap } => {
@@ -288,7 +297,7 @@ impl State {
                     if habits == Habits::Strict {
                         strict(&self.root, &parts, body).await?
                     } else {
-                        cgi::run(&self.root, habits, &parts, body).await?
+                        cgi::run(&self.root, habits, &hidden, &parts, body).await?
                     }
                 };
                 wrap.apply(answer).await?
@@ -321,17 +330,23 @@ impl State {
         Ok(answer)
     }
 
-    /// Whether the request carries the credentials asked for.
-    fn admits(&self, parts: &http::request::Parts) -> bool {
+    /// The refs that are hidden from whoever sent the request; none where it does not carry the credentials asked for.
+    fn admits(&self, parts: &http::request::Parts) -> Option<Vec<String>> {
+        let given = parts.headers.get(AUTHORIZATION).map(http::HeaderValue::as_bytes);
+        if let Some((_, hidden)) =
+            lock(&self.others).iter().find(|(other, _)| given == Some(other.as_bytes()))
+        {
+            return Some(hidden.clone());
+        }
         let expected = match &*lock(&self.auth) {
-            Auth::Open => return true,
-            Auth::BasicToPost { .. } if parts.method == http::Method::GET => return true,
+            Auth::Open => return Some(Vec::new()),
+            Auth::BasicToPost { .. } if parts.method == http::Method::GET => return Some(Vec::new()),
             Auth::Basic { user, password } | Auth::BasicToPost { user, password } => {
                 format!("Basic {}", log::base64(&format!("{user}:{password}")))
             }
             Auth::Bearer(token) => format!("Bearer {token}"),
         };
-        parts.headers.get(AUTHORIZATION).is_some_and(|given| given.as_bytes() == expected.as_bytes())
+        (given == Some(expected.as_bytes())).then(Vec::new)
     }
 
     fn note(&self, number: usize, status: StatusCode) {
@@ -350,7 +365,7 @@ async fn strict(root: &Path, parts: &http::request::Parts, body: Body) -> Result
     if has(&asked) {
         return Ok(plain(StatusCode::OK, "application/x-git-upload-pack-result", ""));
     }
-    let answer = cgi::run(root, Habits::Modern, parts, whole(asked)).await?;
+    let answer = cgi::run(root, Habits::Modern, &[], parts, whole(asked)).await?;
     if !parts.uri.path().ends_with("/info/refs") {
         return Ok(answer);
     }

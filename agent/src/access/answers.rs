@@ -88,7 +88,7 @@ impl<V: Clone> Answers<V> {
         let holds = match &said {
             Ok(_) => ALLOW,
             // From now on: whoever waited for it must see it.
-            Err(Refusal::Away(_)) => asked.elapsed() + AWAY,
+            Err(Refusal::Away(_) | Refusal::TooMany(_)) => asked.elapsed() + AWAY,
             Err(_) => DENY,
         };
         *lock(&question.answer) = Some(Answer { said: said.clone(), until: asked + holds });

@@ -18,7 +18,7 @@ use crate::{
     checkpoint::Archive,
     fleet::{budget::Usage, declarations::Stalled, prewarm::Progress},
     git::Head,
-    mirror::{Mirror, Trouble, View, findings::findings},
+    mirror::{Mirror, Settings, Trouble, View, findings::findings},
     peers::Peers,
     popularity::day::Uses,
 };
@@ -205,7 +205,11 @@ fn mirror(mirror: &Mirror, stalled: Option<&Stalled>, store: Option<&Probed>) ->
     let (view, settings) = (mirror.view(), mirror.settings());
     let stored = view.stored.as_ref();
     let snapshots = mirror.snapshots().view();
-    let trouble = view.trouble().map(|trouble| format!("{}: {}", trouble.reason, trouble.message));
+    let withheld = view.withheld(settings.on_upstream_refusal);
+    let trouble = withheld
+        .as_ref()
+        .or(view.trouble())
+        .map(|trouble| format!("{}: {}", trouble.reason, trouble.message));
     let message = stalled.map(|stalled| stalled.message.clone()).or(trouble);
     MirrorStatus {
         name: settings.name.clone(),
@@ -245,7 +249,7 @@ fn mirror(mirror: &Mirror, stalled: Option<&Stalled>, store: Option<&Probed>) ->
         progress: mirror.progress(),
         conditions: conditions(&Facts {
             stalled: stalled.map(note),
-            ..facts(&view, snapshots.trouble.as_ref(), settings.suspend)
+            ..facts(&view, snapshots.trouble.as_ref(), &settings)
         }),
     }
 }
@@ -279,7 +283,8 @@ fn stalled(stalled: Stalled) -> MirrorStatus {
 }
 
 /// What the conditions of a mirror on one agent rest on: the same function makes them as in a cluster.
-fn facts(view: &View, snapshot: Option<&Trouble>, suspended: bool) -> Facts {
+fn facts(view: &View, snapshot: Option<&Trouble>, settings: &Settings) -> Facts {
+    let suspended = settings.suspend;
     let progress = match view.phase {
         Phase::Absent | Phase::Cloning if view.trouble().is_none() => {
             Some(Note::new(Reason::Cloning, "the first clone from the upstream is under way"))
@@ -292,7 +297,7 @@ fn facts(view: &View, snapshot: Option<&Trouble>, suspended: bool) -> Facts {
         }
         _ => None,
     };
-    let findings = findings(view, snapshot);
+    let findings = findings(view, snapshot, settings.on_upstream_refusal);
     let on_demand = view.phase == Phase::OnDemand;
     let ready = u32::from(view.phase.is_ready() || (suspended && view.stored.is_some()));
     Facts { suspended, on_demand, pods: Pods { ready, ..no_facts().pods }, progress, findings, ..no_facts() }

@@ -8,6 +8,7 @@ use crate::{
     blockfile::{Digest, Layout},
     generations::Numbered,
     git::{Head, ObjectFormat, RefSet},
+    upstream::Provenance,
 };
 
 pub use crate::generations::{Generation, Writer};
@@ -42,6 +43,9 @@ pub struct Manifest {
     pub refs: Refs,
     /// The base, then the increments, oldest first.
     pub packs: Vec<Pack>,
+    /// With what it was fetched; older agents did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
 }
 
 /// A checkpoint in the store.
@@ -348,13 +352,17 @@ mod tests {
             object_format: "sha1".into(),
             refs,
             packs,
+            provenance: None,
         }
     }
 
     #[test]
     fn a_manifest_is_read_back() {
-        let whole = manifest(vec![pack(None), pack(Some(Digest::of(b"refs")))]);
-        assert_eq!(Manifest::parse(&whole.to_json(), Generation(7)), Ok(whole));
+        let older = manifest(vec![pack(None), pack(Some(Digest::of(b"refs")))]);
+        let whole = Manifest { provenance: Some(Provenance::of("ci", Some("creds"))), ..older.clone() };
+        for whole in [older, whole] {
+            assert_eq!(Manifest::parse(&whole.to_json(), Generation(7)), Ok(whole));
+        }
     }
 
     #[test]

@@ -74,6 +74,7 @@ mod tests {
             object_format: "sha1".into(),
             refs: Refs { name: Digest::of(b""), bytes: 0, digest: String::new(), count: 1 },
             packs,
+            provenance: None,
         }
     }
 

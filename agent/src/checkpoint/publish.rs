@@ -28,6 +28,7 @@ use crate::{
     generations::Created,
     git::{Git, Oid, RefSet, pack, remote},
     store::PutMode,
+    upstream::Provenance,
 };
 
 /// Lost races in a row before an agent leaves publishing to the others.
@@ -47,6 +48,8 @@ pub struct Publish {
     pub work: PathBuf,
     /// The refs to publish; all their objects are in the mirror.
     pub refs: Arc<RefSet>,
+    /// With what the mirror was fetched.
+    pub provenance: Provenance,
     /// Held while the mirror's packs are linked, and by whoever repacks.
     pub packs: Arc<Mutex<()>>,
     /// Held by this agent for as long as this runs, where the store ignores conditions.
@@ -177,6 +180,7 @@ impl Publish {
             object_format: self.refs.format().name().to_owned(),
             refs,
             packs,
+            provenance: Some(self.provenance.clone()),
         })
     }
 

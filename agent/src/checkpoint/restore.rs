@@ -30,6 +30,7 @@ use crate::{
     blockfile::{Blame, BlockFileError, Digest, Download, Options, Source},
     files::remove_tree,
     git::{Git, Oid, RefSet, pack, remote, stderr::Culprit},
+    upstream::Provenance,
 };
 
 /// How often progress is told.
@@ -64,6 +65,8 @@ pub struct Restored {
     pub checkpoint: Checkpoint,
     /// The name of the file that holds all that the refs reach, where it is in one pack.
     pub pack: Option<String>,
+    /// With what it was fetched, by whoever published it.
+    pub provenance: Provenance,
 }
 
 /// What a restore came to.
@@ -146,7 +149,8 @@ impl Restore {
                 .map(|file| parts::name(base.name, file)),
             _ => None,
         };
-        Ok(Restored { refs, checkpoint, pack })
+        let provenance = manifest.provenance.unwrap_or_default();
+        Ok(Restored { refs, checkpoint, pack, provenance })
     }
 
     /// Brings all files of all packs, in parallel, each block checked as it arrives.

@@ -13,9 +13,11 @@ use tarn_crds::v1alpha1::conditions::Reason;
 /// Why a git command failed, in kinds that a person or the retry logic treats differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The upstream wants other credentials, or any.
+    /// The upstream refuses: it wants other credentials, or any.
     Unauthorized,
-    /// The upstream has no such repository, or hides it.
+    /// The credentials are missing, or of no use: the upstream has not been asked.
+    Credentials,
+    /// The upstream refuses: it has no such repository, or hides it.
     NotFound,
     /// An object asked for by name is gone upstream, or the upstream serves tips only.
     NotOurRef,
@@ -64,7 +66,7 @@ impl FailureKind {
     /// The reason in conditions, metrics and answers.
     pub fn reason(self) -> Reason {
         match self {
-            Self::Unauthorized => Reason::AuthenticationFailed,
+            Self::Unauthorized | Self::Credentials => Reason::AuthenticationFailed,
             Self::NotFound => Reason::RepositoryNotFound,
             Self::NotOurRef | Self::Status => Reason::UpstreamError,
             Self::RateLimited => Reason::RateLimited,
@@ -79,13 +81,20 @@ impl FailureKind {
         }
     }
 
+    /// Whether the upstream has said no, in so many words: it works, and does not want this agent to have the repository.
+    /// Everything else that fails says nothing about what the agent may have.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Unauthorized | Self::NotFound)
+    }
+
     /// Where the cause lies. For a command that talks to nobody, [`super::GitError::culprit`] knows more.
     pub fn culprit(self) -> Culprit {
         match self {
-            Self::Unauthorized | Self::NotFound | Self::NotOurRef | Self::Status | Self::RateLimited => {
+            Self::Unauthorized | Self::Credentials | Self::NotFound | Self::NotOurRef | Self::Status => {
                 Culprit::Upstream
             }
-            Self::Network
+            Self::RateLimited
+            | Self::Network
             | Self::Untrusted
             | Self::NotAllowed
             | Self::TimedOut
@@ -297,14 +306,19 @@ const UPSTREAM: &[(&str, FailureKind)] = &[
     ("could not read Password", FailureKind::Unauthorized), // prompt.c: git_prompt
     ("No user exists for uid", FailureKind::Machine), // ssh: the user it runs as is not in the passwd file
     ("Permission denied (", FailureKind::Unauthorized), // ssh: no key was accepted
-    ("error in libcrypto", FailureKind::Unauthorized), // ssh: the key cannot be read
-    ("invalid format", FailureKind::Unauthorized),  // ssh: "Load key …: invalid format"
+    ("error in libcrypto", FailureKind::Credentials), // ssh: the key cannot be read
+    ("invalid format", FailureKind::Credentials),   // ssh: "Load key …: invalid format"
     ("Host key verification failed", FailureKind::Untrusted), // ssh
     ("certificate", FailureKind::Untrusted), // libcurl: "SSL certificate problem", "server certificate verification failed"
     ("returned error: 401", FailureKind::Unauthorized), // http.c: curl_errorstr
     ("returned error: 403", FailureKind::Unauthorized), // http.c: curl_errorstr
+    ("returned error: 451", FailureKind::Unauthorized), // http.c: curl_errorstr
     ("returned error: 404", FailureKind::NotFound), // http.c: curl_errorstr
+    ("returned error: 410", FailureKind::NotFound), // http.c: curl_errorstr
     ("returned error: 5", FailureKind::Status), // http.c: curl_errorstr
+    ("DENIED by fallthru", FailureKind::Unauthorized), // gitolite over ssh
+    ("is not authorized to read", FailureKind::Unauthorized), // Gitea, Forgejo over ssh
+    ("Cannot find repository", FailureKind::NotFound), // Gitea, Forgejo over ssh
     ("Repository not found", FailureKind::NotFound), // GitHub, Bitbucket, JGit over ssh
     ("TF401019", FailureKind::NotFound), // Azure DevOps: "The Git repository with name or identifier … does not exist"
     ("' not found", FailureKind::NotFound), // remote-curl.c: discover_refs, HTTP_MISSING_TARGET

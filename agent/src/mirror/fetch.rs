@@ -6,7 +6,10 @@ use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::disk::{Disk, size};
+use super::{
+    disk::{Disk, size},
+    entitlement::{self, Note},
+};
 use crate::{
     files::blocking,
     git::{
@@ -71,6 +74,8 @@ pub struct Fetch {
     pub timeout: Duration,
     /// Where progress goes.
     pub progress: Arc<watch::Sender<Option<String>>>,
+    /// What is noted in a new mirror of how it was fetched.
+    pub note: Note,
     /// Its place in the queue.
     pub ticket: Ticket,
 }
@@ -99,7 +104,12 @@ impl Fetch {
             self.objects(&staged, self.target.tips().collect()).await?;
             self.write_refs(staged.clone()).await?;
             let (disk, staged, dir) = (self.disk.clone(), staged.clone(), self.dir.clone());
-            blocking(move || disk.publish(&staged, &dir)).await?;
+            let note = self.note.clone();
+            blocking(move || {
+                entitlement::save(&staged, &note)?;
+                disk.publish(&staged, &dir)
+            })
+            .await?;
             Ok(())
         }
         .await;

@@ -16,10 +16,10 @@ use bstr::BString;
 use tarn_crds::v1alpha1::OnUpstreamFailure;
 use tokio::time::{sleep, timeout};
 
-use super::{Mirror, View};
+use super::{Mirror, Trouble, View, entitlement::Verdict};
 use crate::{
     git::RefSet,
-    upstream::{LookError, http::HttpError},
+    upstream::{LookError, Provenance, http::HttpError},
 };
 
 /// How long requests wait for a look while the upstream is known to fail: long enough for one that has
@@ -85,9 +85,41 @@ pub enum Unavailable {
     /// The upstream cannot be asked, and the user does not want old answers, or there are none.
     #[error("{0}")]
     Upstream(Arc<LookError>),
+    /// The upstream does not let this agent have it, or nobody knows whether it does.
+    #[error("{}", .0.message)]
+    Withheld(Trouble),
     /// Suspended, and what is asked for is not on the disk.
     #[error("the mirror is suspended: set spec.suspend to false")]
     Suspended,
+}
+
+/// Makes sure that something may be shown: what the mirror has or, where `provenance` is given, content that was fetched
+/// with that and lies elsewhere. A look that succeeds now makes up for earlier refusals.
+///
+/// # Errors
+/// The upstream does not let this agent have it, or has not been asked under this declaration.
+pub async fn may_show(mirror: &Mirror, provenance: Option<&Provenance>) -> Result<(), Unavailable> {
+    let settings = mirror.settings();
+    let judge = |view: &View| match provenance {
+        None => view.entitlement.verdict(settings.on_upstream_refusal),
+        Some(provenance) => view.entitlement.verdict_on(provenance, settings.on_upstream_refusal),
+    };
+    let view = mirror.view();
+    let patience = match judge(&view) {
+        Verdict::Shown => return Ok(()),
+        // The upstream may be away, and then what is here is served.
+        Verdict::AskFirst => settings.look_timeout.min(PROBE_WAIT),
+        Verdict::Unproven | Verdict::Refused => MOST_WAIT.max(settings.look_timeout * 2),
+    };
+    if !settings.suspend && !view.entitlement.is_just_refused(jiff::Timestamp::now()) {
+        // What it said is in the view.
+        let _ = timeout(patience, mirror.look(&[])).await;
+    }
+    let view = mirror.view();
+    match judge(&view) {
+        Verdict::Shown | Verdict::AskFirst => Ok(()),
+        verdict => Err(Unavailable::Withheld(view.reason(verdict))),
+    }
 }
 
 /// The refs to show to a request that arrives now and asks for those that start with one of `prefixes`, or
@@ -128,8 +160,12 @@ pub async fn refs(mirror: &Mirror, prefixes: &[BString]) -> Result<Answer, Unava
         Ok((refs, _)) => return Ok(Answer { refs, freshness: Freshness::Verified }),
         Err(error) => error,
     };
-    match stale(&mirror.view()) {
-        Some(answer) if may_be_stale => Ok(answer),
+    let view = mirror.view();
+    match (view.entitlement.verdict(settings.on_upstream_refusal), stale(&view)) {
+        (Verdict::Shown | Verdict::AskFirst, Some(answer)) if may_be_stale => Ok(answer),
+        (verdict @ (Verdict::Unproven | Verdict::Refused), Some(_)) => {
+            Err(Unavailable::Withheld(view.reason(verdict)))
+        }
         _ => Err(Unavailable::Upstream(error)),
     }
 }

@@ -19,6 +19,8 @@ use crate::{
 pub struct Services {
     /// The installed git.
     pub git: Git,
+    /// The namespace of the GitMirrors and their Secrets; empty outside clusters.
+    pub namespace: String,
     /// The data directory.
     pub disk: Arc<Disk>,
     /// Metrics.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tarn_crds::{
     repo::UpstreamUrl,
-    v1alpha1::{Access, OnUpstreamFailure, Prewarm, Refs},
+    v1alpha1::{Access, OnUpstreamFailure, OnUpstreamRefusal, Prewarm, Refs},
 };
 
 use super::missing::MissingCredentials;
@@ -31,10 +31,14 @@ pub struct Settings {
     pub look_timeout: Duration,
     /// What to answer while the upstream does not.
     pub on_upstream_failure: OnUpstreamFailure,
+    /// What to answer when the upstream refuses.
+    pub on_upstream_refusal: OnUpstreamRefusal,
     /// Who may read, after the defaults.
     pub access: Access,
     /// Whether it is brought before anyone asks for it.
     pub prewarm: Prewarm,
+    /// The Secret that it names.
+    pub secret: Option<String>,
     /// What the upstream is asked with, or why it cannot be asked.
     pub credentials: Result<Credentials, MissingCredentials>,
     /// What is kept in the store.

@@ -8,11 +8,13 @@
 //! | [`Publishing`] | restores from the store, and checkpoints |
 //! | [`Upkeep`] | the order of the packs, and the seed for shallow clones |
 //! | [`Healing`] | what the disk has damaged |
+//! | [`Entitled`] | whether the upstream lets it be shown |
 //!
 //! At most one clone, fetch or restore runs at a time.
 
 mod site;
 mod upstream;
+mod entitled;
 mod fetches;
 mod looks;
 mod publishing;
@@ -34,7 +36,6 @@ use tracing::Instrument;
 use super::{
     BringError, Message, Services, Settings, Settled, Stored, View, WholePack,
     demand::Demand,
-    disk::size,
     fetch::FetchError,
     life::{Action, Event, Life},
 };
@@ -48,6 +49,7 @@ use crate::{
     queue::Priority,
     upstream::LookError,
 };
+use entitled::Entitled;
 use fetches::{Fetched, Fetches, Kind, Order, Wanted, WantedById};
 use healing::Healing;
 use looks::{Looks, Waiter};
@@ -88,6 +90,7 @@ pub(super) struct Task {
     publishing: Publishing,
     upkeep: Upkeep,
     healing: Healing,
+    entitled: Entitled,
     view_out: watch::Sender<View>,
     settings_out: watch::Sender<Arc<Settings>>,
 }
@@ -95,7 +98,8 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(services: &Services, settings: Arc<Settings>, demand: Demand) -> (Self, Ports) {
         let site = Arc::new(Site::new(services, settings.url.id().clone()));
-        let (view_out, view) = watch::channel(View::empty());
+        let entitled = Entitled::new(site.clone(), services, &settings);
+        let (view_out, view) = watch::channel(View::empty(entitled.known().clone()));
         let (settings_out, settings_in) = watch::channel(settings.clone());
         let (progress, packs) = (site.progress.subscribe(), site.packs.clone());
         let task = Self {
@@ -114,6 +118,7 @@ impl Task {
             publishing: Publishing::new(site.clone(), services),
             upkeep: Upkeep::new(site.clone(), services.queue.clone()),
             healing: Healing::new(site.clone()),
+            entitled,
             site,
             view_out,
             settings_out,
@@ -254,7 +259,8 @@ impl Task {
     }
 
     fn fetch_by_id(&mut self, wanted: WantedById) {
-        if self.stored.is_none() || self.settings.suspend {
+        // What the upstream has not shown under the present declaration, it is not asked for.
+        if self.stored.is_none() || self.settings.suspend || self.looks.seen().is_none() {
             let all = wanted.oids.iter().copied().collect();
             wanted.answer(Ok(all));
         } else {
@@ -266,7 +272,9 @@ impl Task {
         if **settings == *self.settings {
             return;
         }
-        let was_suspended = mem::replace(&mut self.settings, settings.clone()).suspend;
+        let former = mem::replace(&mut self.settings, settings.clone());
+        let was_suspended = former.suspend;
+        self.entitled.configure(&former, settings);
         self.upstream = Upstream::connect(&self.site, settings);
         // What the old declaration let the agent see says nothing about the new one.
         self.looks.forget();
@@ -338,6 +346,7 @@ impl Task {
             timeout: self.settings.timeout,
             urgency: self.urgency,
             awaited: self.looks.is_awaited(),
+            provenance: self.entitled.declared(&self.settings),
         });
     }
 
@@ -349,12 +358,16 @@ impl Task {
         let upkeep = self.upkeep.start(self.bytes);
         let sound = self.is_sound() && !self.settings.suspend;
         let (coming, settings) = (self.fetches.is_running(), self.settings.checkpoint);
-        let publish = self.publishing.start(&stored, sound, coming, settings);
+        let provenance = self.entitled.known().provenance();
+        let publish = self.publishing.start(&stored, provenance, sound, coming, settings);
         [held, upkeep, publish].into_iter().flatten().min().map(Into::into)
     }
 
     fn looked(&mut self, result: Result<Arc<RefSet>, LookError>) {
         let Some(ended) = self.looks.ended(result, self.stored.as_deref(), self.wanted) else { return };
+        if ended.current {
+            self.entitled.heard(&ended.answer, self.settings.url.scheme());
+        }
         if let Some(event) = ended.event {
             if event == Event::LookFoundMoves {
                 self.fetches.moved();
@@ -400,6 +413,7 @@ impl Task {
         let stored = Arc::new(Stored::new(target).after(self.stored.as_deref()));
         tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
         self.stored = Some(stored);
+        self.entitled.change(|known| known.place(fetch.provenance.clone()));
         self.healing.healed();
         self.happened(if behind { Event::FetchDoneBehind } else { Event::FetchDone });
         self.publish();
@@ -421,20 +435,16 @@ impl Task {
         let Some((restored, began)) = self.publishing.restored(result, self.life.failures) else {
             return self.happened(Event::RestoreFailed);
         };
-        let Restored { refs, checkpoint: _, pack } = restored;
+        let Restored { refs, checkpoint: _, pack, provenance } = restored;
         self.upkeep.restored(&refs, began);
         let path = pack.map(|name| self.site.dir.join("objects/pack").join(name));
         let pack = path.map(|path| Arc::new(WholePack { path, exact: tokio::sync::OnceCell::new() }));
         self.stored = Some(Arc::new(Stored { pack, ..Stored::new(refs) }));
+        self.entitled.change(|known| known.place(provenance));
         self.healing.healed();
         self.demand.touch();
         self.measure();
         self.happened(Event::Restored);
-    }
-
-    /// Measures the mirror: repacking changes its size.
-    fn measure(&mut self) {
-        self.bytes = size(&self.site.dir);
     }
 
     /// Tells those who follow the mirror what has changed, if anything has.
@@ -454,6 +464,7 @@ impl Task {
             damage: self.healing.trouble(),
             replaced: self.healing.replaced(),
             seed: self.upkeep.seed().cloned(),
+            entitlement: self.entitled.known().clone(),
             upstream: self.upstream.as_ref().ok().map(|upstream| upstream.looker.clone()),
         };
         self.view_out.send_if_modified(|shown| {

@@ -3,10 +3,15 @@
 use std::{collections::HashSet, fmt, path::PathBuf, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
-use tarn_crds::v1alpha1::{Phase, conditions::Reason};
+use tarn_crds::v1alpha1::{OnUpstreamRefusal, Phase, conditions::Reason};
 use tokio::sync::{OnceCell, watch};
 
-use super::{seed::Seed, settings::Settings, snapshots::SnapshotView};
+use super::{
+    entitlement::{Entitlement, Verdict},
+    seed::Seed,
+    settings::Settings,
+    snapshots::SnapshotView,
+};
 use crate::{
     checkpoint::manifest::Checkpoint,
     git::{Oid, RefSet},
@@ -44,13 +49,15 @@ pub struct View {
     pub replaced: u64,
     /// What serves shallow clones cheaply.
     pub seed: Option<Arc<Seed>>,
+    /// Whether the upstream lets this agent have it.
+    pub entitlement: Arc<Entitlement>,
     /// The upstream, for requests that are handed on to it.
     pub upstream: Option<Arc<Looker>>,
 }
 
 impl View {
     /// Of a mirror of which nothing is known yet.
-    pub(super) fn empty() -> Self {
+    pub(super) fn empty(entitlement: Arc<Entitlement>) -> Self {
         Self {
             phase: Phase::OnDemand,
             stored: None,
@@ -66,6 +73,7 @@ impl View {
             damage: None,
             replaced: 0,
             seed: None,
+            entitlement,
             upstream: None,
         }
     }
@@ -95,6 +103,7 @@ impl View {
             damage,
             replaced,
             seed,
+            entitlement,
             upstream,
         } = self;
         let (refs, began) = (seen.as_ref().map(|seen| &seen.0), seen.as_ref().map(|seen| seen.1));
@@ -108,7 +117,40 @@ impl View {
             && one(checkpoint.as_ref(), other.checkpoint.as_ref())
             && (damage, replaced) == (&other.damage, &other.replaced)
             && one(seed.as_ref(), other.seed.as_ref())
+            && *entitlement == other.entitlement
             && one(upstream.as_ref(), other.upstream.as_ref())
+    }
+
+    /// Why nothing of it is shown, if so and somebody has to know: not while the first look is under way.
+    pub fn withheld(&self, policy: OnUpstreamRefusal) -> Option<Trouble> {
+        match self.entitlement.verdict(policy) {
+            Verdict::Refused => Some(self.reason(Verdict::Refused)),
+            Verdict::Unproven if self.look_trouble.is_some() => Some(self.reason(Verdict::Unproven)),
+            _ => None,
+        }
+    }
+
+    /// Why nothing is shown, in words that name the remedy.
+    pub(super) fn reason(&self, verdict: Verdict) -> Trouble {
+        if verdict == Verdict::Refused {
+            let refusals = self.entitlement.refusals();
+            let said = refusals.map_or("no reason given", |refusals| refusals.said.as_str());
+            let since = refusals.map(|refusals| format!(" since {:.0}", refusals.since)).unwrap_or_default();
+            let message = format!(
+                "the upstream refuses this repository{since}, so Tarn serves nothing of it until a check succeeds; it \
+                 says: {said}. Renew the credentials in spec.secretRef, or set spec.freshness.onUpstreamRefusal to \
+                 ServeStale to serve what Tarn has"
+            );
+            return Trouble { reason: Reason::UpstreamRefuses, message };
+        }
+        let failed =
+            self.look_trouble.as_ref().map(|trouble| format!("; the last one failed: {}", trouble.message));
+        let message = format!(
+            "what Tarn has of this repository was fetched with other credentials than spec.secretRef has now, so Tarn \
+             serves it once a check with these has succeeded{}",
+            failed.unwrap_or_default()
+        );
+        Trouble { reason: Reason::AccessUnproven, message }
     }
 
     /// What is wrong, the worst first; `None` while nothing is.

@@ -23,7 +23,7 @@ const MAX_REF: usize = 1024;
 /// The entry of a mirror that runs.
 pub(super) fn running(pod: &Pod, mirror: &Mirror, settings: &Settings) -> Replica {
     let (view, snapshots) = (mirror.view(), mirror.snapshots().view());
-    let found = findings(&view, snapshots.trouble.as_ref());
+    let found = findings(&view, snapshots.trouble.as_ref(), settings.on_upstream_refusal);
     let stored = view.stored.as_ref();
     // A fetch takes less time than telling of it would; what it brought is told.
     let phase = if view.phase == Phase::Fetching { Phase::Ready } else { view.phase };

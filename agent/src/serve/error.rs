@@ -283,16 +283,21 @@ impl From<Refusal> for Failure {
             Refusal::Denied(text) => Self::new(StatusCode::FORBIDDEN, "AccessDenied", text),
             // Not 401: git would forget them, and they may be right for another upstream.
             Refusal::Unbound(text) => Self::new(StatusCode::FORBIDDEN, "CredentialsUnbound", text),
-            Refusal::Upstream { status: 401, .. } => {
+            Refusal::TooMany(wait) => {
+                let text = "the upstream has refused too many credentials from this address or of this user: wait a \
+                            minute, and correct them";
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRefusals", text).after(Some(wait))
+            }
+            Refusal::Upstream(401) => {
                 let text = "the upstream asks for credentials of its own, or refuses these";
                 let challenge = Some(CHALLENGE);
                 Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "Unauthenticated", text) }
             }
-            Refusal::Upstream { status: 404, .. } => {
+            Refusal::Upstream(404 | 410) => {
                 let text = "the upstream shows no such repository to these credentials";
                 Self::new(StatusCode::NOT_FOUND, "RepositoryNotFound", text)
             }
-            Refusal::Upstream { .. } => {
+            Refusal::Upstream(_) => {
                 Self::new(StatusCode::FORBIDDEN, "AccessDenied", "the upstream refuses these credentials")
             }
             Refusal::Away(text) => {
@@ -307,9 +312,14 @@ impl From<Unavailable> for Failure {
     fn from(error: Unavailable) -> Self {
         let (code, pause) = match &error {
             Unavailable::Upstream(error) => (error.kind().reason().as_str(), error.pause()),
+            // Nothing that the client does again mends it.
+            Unavailable::Withheld(trouble) if trouble.reason == Reason::UpstreamRefuses => {
+                return Self::new(StatusCode::FORBIDDEN, trouble.reason.as_str(), &error);
+            }
+            Unavailable::Withheld(trouble) => (trouble.reason.as_str(), None),
             Unavailable::Suspended => ("Suspended", None),
         };
-        let failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error);
+        let failure = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, &error);
         failure.after(pause.or(Some(Duration::from_secs(5))))
     }
 }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tarn_crds::v1alpha1::Access;
 
 use super::{
-    Scheme, Serving, body,
+    Scheme, Serving, address, body,
     content::{self, Chunks, Content, header_value},
     error::{Failure, challenge},
     headers::{AGE, Account, COMMIT},
@@ -158,6 +158,7 @@ async fn batch(
         handed_on(serving, mirror, parts, account, "lfs-upload", objects);
         return forward(serving, mirror, parts, "/objects/batch", body).await;
     }
+    serving.may_show_beside(mirror).await?;
     let base = base(parts, mirror)?;
     let upstream = mirror.upstream();
     let available = mirror.lfs().available(mirror.id(), upstream.as_deref(), &batch.objects).await;
@@ -185,6 +186,7 @@ fn base(parts: &Parts, mirror: &Mirror) -> Result<String, Failure> {
 }
 
 async fn object(serving: &Serving, mirror: &Mirror, oid: LfsOid, parts: &Parts) -> Result<Response, Failure> {
+    serving.may_show_beside(mirror).await?;
     let size = parts.uri.query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("size="));
     let reading = match size {
         Some(size) => {
@@ -240,10 +242,13 @@ async fn forward(
     let upstream = push::upstream(mirror)?;
     let (mut headers, settings) = (parts.headers.clone(), mirror.settings());
     serving.guard.delegate(&settings.url, &mut headers)?;
+    let attempt = serving.guard.attempt(mirror, &headers, address(parts))?;
+    let _place = serving.guard.place(mirror).await?;
     // The body has been read, and unpacked.
     headers.remove(header::CONTENT_ENCODING);
     let answer = upstream.lfs_forward(parts.method.clone(), rest, &headers, body).await;
     let answer = answer.map_err(|error| failure(&FetchError::Upstream(error)))?;
+    attempt.ended(answer.status);
     let mut response = (answer.status, [(header::CONTENT_TYPE, MEDIA_TYPE)], answer.body).into_response();
     for name in RETURNED {
         if let Some(value) = answer.headers.get(&name) {
@@ -263,6 +268,7 @@ async fn forward(
 pub(super) async fn snapshot(serving: &Serving, mirror: &Mirror, parts: &Parts) -> Result<Response, Failure> {
     let patience = wait(parts.uri.query().unwrap_or_default())?;
     let held = mirror.worktree_lfs().open(patience).await?;
+    serving.may_show_beside(mirror).await?;
     let tag = held.digest.to_string();
     let (what, kind, modified) = ("snapshot", KIND, held.time);
     let content = Content { what, kind, tag: &tag, modified, bytes: held.bytes };

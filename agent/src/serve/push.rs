@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::{body::Body, response::Response};
 use futures_util::StreamExt;
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderName, StatusCode, header, request::Parts};
 use tarn_crds::v1alpha1::Access;
 
-use super::{error::Failure, headers::Account};
+use super::{Serving, address, error::Failure, headers::Account};
 use crate::{
     audit,
     mirror::{Mirror, freshness::Unavailable},
@@ -29,8 +29,14 @@ const RETURNED: [HeaderName; 2] = [header::CONTENT_TYPE, header::CACHE_CONTROL];
 ///
 /// # Errors
 /// Pushes cannot be handed on, or the upstream cannot be reached.
-pub async fn advertise(mirror: &Mirror, headers: &HeaderMap) -> Result<Response, Failure> {
-    forward(mirror, Method::GET, "/info/refs?service=git-receive-pack", headers, Body::empty()).await
+pub(super) async fn advertise(
+    serving: &Serving,
+    mirror: &Mirror,
+    parts: &Parts,
+) -> Result<Response, Failure> {
+    let _place = serving.guard.place(mirror).await?;
+    let verb = "/info/refs?service=git-receive-pack";
+    forward(serving, mirror, parts, verb, Body::empty()).await
 }
 
 /// `POST git-receive-pack`.
@@ -38,17 +44,18 @@ pub async fn advertise(mirror: &Mirror, headers: &HeaderMap) -> Result<Response,
 /// # Errors
 /// Pushes cannot be handed on, or the upstream cannot be reached.
 pub(super) async fn receive(
+    serving: &Serving,
     mirror: &Mirror,
-    headers: &HeaderMap,
+    parts: &Parts,
     body: Body,
     account: &mut Account,
 ) -> Result<Response, Failure> {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if kind != Some(REQUEST) {
         return Err(Failure::media_type(REQUEST));
     }
     let (body, seen) = Seen::watch(body);
-    let response = forward(mirror, Method::POST, "/git-receive-pack", headers, body).await;
+    let response = forward(serving, mirror, parts, "/git-receive-pack", body).await;
     account.wants = seen.refs();
     let response = response?;
     if response.status() == StatusCode::OK {
@@ -115,18 +122,20 @@ pub(super) fn upstream(mirror: &Mirror) -> Result<Arc<Looker>, Failure> {
 }
 
 async fn forward(
+    serving: &Serving,
     mirror: &Mirror,
-    method: Method,
+    parts: &Parts,
     verb: &str,
-    headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Failure> {
     let upstream = upstream(mirror)?;
+    let attempt = serving.guard.attempt(mirror, &parts.headers, address(parts))?;
     let body = reqwest::Body::wrap_stream(body.into_data_stream());
     let answer = upstream
-        .push(method, verb, headers, body)
+        .push(parts.method.clone(), verb, &parts.headers, body)
         .await
         .map_err(|error: LookError| Failure::upstream(error))?;
+    attempt.ended(answer.status());
     if answer.status() != StatusCode::OK {
         // Its body may be a page of a server that was not meant.
         return Err(Failure::push_refused(answer.status(), answer.headers(), &mirror.settings().url));

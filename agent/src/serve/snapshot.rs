@@ -34,9 +34,10 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 pub async fn handle(serving: &Serving, mirror: &Mirror, request: &Parts) -> Result<Response, Failure> {
     let patience = wait(request.uri.query().unwrap_or_default())?;
     let snapshots = mirror.snapshots();
+    let known = snapshots.known(patience).await?;
+    serving.may_show(mirror, Some(&known.provenance.clone().unwrap_or_default())).await?;
     if request.method == Method::HEAD {
-        let snapshot = snapshots.known(patience).await?;
-        return Ok(respond(request, mirror, &snapshot, |_| stream::empty().boxed()));
+        return Ok(respond(request, mirror, &known, |_| stream::empty().boxed()));
     }
     let offer = snapshots.open(patience).await?;
     refresh(mirror, &offer.snapshot);

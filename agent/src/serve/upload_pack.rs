@@ -187,6 +187,8 @@ impl ObjectsWanted {
         if let Some(upstream) = upstream.as_ref().filter(|_| view.stored.is_none()) {
             return self.pass_through(&view, upstream.clone()).await;
         }
+        // It may have been restored since this request came.
+        self.serving.may_show(&self.mirror, None).await?;
         let settings = self.mirror.settings();
         let upstream = upstream.filter(|_| !settings.suspend);
         let brought =

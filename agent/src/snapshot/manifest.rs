@@ -9,6 +9,7 @@ use crate::{
     checkpoint::manifest::Keys,
     generations::{Generation, Numbered, Writer},
     git::Oid,
+    upstream::Provenance,
 };
 
 /// The format this agent writes and reads.
@@ -39,6 +40,9 @@ pub struct Snapshot {
     pub bytes: u64,
     /// BLAKE3 of its blocks.
     pub blocks: Vec<Digest>,
+    /// With what the mirror was fetched that it was built of; older agents did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
 }
 
 /// Why a text is no manifest.
@@ -57,7 +61,7 @@ impl Snapshot {
     ) -> Self {
         let digest = digest_of(&blocks);
         let (format, generation, commit) = (FORMAT, Generation(0), commit.to_hex());
-        Self { format, generation, time, writer, commit, branch, digest, bytes, blocks }
+        Self { format, generation, time, writer, commit, branch, digest, bytes, blocks, provenance: None }
     }
 
     /// The text to store.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
+
 use super::{
     github_app::TokenError,
     http::{HttpError, Paused},
@@ -23,9 +25,9 @@ pub enum LookError {
     /// It wants other credentials, or any.
     #[error("the upstream refuses access (HTTP {0}): check the credentials in spec.secretRef")]
     Unauthorized(u16),
-    /// No such repository.
-    #[error("the upstream has no such repository (HTTP 404), or hides it without credentials")]
-    NotFound,
+    /// No such repository, or not any more.
+    #[error("the upstream has no such repository (HTTP {0}), or hides it without credentials")]
+    NotFound(u16),
     /// It is elsewhere: on another host, or on another port of this one, to which no credentials follow.
     #[error("the upstream redirects to {to} (HTTP {status}): write that URL into spec.url")]
     Redirected {
@@ -55,13 +57,23 @@ pub enum LookError {
 }
 
 impl LookError {
+    /// The refusal that an answer's status is in so many words, if it is one: RFC 9110 and, for 451, RFC 7725.
+    pub(super) fn refusal(status: StatusCode) -> Option<Self> {
+        match status.as_u16() {
+            status @ (401 | 403 | 451) => Some(Self::Unauthorized(status)),
+            status @ (404 | 410) => Some(Self::NotFound(status)),
+            _ => None,
+        }
+    }
+
     /// The kind of failure, whose code is the reason in status and metrics.
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Http(error) => error.kind(),
             Self::Status(_) | Self::Redirected { .. } => FailureKind::Status,
-            Self::Unauthorized(_) | Self::NoCredentials(_) => FailureKind::Unauthorized,
-            Self::NotFound => FailureKind::NotFound,
+            Self::Unauthorized(_) => FailureKind::Unauthorized,
+            Self::NoCredentials(_) => FailureKind::Credentials,
+            Self::NotFound(_) => FailureKind::NotFound,
             Self::NotGit(_) => FailureKind::NotGit,
             Self::Refused(_) => FailureKind::Other,
             Self::Token(error) => error.kind,
@@ -76,7 +88,7 @@ impl LookError {
         match self {
             Self::Http(HttpError::Network(_)) | Self::NotGit(_) => true,
             Self::Status(status) => *status >= 500,
-            Self::Http(_) | Self::Unauthorized(_) | Self::NotFound | Self::Redirected { .. } => false,
+            Self::Http(_) | Self::Unauthorized(_) | Self::NotFound(_) | Self::Redirected { .. } => false,
             Self::Refused(_) | Self::NoCredentials(_) | Self::Token(_) | Self::Git(_) => false,
         }
     }

@@ -388,7 +388,7 @@ impl Tokens {
 
     fn jwt(&self, now: Timestamp) -> Result<Secret, TokenError> {
         let failed = |problem: &str| {
-            TokenError::new(FailureKind::Unauthorized, format!("the Secret's githubAppPrivateKey {problem}"))
+            TokenError::new(FailureKind::Credentials, format!("the Secret's githubAppPrivateKey {problem}"))
         };
         let pair = key_pair(self.app.key.expose()).map_err(failed)?;
         let part = |value: serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());

@@ -48,7 +48,7 @@ use crate::{
 const MAX_REF_LIST: usize = 256 * 1024 * 1024;
 
 /// What the agent calls itself upstream.
-const AGENT: &str = concat!("tarn/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("tarn/", env!("CARGO_PKG_VERSION"));
 
 /// How many times the patience a look may take that is being answered: an upstream that sends is not called down.
 const MOST: u32 = 4;
@@ -202,7 +202,10 @@ impl Looker {
             match self.ls_refs(&known, prefixes, patience).await {
                 // The upstream may have moved, or been replaced by one that speaks otherwise: ask anew.
                 Err(
-                    LookError::NotFound | LookError::Status(_) | LookError::NotGit(_) | LookError::Refused(_),
+                    LookError::NotFound(_)
+                    | LookError::Status(_)
+                    | LookError::NotGit(_)
+                    | LookError::Refused(_),
                 ) => {
                     self.remember(None);
                 }
@@ -343,19 +346,16 @@ impl Looker {
     fn judge(&self, response: Response, sent: Option<&HeaderValue>) -> Result<Response, LookError> {
         match response.status() {
             StatusCode::OK => Ok(response),
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            StatusCode::UNAUTHORIZED => {
                 // A token that was revoked before its time: the next look has another. 403 says that it is known, and
                 // may not do this: another one may not either.
-                if let (Authorization::App(tokens, _), Some(value), StatusCode::UNAUTHORIZED) =
-                    (&self.authorization, sent, status)
-                {
+                if let (Authorization::App(tokens, _), Some(value)) = (&self.authorization, sent) {
                     tokens.refused(value.as_bytes());
                 }
-                Err(LookError::Unauthorized(status.as_u16()))
+                Err(LookError::Unauthorized(401))
             }
-            StatusCode::NOT_FOUND => Err(LookError::NotFound),
             status if status.is_redirection() => Err(redirected(&response)),
-            status => Err(LookError::Status(status.as_u16())),
+            status => Err(LookError::refusal(status).unwrap_or(LookError::Status(status.as_u16()))),
         }
     }
 
@@ -422,7 +422,7 @@ pub(super) fn check_type(response: &Response, expected: &str) -> Result<(), Look
 }
 
 /// The repository's URL in one of its requests.
-fn repository(url: &str) -> &str {
+pub(super) fn repository(url: &str) -> &str {
     let url = url.split("/info/refs").next().unwrap_or(url);
     url.strip_suffix("/git-upload-pack").unwrap_or(url)
 }

@@ -50,6 +50,7 @@ impl Publisher {
             dir: self.origin.git_dir(),
             work: self.work.clone(),
             refs: Arc::new(RefSet::read(&self.origin.git_dir(), ObjectFormat::Sha1)?),
+            provenance: tarn_agent::upstream::Provenance::Public,
             packs: Arc::default(),
             lease: None,
         };

@@ -19,6 +19,9 @@ pub enum ConditionType {
     /// Present (True) while nothing can go on before a person acts; negative, never together with Reconciling.
     /// kstatus: Failed.
     Stalled,
+    /// GitMirror. Present (True) while a pod serves nothing of the mirror: the upstream refuses it, or no check with the
+    /// present credentials has succeeded; negative. Takes Ready down.
+    Withheld,
     /// GitMirror. Present (True) while a pod replaces a mirror that its disk damaged, and for an hour after a second
     /// damage of the same mirror; negative. Ready stays up while other pods serve.
     Damaged,
@@ -37,10 +40,11 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// Every type, in the order in which status lists them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ready,
         Self::Reconciling,
         Self::Stalled,
+        Self::Withheld,
         Self::Damaged,
         Self::FetchFailed,
         Self::Stale,
@@ -54,6 +58,7 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::Reconciling => "Reconciling",
             Self::Stalled => "Stalled",
+            Self::Withheld => "Withheld",
             Self::Damaged => "Damaged",
             Self::FetchFailed => "FetchFailed",
             Self::Stale => "Stale",
@@ -148,6 +153,10 @@ reasons! {
     AuthenticationFailed,
     /// FetchFailed, Stale: the upstream knows no such repository, or does not show it to these credentials.
     RepositoryNotFound,
+    /// Withheld: the upstream has refused three checks over ten minutes, or the first one under this declaration.
+    UpstreamRefuses,
+    /// Withheld: what is there was fetched with other credentials, and no check with the present ones has succeeded.
+    AccessUnproven,
     /// FetchFailed, Stale: the upstream asks for fewer requests.
     RateLimited,
     /// FetchFailed, Stale: the upstream answered with an error of its own.

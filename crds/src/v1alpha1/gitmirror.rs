@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CacheRef, Duration, SecretRef, present};
 
-pub use freshness::{Freshness, OnUpstreamFailure};
+pub use freshness::{Freshness, OnUpstreamFailure, OnUpstreamRefusal};
 pub use refs::Refs;
 pub use status::{CheckpointStatus, GitMirrorStatus, Head, SnapshotStatus};
 pub use upkeep::{CheckpointPolicy, DeletionPolicy, Prewarm, SnapshotPolicy};

@@ -84,7 +84,7 @@ pub struct Replica {
 /// Something that is wrong on one pod: the condition it makes true, and why.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaFinding {
-    /// The condition: Stalled, Damaged, Stale, FetchFailed, RestoreFailed or StoreFailed.
+    /// The condition: Stalled, Withheld, Damaged, Stale, FetchFailed, RestoreFailed or StoreFailed.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub type_: String,

@@ -55,8 +55,7 @@ fn progress(entries: &[Entry]) -> Option<Note> {
 /// answers are.
 fn findings(entries: &[Entry]) -> Vec<Finding> {
     let mut found = Vec::new();
-    for wrong in [Wrong::Damaged, Wrong::Stale, Wrong::FetchFailed, Wrong::RestoreFailed, Wrong::StoreFailed]
-    {
+    for wrong in Wrong::ALL {
         let kind = wrong.condition().as_str();
         let told = entries.iter().filter(|entry| !entry.silent).find_map(|entry| {
             let told = entry.replica.findings.iter().find(|told| told.type_ == kind)?;
@@ -151,6 +150,15 @@ mod tests {
             (
                 vec![ready(), failing(entry("c-1", Phase::Ready), "Stale", "UpstreamTimeout")],
                 "Ready=False/UpstreamTimeout Reconciling=True/Retrying Stale=True/UpstreamTimeout",
+            ),
+            (
+                vec![failing(
+                    failing(ready(), "Withheld", "UpstreamRefuses"),
+                    "Stale",
+                    "AuthenticationFailed",
+                )],
+                "Ready=False/UpstreamRefuses Reconciling=True/Retrying Withheld=True/UpstreamRefuses \
+                 Stale=True/AuthenticationFailed",
             ),
             (
                 vec![ready(), failing(entry("c-1", Phase::Ready), "StoreFailed", "StoreDenied")],

@@ -24,10 +24,11 @@ const ALWAYS: [(&str, &str); 2] = [("http.receivepack", "true"), ("receive.autog
 const MODERN: [(&str, &str); 2] =
     [("uploadpack.allowFilter", "true"), ("uploadpack.allowAnySHA1InWant", "true")];
 
-/// Runs the backend for one request. Dropping the answer ends the backend and its children.
+/// Runs the backend for one request of somebody from whom these refs are hidden. Dropping the answer ends the backend and its children.
 pub(super) async fn run(
     root: &Path,
     habits: Habits,
+    hidden: &[String],
     parts: &http::request::Parts,
     body: Body,
 ) -> Result<Response<Body>> {
@@ -62,6 +63,7 @@ pub(super) async fn run(
             git.env_remove("GIT_PROTOCOL");
         }
     }
+    config.extend(hidden.iter().map(|name| ("uploadpack.hideRefs", name.as_str())));
     git.env("GIT_CONFIG_COUNT", config.len().to_string());
     for (number, (key, value)) in config.iter().enumerate() {
         git.env(format!("GIT_CONFIG_KEY_{number}"), key).env(format!("GIT_CONFIG_VALUE_{number}"), value);

@@ -263,8 +263,10 @@ impl Claim {
             max_staleness: spec.freshness.max_staleness.get(),
             look_timeout: spec.freshness.look_timeout.get(),
             on_upstream_failure: spec.freshness.on_upstream_failure,
+            on_upstream_refusal: spec.freshness.on_upstream_refusal,
             access: spec.effective_access(),
             prewarm: spec.prewarm,
+            secret: self.secret().map(str::to_owned),
             credentials,
             snapshot: SnapshotSettings {
                 interval: spec.snapshot.interval.get(),

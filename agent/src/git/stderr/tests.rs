@@ -214,7 +214,7 @@ fn the_line_that_tells_is_the_one_that_names_the_cause() {
 
 #[test]
 fn what_ssh_says_is_understood() {
-    use FailureKind::{Machine, Network, NotFound, Unauthorized, Untrusted};
+    use FailureKind::{Credentials, Machine, Network, NotFound, Unauthorized, Untrusted};
     for (line, expected) in [
         ("ssh: connect to host h port 22: No route to host", Network),
         ("ssh: connect to host h port 22: Connection refused", Network),
@@ -222,7 +222,7 @@ fn what_ssh_says_is_understood() {
         ("kex_exchange_identification: Connection closed by remote host", Network),
         ("kex_exchange_identification: read: Connection reset by peer", Network),
         ("git@h: Permission denied (publickey).", Unauthorized),
-        ("Load key \"/k\": error in libcrypto", Unauthorized),
+        ("Load key \"/k\": error in libcrypto", Credentials),
         ("Host key verification failed.", Untrusted),
         ("fatal: '/x' does not appear to be a git repository", NotFound),
         ("No user exists for uid 10001", Machine),
@@ -230,6 +230,37 @@ fn what_ssh_says_is_understood() {
         let text = format!("{} {line}\nfatal: Could not read from remote repository.", OTHERS[1]);
         assert_eq!(classify("fetch", &text), expected, "{line}");
         assert_eq!(telling_line("fetch", &text), line);
+    }
+}
+
+#[test]
+fn a_refusal_is_told_from_everything_else_that_fails() {
+    let refusals = [
+        "fatal: unable to access 'http://h/x/': The requested URL returned error: 403",
+        "fatal: unable to access 'http://h/x/': The requested URL returned error: 410",
+        "fatal: unable to access 'http://h/x/': The requested URL returned error: 451",
+        "fatal: repository 'http://h/x/' not found",
+        "fatal: could not read Username for 'http://h': terminal prompts disabled",
+        "other side: ERROR: Repository not found.\nfatal: Could not read from remote repository.",
+        "other side: git@h: Permission denied (publickey).\nfatal: Could not read from remote repository.",
+        "other side: FATAL: R any x ci DENIED by fallthru\nfatal: Could not read from remote repository.",
+        "other side: Gitea: Cannot find repository: o/r\nfatal: Could not read from remote repository.",
+    ];
+    let others = [
+        "fatal: unable to access 'http://h/x/': The requested URL returned error: 500",
+        "fatal: unable to access 'http://h/x/': The requested URL returned error: 429",
+        "remote: You have exceeded a secondary rate limit.\nfatal: unable to access 'http://h/x/': \
+         The requested URL returned error: 403",
+        "fatal: unable to access 'http://h/x/': Could not resolve host: h",
+        "other side: Host key verification failed.\nfatal: Could not read from remote repository.",
+        "other side: Load key \"k\": error in libcrypto",
+        "fatal: remote error: upload-pack: not our ref 1234",
+        "error: Could not open the lock: Permission denied",
+    ];
+    for (texts, expected) in [(&refusals[..], true), (&others, false)] {
+        for text in texts {
+            assert_eq!(classify("fetch", text).is_refusal(), expected, "{text}");
+        }
     }
 }
 

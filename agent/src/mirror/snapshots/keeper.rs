@@ -207,7 +207,8 @@ impl Keeper {
             Step::Find => Box::pin(async move { work.find().await }),
             Step::Build => {
                 let Some(build) = self.build() else { return };
-                Box::pin(async move { work.build(build).await })
+                let provenance = self.view.borrow().entitlement.provenance();
+                Box::pin(async move { work.build(build, provenance).await })
             }
             Step::Publish => {
                 let Some(held) = &self.held else { return };

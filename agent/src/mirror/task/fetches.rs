@@ -26,12 +26,13 @@ use crate::{
     mirror::{
         BringError, Settled, Trouble,
         disk::size,
+        entitlement::Note,
         fetch::{Fetch, FetchError},
         room::Room,
         services::Services,
     },
     queue::{Activity, Lift, Priority, Queue},
-    upstream::{LookError, Looker},
+    upstream::{LookError, Looker, Provenance},
 };
 use by_id::Brought;
 use unknown::Unknown;
@@ -124,6 +125,8 @@ pub(super) struct Fetched {
     /// When the look began that showed these refs.
     looked: Instant,
     began: Instant,
+    /// With what it fetches.
+    pub(super) provenance: Provenance,
 }
 
 impl Fetched {
@@ -155,6 +158,8 @@ pub(super) struct Order<'a> {
     pub(super) urgency: Priority,
     /// Somebody waits for a look that led to it.
     pub(super) awaited: bool,
+    /// With what the declaration fetches, whose look has succeeded.
+    pub(super) provenance: Provenance,
 }
 
 /// What [`Fetches::result`] gives.
@@ -277,7 +282,8 @@ impl Fetches {
 
     /// Starts the clone or fetch that `order` describes.
     pub(super) fn start(&mut self, order: Order<'_>) {
-        let Order { upstream, target, stored, by_name, patience, timeout, urgency, awaited } = order;
+        let Order { upstream, target, stored, by_name, patience, timeout, urgency, awaited, provenance } =
+            order;
         let (target, looked) = target;
         moves::log(stored.as_deref(), &target);
         let clone = stored.as_ref().is_none_or(|stored| stored.format() != target.format());
@@ -299,12 +305,13 @@ impl Fetches {
             patience: patience.after(self.given_up),
             timeout,
             progress: self.site.progress.clone(),
+            note: Note { provenance: provenance.clone(), confirmed: true, refusals: None },
             ticket,
         };
         let tips = target.tips().collect();
         let fetch = mannerly(upstream.looker.clone(), fetch.run());
         let result = AbortOnDropHandle::new(tokio::spawn(fetch.in_current_span()));
-        let fetch = Fetched { target, tips, looked, began: Instant::now() };
+        let fetch = Fetched { target, tips, looked, began: Instant::now(), provenance };
         self.running = Some(Running::Refs { fetch, lift, result });
     }
 
@@ -474,7 +481,8 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let oid = |digit| Oid::from_hex(&[digit; 40]).unwrap();
         let target = Arc::new(RefSet::empty(ObjectFormat::Sha1));
-        let fetch = Fetched { target, tips: HashSet::from([oid(b'1')]), looked: at(2), began: at(4) };
+        let (tips, provenance) = (HashSet::from([oid(b'1')]), Provenance::Public);
+        let fetch = Fetched { target, tips, looked: at(2), began: at(4), provenance };
         let wanted = |digit, asked| {
             let (reply, _) = oneshot::channel();
             Wanted { oids: vec![oid(digit)], asked: at(asked), reply }

@@ -15,7 +15,7 @@ use super::Task;
 use crate::{
     files,
     git::{ObjectFormat, Oid, RefSet, refs::RefsError, remote},
-    mirror::{Message, Stored, Trouble},
+    mirror::{Message, Stored, Trouble, disk::size},
     queue::{Activity, Priority},
 };
 
@@ -62,6 +62,7 @@ impl Task {
                 Ok(doubt) => {
                     self.upkeep.found(&refs);
                     self.stored = Some(Arc::new(Stored::new(Arc::new(refs))));
+                    self.entitled.load();
                     self.demand.load(&self.site.dir);
                     self.measure();
                     self.life.on_disk = true;
@@ -78,6 +79,11 @@ impl Task {
             Err(error) => error,
         };
         self.replace(Trouble { reason: Reason::MirrorDamaged, message: problem });
+    }
+
+    /// Measures the mirror: repacking changes its size.
+    pub(super) fn measure(&mut self) {
+        self.bytes = size(&self.site.dir);
     }
 
     /// Whether git has every object that the mirror's refs name; git's words where it cannot tell.

@@ -41,6 +41,8 @@ pub(super) struct Looks {
     /// Holds the next look back for those who come at once.
     gather: Gather,
     running: Option<Running>,
+    /// The running look began under an earlier declaration.
+    outdated: bool,
     seen: Option<(Arc<RefSet>, Instant)>,
     last: Option<Timestamp>,
     trouble: Option<Trouble>,
@@ -70,6 +72,8 @@ pub(super) struct Ended {
     pub(super) answer: LookAnswer,
     /// They asked before it began.
     pub(super) waiters: Vec<Waiter>,
+    /// It was of the present declaration.
+    pub(super) current: bool,
 }
 
 impl Looks {
@@ -81,6 +85,7 @@ impl Looks {
             waiting: Vec::new(),
             gather: Gather::default(),
             running: None,
+            outdated: false,
             seen: None,
             last: None,
             trouble: None,
@@ -133,9 +138,10 @@ impl Looks {
         self.waiting.extend(wanted.into_iter().map(Waiter::Settle));
     }
 
-    /// What was seen says nothing about the upstream as it is declared now.
+    /// What was seen, and what a look under way will see, says nothing about the upstream as it is declared now.
     pub(super) fn forget(&mut self) {
         self.seen = None;
+        self.outdated = self.running.is_some();
     }
 
     /// Until when the next look is held back; `None` where it is not, or one runs.
@@ -220,6 +226,7 @@ impl Looks {
         wanted: bool,
     ) -> Option<Ended> {
         let Running { prefixes, began, began_at, waiters, result: _ } = self.running.take()?;
+        let current = !mem::take(&mut self.outdated);
         let now = Instant::now();
         self.gather = Gather::after(waiters.len(), now.duration_since(began), now);
         (0..self.waiting.len()).for_each(|_| self.gather.joined(now));
@@ -227,6 +234,8 @@ impl Looks {
         self.metrics.mirror.looks.get_or_create(&outcome).inc();
         self.metrics.mirror.look_seconds.observe(began.elapsed().as_secs_f64());
         let (event, answer) = match result {
+            Ok(refs) if !current => (None, Ok((refs, began))),
+            Err(error) if !current => (None, Err(Arc::new(error))),
             Ok(refs) => {
                 if self.trouble.take().is_some() {
                     tracing::info!("the upstream answers again");
@@ -251,7 +260,7 @@ impl Looks {
                 (Some(Event::LookFailed), Err(Arc::new(error)))
             }
         };
-        Some(Ended { event: event.filter(|_| wanted), answer, waiters })
+        Some(Ended { event: event.filter(|_| wanted), answer, waiters, current })
     }
 
     fn looked(&mut self, refs: Arc<RefSet>, began: Instant, stored: Option<&Stored>) -> (Event, Arc<RefSet>) {

@@ -25,6 +25,7 @@ use crate::{
     mirror::{CheckpointSettings, Stored, Trouble, services::Services},
     peers::{self, Peers, Turn},
     queue::{Activity, Priority, Queue},
+    upstream::Provenance,
 };
 use restores::Restores;
 
@@ -145,11 +146,12 @@ impl Publishing {
         }
     }
 
-    /// Starts to publish `stored`, a sound state of the mirror (P3), if that is due; otherwise says when to ask again.
+    /// Starts to publish `stored`, a sound state of the mirror (P3) fetched with `provenance`, if that is due; otherwise says when to ask again.
     /// `coming` says that a fetch runs.
     pub(super) fn start(
         &mut self,
         stored: &Stored,
+        provenance: Provenance,
         sound: bool,
         coming: bool,
         settings: CheckpointSettings,
@@ -167,6 +169,7 @@ impl Publishing {
             dir: self.site.dir.clone(),
             work: self.site.disk.staging(),
             refs,
+            provenance,
             packs: self.site.packs.clone(),
             lease: None,
         };

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::Task;
 use crate::{
     files::blocking,
-    mirror::{EvictError, life::Life},
+    mirror::{EvictError, entitlement::Entitlement, life::Life},
     queue::Priority,
 };
 
@@ -67,6 +67,7 @@ impl Task {
         self.fetches.left();
         self.publishing.left();
         self.upkeep.left();
+        self.entitled.change(Entitlement::leave);
         let disk = self.site.disk.clone();
         tokio::spawn(async move {
             let remove = move || aside.map_or(Ok(()), |aside| disk.discard(&aside));

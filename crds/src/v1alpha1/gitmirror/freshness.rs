@@ -22,6 +22,11 @@ pub struct Freshness {
     /// the condition Stale. Fail: an error.
     #[serde(default)]
     pub on_upstream_failure: OnUpstreamFailure,
+    /// What to answer when the upstream refuses access (HTTP 401, 403, 404, 410 or 451, or the same over ssh) in three
+    /// checks over ten minutes. Fail: an error for every request, until a check succeeds. ServeStale: the same as during an
+    /// outage, for a repository that Tarn shall serve after the upstream has removed it.
+    #[serde(default)]
+    pub on_upstream_refusal: OnUpstreamRefusal,
 }
 
 // git itself waits for 25 s of silence; five leave room for a second look within that.
@@ -41,6 +46,7 @@ impl Default for Freshness {
             max_staleness: Duration::ZERO,
             look_timeout: LOOK_TIMEOUT,
             on_upstream_failure: OnUpstreamFailure::default(),
+            on_upstream_refusal: OnUpstreamRefusal::default(),
         }
     }
 }
@@ -53,4 +59,14 @@ pub enum OnUpstreamFailure {
     ServeStale,
     /// An error.
     Fail,
+}
+
+/// What to answer when the upstream refuses access.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum OnUpstreamRefusal {
+    /// An error for every request, until a check succeeds.
+    #[default]
+    Fail,
+    /// The last known state, as during an outage.
+    ServeStale,
 }

@@ -16,7 +16,7 @@ pub struct GitMirrorStatus {
     /// Generation of the spec that this status speaks of; -1 before the operator saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Reconciling, Stalled; and, only while something is wrong, Damaged, FetchFailed, Stale, RestoreFailed, StoreFailed.
+    /// Ready, Reconciling, Stalled; and, only while something is wrong, Withheld, Damaged, FetchFailed, Stale, RestoreFailed, StoreFailed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -22,6 +22,7 @@ use crate::{
         manifest::Snapshot,
         shelf::{Published, Shelf},
     },
+    upstream::Provenance,
 };
 
 /// What jobs work with.
@@ -82,13 +83,16 @@ impl Work {
         Ok(Done::Found(shelf.newest().await?))
     }
 
-    pub(super) async fn build(&self, build: Build) -> Result<Done, SnapshotError> {
+    pub(super) async fn build(&self, build: Build, provenance: Provenance) -> Result<Done, SnapshotError> {
         let _turn = self.turn(Activity::Snapshot).await;
         calm(&self.queue).await;
         let (began, work) = (time::Instant::now(), build.work.clone());
         let built = build.run().await;
         let placed = match &built {
-            Ok(Some((archive, snapshot))) => self.place(archive.clone(), snapshot.clone()).await.map(Some),
+            Ok(Some((archive, snapshot))) => {
+                let snapshot = Snapshot { provenance: Some(provenance), ..snapshot.clone() };
+                self.place(archive.clone(), snapshot).await.map(Some)
+            }
             _ => Ok(None),
         };
         self.disk.clear(work).await;

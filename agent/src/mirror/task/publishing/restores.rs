@@ -16,7 +16,12 @@ use crate::{
     },
     files::blocking,
     metrics::Outcome as Label,
-    mirror::{Services, Trouble, cold::Cold, room::Room},
+    mirror::{
+        Services, Trouble,
+        cold::Cold,
+        entitlement::{self, Note},
+        room::Room,
+    },
     queue::{Activity, Lift, Priority, Queue},
 };
 
@@ -103,9 +108,15 @@ impl Restores {
                 let (disk, staged) = (site.disk.clone(), staged.clone());
                 blocking(move || disk.discard(&staged)).await?;
             };
-            let found = matches!(&outcome, Ok(Outcome { restored: Some(_), .. }));
+            let restored = outcome.as_ref().ok().and_then(|outcome| outcome.restored.as_ref());
+            let note =
+                restored.map(|restored| Note { provenance: restored.provenance.clone(), ..Note::default() });
+            let found = note.is_some();
             let place = move || {
                 let disk = &site.disk;
+                if let Some(note) = &note {
+                    entitlement::save(&staged, note)?;
+                }
                 if found { disk.publish(&staged, &site.dir) } else { disk.discard(&staged) }?;
                 // Only a process that ends leaves them: what failed here clones next, and needs the room.
                 disk.discard(&parts)
