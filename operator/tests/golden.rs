@@ -57,3 +57,22 @@ fn built_objects_are_as_reviewed() {
     }
     assert_eq!(samples, 4);
 }
+
+#[test]
+fn a_cache_without_a_prefix_has_one_of_its_own() {
+    for (prefix, expected) in [
+        ("", "s3://mirrors/ci/tarn"),
+        ("prefix: team/a", "s3://mirrors/team/a"),
+        // The bucket itself, as caches without a prefix had it once.
+        ("prefix: ''", "s3://mirrors"),
+    ] {
+        let cache = format!(
+            "apiVersion: tarn.dev/v1alpha1\nkind: GitCache\nmetadata: {{name: tarn, namespace: ci, uid: u}}\n\
+             spec:\n  image: i\n  store:\n    s3:\n      bucket: mirrors\n      {prefix}\n"
+        );
+        let cache: GitCache = serde_yaml_ng::from_str(&cache).unwrap();
+        let valid = validate(&cache, BTreeSet::new(), "tarn:of-the-operator").unwrap().unwrap();
+        let built = yaml(&build(&valid).stateful_set);
+        assert!(built.contains(&format!("value: {expected}\n")), "{prefix}: {built}");
+    }
+}

@@ -32,11 +32,12 @@ pub struct S3 {
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$')")
         .message("must be the name of a bucket: 3 to 63 lower-case letters, digits, dots and dashes"))]
     pub bucket: String,
-    /// What every key in the bucket starts with, without slashes at either end. Caches that share bucket and prefix share
-    /// their checkpoints; do that only where each may see the other's mirrors.
+    /// What every key in the bucket starts with, without slashes at either end; by default NAMESPACE/NAME of the GitCache.
+    /// An empty prefix is the bucket itself. Caches that share bucket and prefix share their checkpoints; do that only where
+    /// each may see the other's mirrors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 200))]
-    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*$') && !self.matches('(^|/)[.][.]?(/|$)')")
+    #[x_kube(validation = Rule::new("self == '' || self.matches('^[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*$') && !self.matches('(^|/)[.][.]?(/|$)')")
         .message("must be letters, digits and . _ = - in segments between single slashes, none of them . or .."))]
     pub prefix: Option<String>,
     /// URL of another service than AWS's.

@@ -316,10 +316,15 @@ fn budget(cache: &Validated) -> Option<String> {
 }
 
 /// Which store, for the agent and for the commands `tarn-agent store …` that people run beside it.
-fn store(store: &Store) -> Vec<(&'static str, String)> {
+fn store(cache: &Validated, store: &Store) -> Vec<(&'static str, String)> {
     let Store { s3: Some(s3), signing_key_secret_ref, audit } = store else { return Vec::new() };
     let S3 { bucket, prefix, endpoint, region, force_path_style, secret_ref: _ } = s3;
-    let prefix = prefix.as_ref().map(|prefix| format!("/{prefix}")).unwrap_or_default();
+    // Caches that share a bucket do not share what is in it, unless somebody writes so.
+    let own = || format!("{}/{}", cache.namespace, cache.name);
+    let prefix = match prefix.clone().unwrap_or_else(own) {
+        root if root.is_empty() => root,
+        prefix => format!("/{prefix}"),
+    };
     let path_style = force_path_style.then(|| "true".to_owned());
     let all = [
         ("TARN_AGENT_STORE", Some(format!("s3://{bucket}{prefix}"))),
@@ -357,7 +362,7 @@ fn environment(cache: &Validated) -> Vec<EnvVar> {
         |(name, value): (&str, String)| EnvVar { name: name.into(), value: Some(value), value_from: None };
     // git and the agent write nowhere but to /data and /tmp.
     environment.push(plain(("HOME", "/tmp".into())));
-    environment.extend(cache.store.iter().flat_map(store).map(plain));
+    environment.extend(cache.store.iter().flat_map(|wanted| store(cache, wanted)).map(plain));
     let s3 = cache.store.as_ref().and_then(|store| store.s3.as_ref());
     let secret = s3.and_then(|s3| s3.secret_ref.as_ref());
     for (name, key, optional) in [
