@@ -3,7 +3,14 @@
 #   docker build -t registry.example.com/tarn:0.1.0 .
 #   docker buildx build --platform linux/amd64,linux/arm64 -t registry.example.com/tarn:0.1.0 --push .
 
-FROM rust:1.95-slim-bookworm AS build
+# Debian 13: its security team maintains git and OpenSSH, and so the newest of both arrive with a rebuild. By tag, not by digest:
+# a digest that nobody renews would keep them back. For builds that are the same every time, pass what your registry resolved:
+#
+#   docker build --build-arg BASE=debian:trixie-slim@sha256:... --build-arg RUST=rust:1.95-slim-trixie@sha256:... .
+ARG RUST=rust:1.95-slim-trixie
+ARG BASE=debian:trixie-slim
+
+FROM ${RUST} AS build
 WORKDIR /tarn
 COPY . .
 # Backtraces keep names and lose line numbers, which are most of the size.
@@ -13,7 +20,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     && mkdir /out && cp target/release/tarn-agent target/release/tarn-operator target/release/git-tarn /out/
 
 # Of the same Debian, so that the programs find the libc they were linked against.
-FROM debian:bookworm-slim
+FROM ${BASE}
 # git serves and fetches, openssh-client is its way to ssh upstreams, ca-certificates are what https upstreams and the store
 # are trusted by. git-lfs is not needed: the agent speaks its protocol itself. Locale, documentation and apt's lists go.
 RUN apt-get update \

@@ -13,6 +13,7 @@ mod upstream;
 pub mod peers;
 pub mod reviews;
 pub mod tokens;
+pub mod administrators;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 

@@ -1,10 +1,14 @@
 //! The admin port: probes, metrics, status, and a fetch on demand.
 //!
+//! Anyone may probe, and have metrics that name no mirror but those that everybody may have. Status and orders are for the
+//! agent's own machine or pod, and for whoever has the right to them ([`crate::access::administrators`]).
+//!
 //! Probes never depend on mirrors, upstreams or the store (P5): an agent that serves nothing yet is ready
 //! to say so. Nor do they wait for others who ask here: all other requests share a few places.
 
 pub mod gauges;
 pub mod status;
+mod local;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,9 +25,13 @@ use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::administrators::{Administrators, Use},
     fleet::{Fleet, budget::Keeper, prewarm::Warmer},
     metrics::Metrics,
+    serve::error::Failure,
 };
+use gauges::{Gauges, Named};
+use local::is_local;
 
 /// Requests at once but for probes. Each may hold the text of all metrics, or wait for an upstream.
 const AT_ONCE: usize = 16;
@@ -40,8 +48,12 @@ pub struct Admin {
     pub warmer: Warmer,
     /// Who keeps the disk's budget.
     pub budget: Keeper,
-    /// All metrics.
+    /// All metrics but the gauges of mirrors.
     pub metrics: Metrics,
+    /// Whether metrics name all mirrors, whoever asks.
+    pub open_metrics: bool,
+    /// Who is let in from elsewhere than this machine or pod.
+    pub administrators: Arc<Administrators>,
     /// The store, if there is one.
     pub store: Option<status::Probed>,
     /// Cancelled when the agent is about to stop: no new work, please.
@@ -52,9 +64,10 @@ pub struct Admin {
 pub fn router(admin: Admin) -> Router {
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     Router::new()
-        .route("/metrics", get(metrics))
         .route("/status", get(status))
         .fallback(order)
+        .layer(middleware::from_fn_with_state(admin.clone(), admitted))
+        .route("/metrics", get(metrics))
         .layer(middleware::from_fn_with_state(at_once, in_turn))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -78,8 +91,36 @@ async fn ready(State(admin): State<Admin>) -> Response {
     "ok\n".into_response()
 }
 
-async fn metrics(State(admin): State<Admin>) -> Response {
-    let mut response = admin.metrics.encode().into_response();
+/// The one door to all but probes and metrics.
+async fn admitted(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    if !is_local(request.extensions(), request.headers()) {
+        let method = request.method();
+        let wanted = if [Method::GET, Method::HEAD].contains(method) { Use::Read } else { Use::Order };
+        match admin.administrators.admit(wanted, request.headers()).await {
+            Ok(caller) => {
+                tracing::info!(%caller, %method, path = request.uri().path(), "let in to the admin port")
+            }
+            Err(refusal) => return Failure::from(refusal).into_response(),
+        }
+    }
+    next.run(request).await
+}
+
+async fn metrics(State(admin): State<Admin>, request: Request) -> Response {
+    let (headers, extensions) = (request.headers(), request.extensions());
+    let named = if admin.open_metrics || is_local(extensions, headers) {
+        Named::All
+    } else if !headers.contains_key(header::AUTHORIZATION) {
+        Named::Public
+    } else {
+        match admin.administrators.admit(Use::Read, headers).await {
+            Ok(_) => Named::All,
+            Err(refusal) => return Failure::from(refusal).into_response(),
+        }
+    };
+    let Admin { fleet, warmer, budget, .. } = &admin;
+    let gauges = Gauges { fleet: fleet.clone(), warmer: warmer.clone(), budget: budget.clone(), named };
+    let mut response = admin.metrics.encode(Box::new(gauges)).into_response();
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response

@@ -1,5 +1,6 @@
 //! The one place where parts are put together: configuration in, running agent out.
 
+mod callers;
 mod error;
 mod shares;
 mod store;
@@ -18,13 +19,8 @@ use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    access::{
-        self, Guard, Means,
-        peers::{Judge, OwnToken},
-        reviews::Reviews,
-        tokens::Tokens,
-    },
-    admin::{self, Admin, gauges::Gauges, status::Probed},
+    access::{Guard, administrators::Administrators},
+    admin::{self, Admin, status::Probed},
     audit::Audit,
     checkpoint::Archive,
     config::{self, Pod},
@@ -57,6 +53,7 @@ use crate::{
     supervisor::{Ended, Tasks},
     tls::Tls,
 };
+use callers::{administrators, means};
 use shares::{admin_limits, connection_limits, request_limits, shares};
 use store::{archive, audit, probe};
 
@@ -94,7 +91,10 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
 
     // The admin port outlives the git port: probes and metrics tell of the draining.
     let (metrics, stopped) = (base.metrics.clone(), CancellationToken::new());
-    let (admin, limits) = (mirrors.admin(&base, &stopping), admin_limits(shares));
+    let scope = base.cluster.as_ref().map(|(scope, _)| scope);
+    let administrators = administrators(&config, scope, &mut tasks.running)?;
+    let admin = mirrors.admin(&config, &base, administrators, &stopping);
+    let limits = admin_limits(shares);
     let admin =
         listen::serve(admin_port, admin::router(admin), None, limits, metrics.clone(), stopped.clone());
     tasks.running.spawn("admin-port", admin);
@@ -263,8 +263,6 @@ impl Mirrors {
         let packs = Packs::new(&disk.packs(), PACK_BUDGET.min(share), metrics.clone())?;
         let (all, room) = (fleet.clone(), config.disk_budget.clone());
         let budget = budget::Keeper::new(all, disk.clone(), packs.clone(), room, metrics.clone());
-        let gauges = Gauges { fleet: fleet.clone(), warmer: warmer.clone(), budget: budget.clone() };
-        metrics.collect_from(Box::new(gauges));
         tasks.spawn("packs", packs.clone().sweep());
         tasks.spawn("budget", budget.clone().run());
         tasks.spawn("warmer", warmer.clone().run());
@@ -277,13 +275,21 @@ impl Mirrors {
     }
 
     /// What the admin port shows.
-    fn admin(&self, base: &Base, stopping: &CancellationToken) -> Admin {
+    fn admin(
+        &self,
+        config: &config::Serve,
+        base: &Base,
+        administrators: Administrators,
+        stopping: &CancellationToken,
+    ) -> Admin {
         let store = self.archive.clone().zip(self.peers.clone());
         Admin {
             fleet: self.fleet.clone(),
             warmer: self.warmer.clone(),
             budget: self.budget.clone(),
             metrics: base.metrics.clone(),
+            open_metrics: config.access.open_metrics,
+            administrators: Arc::new(administrators),
             store: store.map(|(archive, peers)| Probed { archive, peers }),
             stopping: stopping.clone(),
         }
@@ -368,20 +374,6 @@ async fn declare(
     manifests.apply(&mirrors.fleet).await;
     tasks.spawn("manifests", manifests.follow(changes, mirrors.fleet.clone()));
     Ok(())
-}
-
-/// What callers are judged by.
-fn means(config: &config::Serve, scope: Option<&Scope>, tasks: &mut Tasks) -> Result<Means, StartError> {
-    let tokens = config.access.tokens.as_deref().map(Tokens::open).transpose()?;
-    tasks.spawn_some("tokens", tokens.clone().map(Tokens::follow));
-    let reviews = scope
-        .map(|scope| Reviews::new(scope.client.clone(), scope.namespace.clone(), config.access.audiences()));
-    let judge = if reviews.is_some() { Judge::Cluster } else { Judge::Shared };
-    let own = config.access.peer_token.as_deref().map(|path| OwnToken::open(path, judge)).transpose()?;
-    tasks.spawn_some("peer-token", own.clone().map(OwnToken::follow));
-    let peers = own.map(|own| access::peers::Peers::new(own, reviews.as_ref()));
-    let unbound = config.access.unbound().map_err(StartError::Flags)?;
-    Ok(Means { tokens, reviews, peers, unbound })
 }
 
 /// Where the declarations are, and which pod this is, if it runs in a cluster.

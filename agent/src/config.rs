@@ -170,6 +170,10 @@ pub struct Serve {
     #[arg(long, env = "TARN_AGENT_ALLOW_FILE_UPSTREAMS", hide_env_values = true)]
     pub allow_file_upstreams: bool,
 
+    /// Let debuggers and core dumps see the agent's memory, credentials and all
+    #[arg(long, env = "TARN_AGENT_DEBUGGABLE", hide_env_values = true)]
+    pub debuggable: bool,
+
     /// What to log: a level, or a list such as info,tarn_agent::mirror=debug
     #[arg(
         long,

@@ -7,6 +7,7 @@ pub mod telemetry;
 pub mod metrics;
 pub mod shutdown;
 pub mod descriptors;
+pub mod secrecy;
 pub mod supervisor;
 pub mod backoff;
 pub mod files;

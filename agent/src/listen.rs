@@ -51,6 +51,10 @@ const STREAMS: u32 = 128;
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
     Content-Type: text/plain\r\nContent-Length: 56\r\n\r\nTooManyConnections: there is no room now; try again soon";
 
+/// The address at which a request reached this machine, in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct ReachedAt(pub SocketAddr);
+
 /// Serves until `until` is cancelled, and then what is under way to its end, with those whom the kernel has let in by then.
 pub async fn serve(
     listener: TcpListener,
@@ -172,15 +176,18 @@ impl Connection {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let client = self.client;
+        let reached_at = stream.local_addr().ok().map(ReachedAt);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.silence));
         let stream = Box::pin(stream);
-        let Some(tls) = tls else { return self.requests(stream, Scheme::Http, Version::HTTP_11).await };
+        let Some(tls) = tls else {
+            return self.requests(stream, Scheme::Http, Version::HTTP_11, reached_at).await;
+        };
         match timeout(self.silence, TlsAcceptor::from(tls.config()).accept(stream)).await {
             Ok(Ok(stream)) => {
                 let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                self.requests(stream, Scheme::Https, if h2 { Version::HTTP_2 } else { Version::HTTP_11 })
-                    .await;
+                let version = if h2 { Version::HTTP_2 } else { Version::HTTP_11 };
+                self.requests(stream, Scheme::Https, version, reached_at).await;
             }
             Ok(Err(error)) => tracing::debug!(%client, %error, "no TLS"),
             Err(_) => tracing::debug!(%client, "no TLS in time"),
@@ -193,11 +200,13 @@ impl Connection {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         scheme: Scheme,
         version: Version,
+        reached_at: Option<ReachedAt>,
     ) {
         let (router, client, seat) = (self.router, self.client, self.seat);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(client));
             request.extensions_mut().insert(scheme);
+            reached_at.map(|address| request.extensions_mut().insert(address));
             let (mut router, busy) = (router.clone(), seat.begin());
             async move {
                 let answer = router.call(request).await.unwrap_or_else(|never| match never {});

@@ -6,7 +6,7 @@ use clap::Parser;
 use tarn_agent::{
     app,
     config::{Cli, Command, unknown_variables},
-    inspect, supervisor,
+    inspect, secrecy, supervisor,
     telemetry::{self, LogFormat},
 };
 
@@ -28,6 +28,10 @@ fn main() -> ExitCode {
         return fail(2, &format!("--log: {error}"));
     }
     supervisor::log_panics();
+    let debuggable = matches!(&command, Command::Serve(serve) if serve.debuggable);
+    if !debuggable && let Err(error) = secrecy::close_memory() {
+        tracing::warn!(%error, "other processes of this user may read the agent's memory");
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return fail(1, "a TLS provider is installed already");
     }

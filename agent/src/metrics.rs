@@ -17,6 +17,9 @@ use tarn_crds::v1alpha1::conditions::Reason;
 /// Seconds: from a cached answer on loopback to a clone of minutes.
 const SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0];
 
+/// What the name of every metric begins with.
+const PREFIX: &str = "tarn";
+
 /// How something ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Outcome {
@@ -239,7 +242,7 @@ macro_rules! metrics {
         impl Metrics {
             /// Registers all metrics.
             pub fn new() -> Self {
-                let mut registry = Registry::with_prefix("tarn");
+                let mut registry = Registry::with_prefix(PREFIX);
                 $(let $part = $type::new(&mut registry);)*
                 Self { registry: Arc::new(Mutex::new(registry)), $($part,)* }
             }
@@ -413,15 +416,13 @@ metrics! {
 }
 
 impl Metrics {
-    /// Adds metrics that are computed when they are asked for.
-    pub fn collect_from(&self, collector: Box<dyn Collector>) {
-        self.lock(|registry| registry.register_collector(collector));
-    }
-
-    /// All metrics in OpenMetrics' text format.
-    pub fn encode(&self) -> String {
+    /// All metrics in OpenMetrics' text format, those that are computed for this very answer among them.
+    pub fn encode(&self, computed: Box<dyn Collector>) -> String {
         let mut out = String::new();
+        let mut own = Registry::with_prefix(PREFIX);
+        own.register_collector(computed);
         // Writing to a String cannot fail.
+        text::encode_registry(&mut out, &own).unwrap_or_default();
         self.lock(|registry| text::encode(&mut out, registry)).unwrap_or_default();
         out
     }

@@ -50,13 +50,10 @@ pub struct TokenArgs {
     /// The service account's namespace; else that of kubectl's context.
     #[arg(long, value_name = "NAMESPACE", requires = "service_account", value_parser = object_name)]
     pub namespace: Option<String>,
-    /// Whom that token is for: one of the audiences of Tarn's GitCache.
-    #[arg(long, value_name = "AUDIENCE", requires = "service_account", default_value = AUDIENCE, value_parser = audience)]
-    pub audience: String,
+    /// Whom that token is for: one of the audiences of Tarn's GitCache; else the one that a Service's name in Tarn's URL tells.
+    #[arg(long, value_name = "AUDIENCE", requires = "service_account", value_parser = audience)]
+    pub audience: Option<String>,
 }
-
-/// The audience of a GitCache that names none.
-pub const AUDIENCE: &str = "tarn";
 
 /// What git asks.
 #[derive(Clone, Debug, Args)]
@@ -182,7 +179,7 @@ pub fn is_name(text: &str) -> bool {
 
 fn audience(text: &str) -> Result<String, &'static str> {
     if text.is_empty() || text.len() > 253 || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("must be one word, such as tarn");
+        return Err("must be one word, such as default.ci.tarn.dev");
     }
     Ok(text.to_owned())
 }
@@ -226,7 +223,7 @@ mod tests {
     fn a_service_account_is_named_as_kubernetes_names_things() {
         let url = "https://h/a";
         let account = parse(&[url, "--service-account", "ci", "--namespace", "builds"]).unwrap().token;
-        assert_eq!((account.service_account.as_deref(), account.audience.as_str()), (Some("ci"), AUDIENCE));
+        assert_eq!((account.service_account.as_deref(), account.audience), (Some("ci"), None));
         for wrong in [
             &["--service-account=--kubeconfig=x"][..],
             &["--service-account", "a/b"],

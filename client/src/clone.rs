@@ -132,7 +132,7 @@ pub async fn run(args: &CloneArgs, screen: &Screen) -> Result<Report, CloneError
     let mut git = Git::default().on_terminal(screen.is_terminal());
     let server = Server::find(args.token.server.as_ref(), &git).await?;
     let mut token = None;
-    if let Some(origin) = Origin::find(&args.token, &git).await {
+    if let Some(origin) = Origin::find(&args.token, &git, &server).await {
         token = Some(origin.token().await?);
         git = git.with_helper(server.scope(), credential::helper(&server, &origin)?);
     }

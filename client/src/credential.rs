@@ -65,7 +65,7 @@ pub async fn answer(args: &CredentialArgs) -> Result<(), CredentialError> {
     if !is_about(&question, server.url()) {
         return Ok(());
     }
-    let token = Origin::find(&args.token, &git).await.ok_or(TokenError::Unknown)?.token().await?;
+    let token = Origin::find(&args.token, &git, &server).await.ok_or(TokenError::Unknown)?.token().await?;
     let mut out = io::stdout().lock();
     writeln!(out, "username={USER}\npassword={}", token.expose())?;
     Ok(())
@@ -94,7 +94,7 @@ fn is_about(question: &str, server: &Url) -> bool {
 pub async fn login(args: &TokenArgs) -> Result<String, CredentialError> {
     let git = Git::default();
     let server = Server::find(args.server.as_ref(), &git).await?;
-    let origin = Origin::find(args, &git).await.ok_or(TokenError::Unknown)?;
+    let origin = Origin::find(args, &git, &server).await.ok_or(TokenError::Unknown)?;
     // What does not work now would only be told by a clone that fails.
     origin.token().await?;
     let helper = helper(&server, &origin)?;
@@ -110,7 +110,7 @@ pub async fn login(args: &TokenArgs) -> Result<String, CredentialError> {
             (TOKEN_FILE, None),
             (SERVICE_ACCOUNT, Some(name.clone())),
             (NAMESPACE, namespace.clone()),
-            (AUDIENCE_KEY, Some(audience.clone())),
+            (AUDIENCE_KEY, audience.clone()),
         ],
     };
     let all = [
@@ -178,7 +178,7 @@ pub fn helper(server: &Server, origin: &Origin) -> Result<String, CredentialErro
         Origin::Account(ServiceAccount { name, namespace, audience }) => {
             flags.push(("--service-account", name.clone()));
             flags.extend(namespace.clone().map(|namespace| ("--namespace", namespace)));
-            flags.push(("--audience", audience.clone()));
+            flags.extend(audience.clone().map(|audience| ("--audience", audience)));
         }
     }
     let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));

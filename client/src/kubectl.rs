@@ -28,6 +28,11 @@ pub enum KubectlError {
     /// It might be taken for a flag.
     #[error("{0:?} is not the name of a service account: those are small letters, digits, - and .")]
     Name(String),
+    /// Nobody said whom the token is to be for.
+    #[error(
+        "whom is the token for? give --audience NAME.NAMESPACE.tarn.dev, after Tarn's GitCache, or what its spec.auth.audiences lists"
+    )]
+    Audience,
     /// It cannot be run or talked to.
     #[error("cannot run kubectl: {0}")]
     Run(#[from] io::Error),
@@ -55,8 +60,8 @@ pub struct ServiceAccount {
     pub name: String,
     /// Its namespace; without one, that of kubectl's context.
     pub namespace: Option<String>,
-    /// One of the GitCache's audiences.
-    pub audience: String,
+    /// One of the GitCache's audiences, if it is known.
+    pub audience: Option<String>,
 }
 
 impl ServiceAccount {
@@ -65,17 +70,18 @@ impl ServiceAccount {
     /// Dropped early, kubectl is killed.
     ///
     /// # Errors
-    /// There is no kubectl, or it fails or takes too long.
+    /// There is no audience, there is no kubectl, or it fails or takes too long.
     pub async fn request_token(&self) -> Result<String, KubectlError> {
         if !is_name(&self.name) {
             return Err(KubectlError::Name(self.name.clone()));
         }
+        let audience = self.audience.as_ref().ok_or(KubectlError::Audience)?;
         let within = self.namespace.as_ref().map(|namespace| format!("--namespace={namespace}"));
         #[expect(clippy::disallowed_methods, reason = "this is the one place that starts kubectl")]
         let mut kubectl = process::Command::new("kubectl");
         // Not behind "--": there kubectl does not see it.
         kubectl.args(["create", "token", &self.name]).args(&within);
-        kubectl.arg(format!("--audience={}", self.audience)).arg(format!("--duration={GOOD_FOR}"));
+        kubectl.arg(format!("--audience={audience}")).arg(format!("--duration={GOOD_FOR}"));
         kubectl.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = kubectl.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => KubectlError::Missing,

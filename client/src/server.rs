@@ -69,6 +69,14 @@ impl Server {
         self.0.origin().ascii_serialization()
     }
 
+    /// The audience of the GitCache whose Service the host names in full: `NAME.NAMESPACE.svc`, perhaps with the cluster's
+    /// domain. From the URL that the user configured, never from what a server says: that could name another's audience.
+    pub fn audience(&self) -> Option<String> {
+        let mut labels = self.0.domain()?.split('.');
+        let (cache, namespace) = (labels.next()?, labels.next()?);
+        (labels.next() == Some("svc")).then(|| tarn_crds::audience(namespace, cache))
+    }
+
     /// Where this repository is served.
     pub fn repository(&self, id: &RepoId) -> Repository {
         Repository(format!("{}/git/{}", self.0.as_str().trim_end_matches('/'), id.route()))
@@ -115,6 +123,17 @@ mod tests {
         }
         let below = Server::parse("https://gw.corp:8443/tarn/").unwrap().repository(&id);
         assert_eq!(below.snapshot(), "https://gw.corp:8443/tarn/git/github.com/org/repo/snapshot.tar.zst");
+    }
+
+    #[test]
+    fn an_audience_is_known_of_services_alone() {
+        let audience = |url: &str| Server::parse(url).unwrap().audience();
+        for url in ["http://default.ci.svc", "https://default.ci.svc.cluster.local:8443/x"] {
+            assert_eq!(audience(url).as_deref(), Some("default.ci.tarn.dev"), "{url}");
+        }
+        for url in ["https://tarn.example", "http://default", "http://default.ci", "http://127.0.0.1:8080"] {
+            assert_eq!(audience(url), None, "{url}");
+        }
     }
 
     #[test]

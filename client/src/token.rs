@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::cli::{AUDIENCE, TokenArgs};
+use crate::cli::TokenArgs;
 use crate::git::Git;
 use crate::kubectl::{KubectlError, ServiceAccount};
+use crate::server::Server;
 
 /// Where a pod has its token, if it was given one: the examples mount it there.
 pub const IN_A_POD: &str = "/var/run/secrets/tarn.dev/token";
@@ -102,9 +103,10 @@ pub enum Origin {
 impl Origin {
     /// What is named by a flag or the variable, else by git's configuration, else a pod's file, if it is there. A flag that names
     /// a service account goes before a file.
-    pub async fn find(args: &TokenArgs, git: &Git) -> Option<Self> {
+    pub async fn find(args: &TokenArgs, git: &Git, server: &Server) -> Option<Self> {
         if let Some(name) = args.service_account.clone() {
-            let (namespace, audience) = (args.namespace.clone(), args.audience.clone());
+            let namespace = args.namespace.clone();
+            let audience = args.audience.clone().or_else(|| server.audience());
             return Some(Self::Account(ServiceAccount { name, namespace, audience }));
         }
         if let Some(given) = args.token_file.as_ref().filter(|path| !path.as_os_str().is_empty()) {
@@ -119,8 +121,7 @@ impl Origin {
         }
         if let Some(name) = configured(&["--get", SERVICE_ACCOUNT]).await {
             let namespace = configured(&["--get", NAMESPACE]).await;
-            let audience = configured(&["--get", AUDIENCE_KEY]).await;
-            let audience = audience.unwrap_or_else(|| AUDIENCE.to_owned());
+            let audience = configured(&["--get", AUDIENCE_KEY]).await.or_else(|| server.audience());
             return Some(Self::Account(ServiceAccount { name, namespace, audience }));
         }
         Some(PathBuf::from(IN_A_POD)).filter(|path| path.exists()).map(Self::File)

@@ -186,9 +186,13 @@ async fn git_clones_with_tokens_that_kubectl_makes_when_they_are_needed() -> Res
     let script = format!("echo 'Warning: something is deprecated' >&2\necho {TOKEN}");
     guarded.kubectl(&script)?;
     let login = ["login", "--server", &server, "--service-account", "ci", "--namespace", "builds"];
-    let done = guarded.tarn(&login, "").await?;
+    // Whom it is for is never guessed, nor had from a server.
+    let unknown = guarded.tarn(&login, "").await?;
+    ensure!(!unknown.status.success() && unknown.stderr.contains("--audience"), "{}", unknown.stderr);
+    let audience = ["--audience", "default.ci.tarn.dev"];
+    let done = guarded.tarn(&[&login[..], &audience].concat(), "").await?;
     ensure!(done.status.success() && done.stderr.contains("service account ci"), "{}", done.stderr);
-    let expected = "create token ci --namespace=builds --audience=tarn --duration=1h\n";
+    let expected = "create token ci --namespace=builds --audience=default.ci.tarn.dev --duration=1h\n";
     let calls = guarded.calls()?;
     ensure!(calls == expected, "{calls}");
     let listed = guarded.git(&["ls-remote", &url]).await?;
@@ -205,7 +209,7 @@ async fn git_clones_with_tokens_that_kubectl_makes_when_they_are_needed() -> Res
     let cloned = guarded.tarn(&["clone", "--json", &upstream, "a"], "").await?;
     let how = cloned.text();
     ensure!(how.contains("\"how\":\"snapshot\"") || how.contains("\"how\":\"git-through-tarn\""), "{how}");
-    let (calls, wanted) = (guarded.calls()?, expected.replace("=tarn ", "=git.example "));
+    let (calls, wanted) = (guarded.calls()?, expected.replace("=default.ci.tarn.dev ", "=git.example "));
     ensure!(calls.lines().count() > 1 && calls.lines().all(|call| call == wanted.trim_end()), "{calls}");
     let config = std::fs::read_to_string(&home)?;
     for text in [&config, &done.stderr, &listed.stderr, &calls, &how, &cloned.stderr] {
@@ -226,7 +230,8 @@ async fn git_clones_with_tokens_that_kubectl_makes_when_they_are_needed() -> Res
 async fn a_kubectl_that_makes_no_token_is_told_with_what_to_do() -> Result<()> {
     let guarded = Guarded::new().await?;
     let server = guarded.server()?;
-    let login = ["login", "--server", &server, "--service-account", "ci", "--namespace", "builds"];
+    let login =
+        ["login", "--server", &server, "--service-account", "ci", "--namespace", "builds", "--audience", "a"];
     for (script, says) in [
         (
             "echo 'Error from server (Forbidden): serviceaccounts \"ci\" is forbidden' >&2; exit 1",

@@ -33,6 +33,12 @@ pub const CACHE_LABEL: &str = "tarn.dev/cache";
 /// The audience of the tokens by which a GitCache's agents prove themselves to each other; for nothing else.
 pub const PEER_AUDIENCE: &str = "peers.tarn.dev";
 
+/// The audience of callers' tokens for a GitCache that names none. Each GitCache has its own: none can use at another what its
+/// callers show it.
+pub fn audience(namespace: &str, cache: &str) -> String {
+    format!("{cache}.{namespace}.{GROUP}")
+}
+
 /// The name of the ServiceAccount of a GitCache's agents.
 pub fn agent_account(cache: &str) -> String {
     format!("{cache}-agent")

@@ -27,6 +27,8 @@ pub struct Facts {
     pub progress: Option<Note>,
     /// What is wrong and being retried; of each type the first counts.
     pub findings: Vec<Finding>,
+    /// Whose tokens travel unencrypted. News for people: neither Ready nor Reconciling follow from it.
+    pub insecure: Option<Note>,
 }
 
 /// Pods that serve, and how many should.
@@ -125,6 +127,7 @@ pub fn summarize(facts: &Facts, previous: &[Condition], now: &Time) -> Vec<Condi
             conditions.push((type_, true, finding.note.clone()));
         }
     }
+    conditions.extend(facts.insecure.clone().map(|note| (ConditionType::InsecureTransport, true, note)));
     conditions.sort_by_key(|(type_, ..)| *type_);
     let condition = |(type_, status, note): (ConditionType, bool, Note)| {
         let status = if status { "True" } else { "False" };

@@ -19,9 +19,9 @@ mod rules;
 
 pub use duration::{Duration, DurationError};
 pub use gitcache::{
-    Auth, Budget, BudgetError, CachePrewarm, Disk, EmptyDir, GitCache, GitCacheSpec, GitCacheStatus, Limits,
-    Placement, Resources, S3, Scheduling, Service, ServiceType, Storage, Store, StoreCapabilities, Tls,
-    Upstreams, VolumeClaim, Webhooks,
+    Auth, Budget, BudgetError, CacheNetworkPolicy, CachePrewarm, Disk, EmptyDir, GitCache, GitCacheSpec,
+    GitCacheStatus, Limits, Placement, Resources, S3, Scheduling, Service, ServiceType, Storage, Store,
+    StoreCapabilities, Tls, Upstreams, VolumeClaim, Webhooks,
 };
 pub use gitmirror::{
     Access, CheckpointPolicy, CheckpointStatus, DeletionPolicy, Freshness, GitMirror, GitMirrorSpec,

@@ -2,6 +2,7 @@
 
 mod alone;
 mod callers;
+mod network;
 mod outages;
 mod pods;
 mod removal;

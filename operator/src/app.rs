@@ -3,8 +3,13 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use futures_util::future::join_all;
-use kube::Client;
-use kube_lease_manager::{LeaseManagerBuilder, LeaseManagerError};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use kube_lease_manager::{LeaseCreateMode, LeaseManagerBuilder, LeaseManagerError};
+use serde_json::json;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -16,6 +21,7 @@ use crate::{
     admin::{self, Metrics},
     config::Config,
     controllers,
+    ssa::MANAGER,
 };
 
 /// The Lease by which operators take turns.
@@ -67,11 +73,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let pod = std::env::var("POD_NAME").ok();
     let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     let (duration, grace) = HOLDS;
+    create_lease(&client).await?;
     let manager = LeaseManagerBuilder::new(client.clone(), LEASE)
         .with_namespace(client.default_namespace())
         .with_identity(pod.unwrap_or_else(host))
         .with_duration(duration)
         .with_grace(grace)
+        .with_create_mode(LeaseCreateMode::UseExistent)
         .build()
         .await?;
     let (mut leading, election) = manager.watch().await;
@@ -99,6 +107,13 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         Ok(Err(error)) => Err(io::Error::other(error).into()),
         Err(_) => Ok(()),
     }
+}
+
+/// Makes sure that there is a Lease. By server-side apply, which names it: so the right to create it is bound to its name.
+async fn create_lease(client: &Client) -> Result<(), kube::Error> {
+    let leases = Api::<Lease>::default_namespaced(client.clone());
+    let body = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE}});
+    leases.patch(LEASE, &PatchParams::apply(MANAGER), &Patch::Apply(body)).await.map(drop)
 }
 
 async fn work(client: &Client, config: &Config, metrics: &Metrics, stopping: &CancellationToken) {

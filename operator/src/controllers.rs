@@ -183,12 +183,13 @@ fn around_digest(stores: &Stores, now: Timestamp) -> u64 {
     together(pods.chain(silent).chain(secrets).chain(caches))
 }
 
-/// Which mirrors there are, their caches and Secrets.
+/// Which mirrors there are, their caches, Secrets and accesses.
 fn declared_digest(stores: &Stores) -> u64 {
     let mirrors = stores.mirrors.state().into_iter();
     together(mirrors.map(|mirror| {
         let secret = mirror.spec.secret_ref.as_ref().map(|secret| secret.name.clone());
-        digest(&(mirror.uid(), mirror.spec.cache_ref.name.clone(), secret))
+        let access = mirror.spec.effective_access().as_str();
+        digest(&(mirror.uid(), mirror.spec.cache_ref.name.clone(), secret, access))
     }))
 }
 

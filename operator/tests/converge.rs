@@ -308,13 +308,19 @@ fn secrets_are_used_only_as_they_say() {
     let mut world = World::new();
     world.mirror("one", json!({"url": "https://h/o/r", "secretRef": {"name": "creds"}}));
     world.settle();
-    assert_eq!(world.conditions("one"), "Ready=False/SecretNotFound Stalled=True/SecretNotFound");
+    assert_eq!(
+        world.conditions("one"),
+        "Ready=False/SecretNotFound Stalled=True/SecretNotFound InsecureTransport=True/NoTls"
+    );
     world.secret("elsewhere");
     world.settle();
-    assert_eq!(world.conditions("one"), "Ready=False/SecretNotAllowed Stalled=True/SecretNotAllowed");
+    assert_eq!(
+        world.conditions("one"),
+        "Ready=False/SecretNotAllowed Stalled=True/SecretNotAllowed InsecureTransport=True/NoTls"
+    );
     world.secret("elsewhere, h");
     world.settle();
-    assert_eq!(world.conditions("one"), "Ready=True/Serving");
+    assert_eq!(world.conditions("one"), "Ready=True/Serving InsecureTransport=True/NoTls");
     let roles: Vec<Value> = world.list("roles");
     assert!(roles[0].to_string().contains(r#""resourceNames":["creds"]"#), "{}", roles[0]);
 }
@@ -336,6 +342,31 @@ fn a_mirror_of_a_host_that_the_cache_does_not_name_is_stalled_until_the_cache_na
     let caches: Vec<GitCache> = world.list("gitcaches");
     let status = serde_json::to_string(&caches[0].status).unwrap();
     assert!(status.contains("InvalidSpec") && status.contains("allowedHosts[0]"), "{status}");
+}
+
+#[test]
+fn callers_tokens_without_tls_are_told_of_the_mirror_and_its_cache_until_there_is_tls() {
+    let mut world = World::new();
+    let guarded = |access: &str| json!({"url": "https://h/o/r", "access": access});
+    let told = |world: &World| {
+        let caches: Vec<Value> = world.list("gitcaches");
+        let cache = caches[0]["status"]["conditions"].to_string().contains("InsecureTransport");
+        (world.conditions("one").contains("InsecureTransport=True/NoTls"), cache)
+    };
+    world.mirror("one", guarded("Upstream"));
+    world.settle();
+    assert_eq!(told(&world), (true, true));
+    world.mirror("one", guarded("Anonymous"));
+    world.settle();
+    assert_eq!(told(&world), (false, false));
+    world.mirror("one", guarded("RBAC"));
+    world.settle();
+    assert_eq!(told(&world), (true, true));
+    world.cache(json!({"replicas": 2, "tls": {"secretRef": {"name": "tls"}}}));
+    world.sim.put("secrets", json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tls"}}));
+    world.settle();
+    assert_eq!(told(&world), (false, false));
+    assert_eq!(world.conditions("one"), "Ready=True/Serving");
 }
 
 #[test]

@@ -96,6 +96,35 @@ fn the_chart_lets_the_operator_grant_what_it_grants() {
     }
 }
 
+/// Each right of the agents is one that the agent uses: the test kit's API server refuses the agent what is not among them.
+#[test]
+fn agents_may_do_what_they_do_by_name_where_there_is_one_and_nothing_else() {
+    let cache: GitCache = serde_yaml_ng::from_str(include_str!("samples/bucket.yaml")).unwrap();
+    let valid = validate(&cache, ["github".to_owned()].into(), "tarn:any").unwrap().unwrap();
+    let rules = build(&valid).role.rules.unwrap();
+    let told: Vec<String> = rules
+        .iter()
+        .map(|rule| {
+            let list =
+                |list: &Option<Vec<String>>| list.as_ref().map_or_else(String::new, |all| all.join(" "));
+            let (groups, resources) = (list(&rule.api_groups), list(&rule.resources));
+            format!("{groups}/{resources} [{}]: {}", list(&rule.resource_names), rule.verbs.join(" "))
+        })
+        .collect();
+    let leases: Vec<String> =
+        (0..valid.replicas).map(|at| format!("tarn-agent-{}-{at}", valid.name)).collect();
+    let leases = format!("coordination.k8s.io/leases [{}]: create patch", leases.join(" "));
+    let expected = [
+        "tarn.dev/gitmirrors []: list watch",
+        "tarn.dev/gitmirrors/status []: patch",
+        "discovery.k8s.io/endpointslices []: list watch",
+        "authorization.k8s.io/localsubjectaccessreviews []: create",
+        leases.as_str(),
+        "/secrets [github]: list watch",
+    ];
+    assert_eq!(told, expected);
+}
+
 #[test]
 fn the_chart_gives_nothing_wholesale() {
     let everything: Vec<&PolicyRule> = RULES
@@ -110,6 +139,10 @@ fn the_chart_gives_nothing_wholesale() {
         [("secrets", "create"), ("secrets", "patch"), ("pods", "create"), ("pods", "delete")]
     {
         assert!(!allowed("", resource, verb), "{verb} {resource}");
+    }
+    // Others' Leases elect leaders, those of the cluster's own controllers among them.
+    for verb in ["get", "update", "delete", "deletecollection"] {
+        assert!(!allowed("coordination.k8s.io", "leases", verb), "{verb} leases");
     }
     for verb in ["escalate", "bind"] {
         assert!(!allowed("rbac.authorization.k8s.io", "roles", verb), "{verb}");

@@ -4,6 +4,7 @@
 #![expect(clippy::indexing_slicing, reason = "a missing field of a JSON value is a null, or is made")]
 
 mod reviews;
+mod rights;
 mod state;
 
 use std::convert::Infallible;
@@ -180,12 +181,17 @@ impl ApiServer {
 
     /// Lets a user or a group `get` the subresource `clone` of a GitMirror.
     pub fn grant(&self, subject: &str, mirror: &str) {
-        self.state.reviews.grant(subject, mirror);
+        self.state.reviews.grant(subject, &format!("get gitmirrors/clone {mirror}"));
+    }
+
+    /// Gives a user or a group a right, such as `get gitcaches/admin default`.
+    pub fn grant_right(&self, subject: &str, right: &str) {
+        self.state.reviews.grant(subject, right);
     }
 
     /// Takes that right back.
     pub fn take_back(&self, subject: &str, mirror: &str) {
-        self.state.reviews.take_back(subject, mirror);
+        self.state.reviews.take_back(subject, &format!("get gitmirrors/clone {mirror}"));
     }
 
     /// Answers from now on as a server that has never heard of audiences, to which any token is good.
@@ -209,8 +215,9 @@ impl ApiServer {
     }
 }
 
-/// What a path names: a kind, an object of it, a subresource.
+/// What a path names: a kind of an API group, an object of it, a subresource.
 struct Target<'a> {
+    group: &'static str,
     kind: &'a str,
     name: Option<&'a str>,
     status: bool,
@@ -219,16 +226,28 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     fn of(path: &'a str) -> Option<Self> {
         let prefixes = [
-            "/api/v1/",
-            "/apis/tarn.dev/v1alpha1/",
-            "/apis/coordination.k8s.io/v1/",
-            "/apis/discovery.k8s.io/v1/",
+            ("/api/v1/", ""),
+            ("/apis/tarn.dev/v1alpha1/", "tarn.dev"),
+            ("/apis/coordination.k8s.io/v1/", "coordination.k8s.io"),
+            ("/apis/discovery.k8s.io/v1/", "discovery.k8s.io"),
         ];
-        let rest = prefixes.iter().find_map(|prefix| path.strip_prefix(prefix))?;
+        let (rest, group) =
+            prefixes.iter().find_map(|(prefix, group)| Some((path.strip_prefix(prefix)?, *group)))?;
         let mut parts =
             rest.strip_prefix("namespaces/")?.strip_prefix(NAMESPACE)?.strip_prefix('/')?.split('/');
-        let target = Self { kind: parts.next()?, name: parts.next(), status: parts.next() == Some("status") };
+        let (kind, name) = (parts.next()?, parts.next());
+        let target = Self { group, kind, name, status: parts.next() == Some("status") };
         ["gitmirrors", "secrets", "leases", "endpointslices"].contains(&target.kind).then_some(target)
+    }
+
+    /// Whether the agents' Role grants this verb. `named`: whether the request is about one object whose name it tells.
+    fn grants(&self, verb: &str, named: bool) -> bool {
+        let subresource = if self.status { "/status" } else { "" };
+        rights::allow(self.group, &format!("{}{subresource}", self.kind), verb, named)
+    }
+
+    fn forbidden(&self, verb: &str) -> Response<Body> {
+        status(StatusCode::FORBIDDEN, "Forbidden", &format!("{verb} {} is forbidden", self.kind))
     }
 }
 
@@ -243,6 +262,9 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
     let review = ["/apis/authentication.k8s.io/v1/", "/apis/authorization.k8s.io/v1/namespaces/ci/"];
     let review = review.iter().find_map(|prefix| parts.uri.path().strip_prefix(prefix));
     if let (&Method::POST, Some(kind)) = (&parts.method, review) {
+        if kind.starts_with("local") && !rights::allow("authorization.k8s.io", kind, "create", false) {
+            return status(StatusCode::FORBIDDEN, "Forbidden", "reviews are forbidden");
+        }
         let text = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let answered =
             serde_json::from_slice(&text).ok().and_then(|review| state.reviews.answer(kind, review));
@@ -261,11 +283,13 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
             let Some(selector) = selector.and_then(|selector| selector.with_labels(&labels)) else {
                 return status(StatusCode::BAD_REQUEST, "BadRequest", "field label not supported");
             };
+            let lists = get("watch").is_none_or(|watch| watch == "false");
+            let verb = if lists { "list" } else { "watch" };
             // Rights on Secrets are by name; the agent has none on all of them.
-            if target.kind == "secrets" && !selector.names_one() {
-                return status(StatusCode::FORBIDDEN, "Forbidden", "secrets is forbidden");
+            if !target.grants(verb, selector.names_one()) {
+                return target.forbidden(verb);
             }
-            if get("watch").is_none_or(|watch| watch == "false") {
+            if lists {
                 let (items, version) = state.list(target.kind, &selector);
                 let list = json!({"kind": "List", "apiVersion": "v1",
                     "metadata": {"resourceVersion": version.to_string()}, "items": items});
@@ -283,6 +307,12 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body>
             let (Ok(patch), Some(manager)) = (serde_json::from_slice(&text), get("fieldManager")) else {
                 return status(StatusCode::BAD_REQUEST, "BadRequest", "no patch, or no field manager");
             };
+            // Who applies what is not there creates it.
+            let creates = !target.status && state.get(target.kind, name).is_none();
+            let verbs: &[&str] = if creates { &["create", "patch"] } else { &["patch"] };
+            if let Some(verb) = verbs.iter().find(|verb| !target.grants(verb, true)) {
+                return target.forbidden(verb);
+            }
             let applied = match (target.kind, target.status) {
                 ("gitmirrors", true) => state.apply_status(name, &manager, &patch),
                 ("leases", false) => Some(state.apply_lease(name, &manager, &patch)),

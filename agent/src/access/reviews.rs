@@ -27,6 +27,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The most questions under way: a flood of made-up tokens is no flood at the API server.
 const AT_A_TIME: usize = 16;
 
+/// What a Role grants: a verb on a subresource of one object.
+#[derive(Clone, Copy)]
+struct Right<'a> {
+    verb: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    name: &'a str,
+}
+
 /// Asks the API server.
 pub struct Reviews {
     client: Client,
@@ -124,19 +133,42 @@ impl Reviews {
     /// # Errors
     /// No right leads there, or the API server does not answer.
     pub(super) async fn may_clone(&self, hashes: &Hashes, user: &User, mirror: &str) -> Result<(), Refusal> {
-        let key = hashes.key("clone", &[user.digest.as_bytes(), mirror.as_bytes()]);
-        self.grants.get(key, self.ask_whether(user, mirror)).await
+        let right = Right { verb: "get", resource: "gitmirrors", subresource: "clone", name: mirror };
+        self.may(hashes, user, right).await
     }
 
-    async fn ask_whether(&self, user: &User, mirror: &str) -> Result<(), Refusal> {
+    /// Makes sure that a user may use the admin port of a cache's agents, as this verb says.
+    ///
+    /// # Errors
+    /// No right leads there, or the API server does not answer.
+    pub(super) async fn may_administer(
+        &self,
+        hashes: &Hashes,
+        user: &User,
+        verb: &'static str,
+        cache: &str,
+    ) -> Result<(), Refusal> {
+        let right = Right { verb, resource: "gitcaches", subresource: "admin", name: cache };
+        self.may(hashes, user, right).await
+    }
+
+    async fn may(&self, hashes: &Hashes, user: &User, right: Right<'_>) -> Result<(), Refusal> {
+        let Right { verb, resource, subresource, name } = right;
+        let parts = [verb, resource, subresource, name].map(str::as_bytes);
+        let key = hashes.key("right", &[&[user.digest.as_bytes().as_slice()][..], &parts].concat());
+        self.grants.get(key, self.ask_whether(user, right)).await
+    }
+
+    async fn ask_whether(&self, user: &User, right: Right<'_>) -> Result<(), Refusal> {
+        let Right { verb, resource, subresource, name } = right;
         let attributes = ResourceAttributes {
             namespace: Some(self.namespace.clone()),
-            verb: Some("get".into()),
-            group: Some("tarn.dev".into()),
+            verb: Some(verb.into()),
+            group: Some(tarn_crds::GROUP.into()),
             version: Some("v1alpha1".into()),
-            resource: Some("gitmirrors".into()),
-            subresource: Some("clone".into()),
-            name: Some(mirror.to_owned()),
+            resource: Some(resource.into()),
+            subresource: Some(subresource.into()),
+            name: Some(name.to_owned()),
             ..ResourceAttributes::default()
         };
         let review = LocalSubjectAccessReview {
@@ -150,9 +182,9 @@ impl Reviews {
         if status.allowed && status.denied != Some(true) {
             return Ok(());
         }
-        let (name, namespace) = (&user.name, &self.namespace);
+        let (user, namespace) = (&user.name, &self.namespace);
         Err(Refusal::Denied(format!(
-            "{name} may not get gitmirrors/clone {mirror:?} in the namespace {namespace}: a Role must grant it"
+            "{user} may not {verb} {resource}/{subresource} {name:?} in the namespace {namespace}: a Role must grant it"
         )))
     }
 

@@ -1,6 +1,9 @@
 //! Gauges of each mirror, read from the fleet when they are asked for.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use jiff::Timestamp;
 use prometheus_client::{
@@ -9,9 +12,15 @@ use prometheus_client::{
     metrics::{family::Family, gauge::ConstGauge, gauge::Gauge},
     registry::Unit,
 };
-use tarn_crds::v1alpha1::Phase;
+use tarn_crds::v1alpha1::{Access, Phase};
 
-use crate::fleet::{Fleet, budget::Keeper, prewarm::Warmer};
+use crate::{
+    fleet::{Fleet, budget::Keeper, prewarm::Warmer},
+    mirror::Mirror,
+};
+
+/// Key of the names that stand for mirrors' own; it leaves no memory.
+static KEY: LazyLock<[u8; 32]> = LazyLock::new(rand::random);
 
 /// Computes the gauges.
 pub struct Gauges {
@@ -21,6 +30,29 @@ pub struct Gauges {
     pub warmer: Warmer,
     /// Who keeps the disk's budget.
     pub budget: Keeper,
+    /// Which mirrors are called by their names.
+    pub named: Named,
+}
+
+/// Which mirrors metrics call by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// Those that everybody may have. Each other one has a name of its own that means nothing, until the agent starts again:
+    /// so an alert on it still fires, and who may ask learns which it is.
+    Public,
+    /// All.
+    All,
+}
+
+impl Named {
+    fn label(self, mirror: &Mirror) -> String {
+        let name = mirror.id().to_string();
+        if self == Self::All || mirror.settings().access == Access::Anonymous {
+            return name;
+        }
+        let hash = blake3::keyed_hash(&KEY, name.as_bytes()).to_hex();
+        format!("hidden-{}", hash.get(..12).unwrap_or_default())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,7 +76,7 @@ impl Collector for Gauges {
         let (looked, failing) = (Family::<ByMirror, Gauge>::default(), Family::<ByMirror, Gauge>::default());
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         for mirror in self.fleet.mirrors() {
-            let (view, label) = (mirror.view(), ByMirror { mirror: mirror.id().to_string() });
+            let (view, label) = (mirror.view(), ByMirror { mirror: self.named.label(&mirror) });
             let is_ready = matches!(view.phase, Phase::Ready | Phase::Fetching);
             ready.get_or_create(&label).set(i64::from(is_ready));
             bytes.get_or_create(&label).set(number(view.bytes));

@@ -166,7 +166,8 @@ struct Rejected {
 
 /// The status of all mirrors now.
 pub fn of(admin: &Admin) -> Status {
-    let Admin { fleet, warmer, budget, store, metrics: _, stopping: _ } = admin;
+    let Admin { fleet, warmer, budget, store, metrics: _, open_metrics: _, administrators: _, stopping: _ } =
+        admin;
     let store = store.as_ref();
     let refused = fleet.refused();
     let stalls: BTreeMap<&str, &Stalled> =
@@ -312,6 +313,7 @@ fn no_facts() -> Facts {
         stalled: None,
         progress: None,
         findings: Vec::new(),
+        insecure: None,
     }
 }
 

@@ -35,6 +35,9 @@ pub enum StartError {
     /// The callers' tokens.
     #[error("--tokens: {0}")]
     Tokens(#[from] TokensError),
+    /// The tokens of the admin port.
+    #[error("--admin-tokens: {0}")]
+    AdminTokens(TokensError),
     /// The certificate.
     #[error("--tls-cert, --tls-key: {0}")]
     Tls(#[from] TlsError),

@@ -5,13 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use tarn_crds::repo::UpstreamList;
 
-/// The audience of callers' tokens where none is named.
-const AUDIENCE: &str = "tarn";
-
 /// What callers are judged by.
 #[derive(Clone, Debug, Args)]
 pub struct AccessFlags {
-    /// Whom a caller's Kubernetes token must be for; may be repeated, one of them is enough [default: tarn]
+    /// Whom a caller's Kubernetes token must be for; may be repeated, one of them is enough [default:
+    /// CACHE.NAMESPACE.tarn.dev]
     #[arg(
         long = "audience",
         value_name = "NAME",
@@ -38,6 +36,16 @@ pub struct AccessFlags {
     )]
     pub unbound_credentials_to: Vec<String>,
 
+    /// File with the tokens that open /status and orders on the admin port to others than the agent's own machine or pod; as
+    /// that of --tokens
+    #[arg(long, value_name = "FILE", env = "TARN_AGENT_ADMIN_TOKENS", hide_env_values = true)]
+    pub admin_tokens: Option<PathBuf>,
+
+    /// Name all mirrors in /metrics to whoever asks, not only those that everybody may have: where a network policy limits
+    /// who reaches the admin port
+    #[arg(long, env = "TARN_AGENT_OPEN_METRICS", hide_env_values = true)]
+    pub open_metrics: bool,
+
     /// File with what this agent proves itself with to its peers, where not everybody may have a mirror: in a cluster a
     /// token of its service account for the audience peers.tarn.dev, elsewhere a secret that all of them share
     #[arg(long, value_name = "FILE", env = "TARN_AGENT_PEER_TOKEN", hide_env_values = true)]
@@ -50,10 +58,10 @@ pub struct AccessFlags {
 }
 
 impl AccessFlags {
-    /// The audiences of which a caller's token must name one.
-    pub fn audiences(&self) -> Vec<String> {
-        let none = self.audiences.is_empty();
-        if none { vec![AUDIENCE.to_owned()] } else { self.audiences.clone() }
+    /// The audiences of which a caller's token must name one, at a pod of this GitCache.
+    pub fn audiences(&self, namespace: &str, cache: &str) -> Vec<String> {
+        let own = || vec![tarn_crds::audience(namespace, cache)];
+        Some(self.audiences.clone()).filter(|named| !named.is_empty()).unwrap_or_else(own)
     }
 
     /// The upstreams that get credentials which do not say for whom they are.

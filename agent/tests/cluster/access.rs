@@ -12,13 +12,13 @@ use tarn_testkit::wire::{Answer, Connection};
 
 use super::{Cluster, PATIENCE, POD};
 use crate::lfs::{ATTRIBUTES, guarded::expect_clones};
-use crate::p8_nobody_in::{PUSHES, READS, ask, certificate, expect_no_canary, trusting};
+use crate::p8_nobody_in::{PUSHES, READS, ask, certificate, expect_no_canary, stranger, trusting};
 
 /// A pod's service account.
 const JOB: &str = "system:serviceaccount:ci:job";
 
 /// The audience of the cache.
-const AUDIENCE: &str = "tarn";
+const AUDIENCE: &str = "default.ci.tarn.dev";
 
 /// The audience by which its pods know each other.
 const PEERS: &str = "peers.tarn.dev";
@@ -129,6 +129,57 @@ async fn a_token_that_the_cluster_does_not_vouch_for_opens_nothing() -> Result<(
     // An API server that knows no audiences says yes to any token; it names none, and that is told.
     cluster.api.forget_audiences();
     ensure!(cluster.knock(&pod, &cluster.api.mint(JOB, "any")).await?.status == 401);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_role_opens_the_admin_port_and_the_right_to_clone_does_not() -> Result<()> {
+    let cluster = Cluster::new()?;
+    let (pod, _origin) = cluster.guarded().await?;
+    let (job, admin) = (cluster.api.mint(JOB, AUDIENCE), cluster.api.mint("ada", AUDIENCE));
+    cluster.api.grant(JOB, "a");
+    cluster.api.grant_right("ada", "get gitcaches/admin default");
+    let fetch = format!("/mirrors/{}/fetch", cluster.repo("a"));
+    let refused = stranger(&pod, "GET", "/status", None).await?;
+    ensure!(refused.status == 401 && refused.text().contains(AUDIENCE), "{}", refused.text());
+    let refused = stranger(&pod, "GET", "/status", Some(&job)).await?;
+    ensure!(refused.status == 403, "{} {}", refused.status, refused.text());
+    ensure!(refused.text().contains("may not get gitcaches/admin \"default\""), "{}", refused.text());
+    let status = stranger(&pod, "GET", "/status", Some(&admin)).await?;
+    ensure!(status.status == 200 && status.text().contains(&cluster.repo("a")), "{}", status.text());
+    // To read is not to order.
+    let refused = stranger(&pod, "POST", &fetch, Some(&admin)).await?;
+    ensure!(
+        refused.status == 403 && refused.text().contains("may not create gitcaches/admin"),
+        "{}",
+        refused.text()
+    );
+    cluster.api.grant_right("pods", "create gitcaches/admin default");
+    eventually(PATIENCE, "the right to order", async || {
+        let ordered = stranger(&pod, "POST", &fetch, Some(&admin)).await?;
+        ensure!(ordered.status == 202, "{} {}", ordered.status, ordered.text());
+        Ok(())
+    })
+    .await?;
+    // A token for the API server opens nothing.
+    let foreign = cluster.api.mint("ada", "https://kubernetes.default.svc");
+    ensure!(stranger(&pod, "GET", "/status", Some(&foreign)).await?.status == 401);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_for_one_cache_is_of_no_use_at_another_of_the_namespace() -> Result<()> {
+    let cluster = Cluster::new()?;
+    cluster.upstream.seed("a.git").await?;
+    cluster.api.mirror("a", "other", json!({"url": cluster.url("a"), "access": "RBAC"}));
+    let pod = cluster.pod_of("other", "other-0").await?;
+    pod.wait_phase(&cluster.repo("a"), "Ready").await?;
+    cluster.api.grant(JOB, "a");
+    let refused = cluster.knock(&pod, &cluster.api.mint(JOB, AUDIENCE)).await?;
+    ensure!(refused.status == 401, "{} {}", refused.status, refused.text());
+    ensure!(refused.text().contains("other.ci.tarn.dev"), "says whom it must be for: {}", refused.text());
+    let own = cluster.api.mint(JOB, "other.ci.tarn.dev");
+    ensure!(cluster.knock(&pod, &own).await?.status == 200);
     Ok(())
 }
 

@@ -81,8 +81,10 @@ async fn probes_do_not_wait_for_others_who_ask_on_the_admin_port() -> Result<()>
     let agent = limited(&scene, &["--max-requests", "3"]).await?;
     // Each waits for a look.
     scene.upstream.fault_on(Operation::LsRefs, Fault::Hang);
-    let order =
-        format!("POST /mirrors/{}/fetch HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n", scene.repo());
+    let order = format!(
+        "POST /mirrors/{}/fetch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
+        scene.repo()
+    );
     let mut waiting = Vec::new();
     for _ in 0..60 {
         let mut connection = Connection::open(agent.admin_address()?).await?;

@@ -3,17 +3,21 @@ What the operator may do in the namespaces it looks after; docs/operator.md says
 grants to agents, or the API server refuses their Roles.
 */}}
 {{- define "tarn.operatorRules" -}}
-# What it reconciles. Whoever may update a status is not held to one entry by the admission policy.
+# What it reconciles.
 - apiGroups: [tarn.dev]
   resources: [gitcaches, gitmirrors]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # The finalizer of those whose objects in the store are to go with them.
 - apiGroups: [tarn.dev]
   resources: [gitmirrors]
   verbs: [patch]
 - apiGroups: [tarn.dev]
   resources: [gitcaches/status, gitmirrors/status]
-  verbs: [get, patch, update]
+  verbs: [patch]
+# Not used: by this right the admission policy knows who is not held to one entry of a status.
+- apiGroups: [tarn.dev]
+  resources: [gitmirrors/status]
+  verbs: [update]
 # Where OwnerReferencesPermissionEnforcement is on, who makes objects that a GitCache owns needs this.
 - apiGroups: [tarn.dev]
   resources: [gitcaches/finalizers]
@@ -24,16 +28,16 @@ grants to agents, or the API server refuses their Roles.
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [serviceaccounts, services]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, create, patch]
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, create, patch]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, create, patch]
 # Volumes grow.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
@@ -45,17 +49,17 @@ grants to agents, or the API server refuses their Roles.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch]
-# It watches the agents' Leases, and grants agents to write them.
+# It watches the agents' Leases, and grants agents to write those of their own cache, by name.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [get, list, watch, create, patch, update, delete]
+  verbs: [list, watch, create, patch]
 # Granted to agents, not used.
 - apiGroups: [authorization.k8s.io]
   resources: [localsubjectaccessreviews]
   verbs: [create]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

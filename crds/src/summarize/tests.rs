@@ -37,6 +37,7 @@ fn facts(ready: u32, desired: u32) -> Facts {
         stalled: None,
         progress: None,
         findings: vec![],
+        insecure: None,
     }
 }
 

@@ -36,6 +36,9 @@ pub enum ConditionType {
     /// Present (True) while checkpoints or snapshots cannot be published; negative. Ready stays up: serving does not
     /// need the store.
     StoreFailed,
+    /// Present (True) while callers' tokens travel unencrypted: the GitCache has no TLS, and the mirror's access is not
+    /// Anonymous; negative. Ready stays up. GitCache: one of its GitMirrors is such a mirror.
+    InsecureTransport,
 }
 
 impl ConditionType {
@@ -50,6 +53,7 @@ impl ConditionType {
         Self::Stale,
         Self::RestoreFailed,
         Self::StoreFailed,
+        Self::InsecureTransport,
     ];
 
     /// The type as it stands in status.
@@ -64,6 +68,7 @@ impl ConditionType {
             Self::Stale => "Stale",
             Self::RestoreFailed => "RestoreFailed",
             Self::StoreFailed => "StoreFailed",
+            Self::InsecureTransport => "InsecureTransport",
         }
     }
 }
@@ -188,6 +193,9 @@ reasons! {
     StoreDenied,
     /// RestoreFailed, StoreFailed: the store answered with an error of its own.
     StoreError,
+
+    /// InsecureTransport: the GitCache has no certificate.
+    NoTls,
 
     /// An Event's only: a GitMirror is gone, and its objects are still in the store though spec.deletionPolicy is Delete.
     StoreLeft,

@@ -18,7 +18,7 @@ use super::conditions::{pending, schema as conditions_schema};
 pub use budget::{Budget, BudgetError, Disk};
 pub use limits::Limits;
 pub use pods::{Resources, Scheduling};
-pub use serving::{Auth, Service, ServiceType, Tls, Webhooks};
+pub use serving::{Auth, CacheNetworkPolicy, Service, ServiceType, Tls, Webhooks};
 pub use storage::{EmptyDir, Storage, VolumeClaim};
 pub use store::{S3, Store};
 pub use upstreams::Upstreams;
@@ -100,6 +100,9 @@ pub struct GitCacheSpec {
     /// How callers are known.
     #[serde(default)]
     pub auth: Auth,
+    /// Who reaches the pods.
+    #[serde(default)]
+    pub network_policy: CacheNetworkPolicy,
     /// Hear webhooks of upstreams. Without it Tarn hears none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhooks: Option<Webhooks>,
@@ -187,7 +190,7 @@ pub struct GitCacheStatus {
     /// Generation of the spec that this status speaks of; -1 before the operator saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready; and, only while they hold, Reconciling and Stalled.
+    /// Ready; and, only while they hold, Reconciling, Stalled and InsecureTransport.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -248,6 +251,7 @@ impl Default for GitCacheSpec {
             service: Service::default(),
             tls: None,
             auth: Auth::default(),
+            network_policy: CacheNetworkPolicy::default(),
             webhooks: None,
             upstreams: None,
             limits: None,

@@ -79,12 +79,13 @@ async fn a_ci_pod_clones_with_the_role_and_without_it_git_shows_the_reason() -> 
     .await
 }
 
-/// The token that `git tarn credential` has kubectl make, on the machine that runs the tests.
+/// The token that `git tarn credential` has kubectl make, on the machine that runs the tests. The Service's name says whom it
+/// is for.
 async fn requested(scene: &Scene) -> Result<String> {
-    let server = format!("http://default.{}", scene.namespace);
+    let server = format!("http://default.{}.svc", scene.namespace);
     let place = ["--service-account", "ci", "--namespace", &scene.namespace];
     let args = [&["credential", "--server", &server][..], &place, &["get"]].concat();
-    let question = format!("protocol=http\nhost=default.{}\n\n", scene.namespace);
+    let question = format!("protocol=http\nhost=default.{}.svc\n\n", scene.namespace);
     let answer = tool::output(settings::client(), args, &question).await?;
     let token = answer.lines().find_map(|line| line.strip_prefix("password="));
     Ok(token.context("no token")?.to_owned())
@@ -93,6 +94,7 @@ async fn requested(scene: &Scene) -> Result<String> {
 /// A pod of the ServiceAccount `ci` with a token for Tarn, and with git.
 async fn job(scene: &Scene) -> Result<()> {
     let (repository, tag) = settings::image();
+    let audience = tarn_crds::audience(&scene.namespace, "default");
     scene.kubectl(&["create", "serviceaccount", "ci"]).await?;
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "job"},
@@ -118,7 +120,7 @@ async fn job(scene: &Scene) -> Result<()> {
             "volumes": [
                 {"name": "tmp", "emptyDir": {}},
                 {"name": "token", "projected": {"sources": [
-                    {"serviceAccountToken": {"audience": "tarn", "expirationSeconds": 600, "path": "token"}},
+                    {"serviceAccountToken": {"audience": audience, "expirationSeconds": 600, "path": "token"}},
                 ]}},
             ],
         },

@@ -6,7 +6,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 use tarn_crds::{
     summarize::{Facts, Note, Pods, summarize},
-    v1alpha1::{GitCache, GitCacheStatus, Phase, conditions::Reason},
+    v1alpha1::{Access, GitCache, GitCacheStatus, Phase, conditions::Reason},
 };
 
 use super::{build::selector_text, dereference::Referenced};
@@ -55,6 +55,7 @@ pub fn status(cache: &GitCache, around: &Referenced, progress: &Progress, now: T
         },
         progress: under_way(progress, around),
         findings: Vec::new(),
+        insecure: insecure(cache, around),
     };
     let previous = cache.status.clone().unwrap_or_default();
     GitCacheStatus {
@@ -69,6 +70,22 @@ pub fn status(cache: &GitCache, around: &Referenced, progress: &Progress, now: T
         // Others' to write.
         store_capabilities: None,
     }
+}
+
+/// Mirrors whose callers prove themselves with tokens, if those travel unencrypted.
+fn insecure(cache: &GitCache, around: &Referenced) -> Option<Note> {
+    if cache.spec.tls.is_some() {
+        return None;
+    }
+    let guarded = around.mirrors.iter().filter(|mirror| mirror.spec.effective_access() != Access::Anonymous);
+    let mut names: Vec<String> = guarded.map(|mirror| mirror.name_any()).collect();
+    names.sort_unstable();
+    let first = names.first()?;
+    let others = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+    let message = format!(
+        "tokens of the callers of {first}{others} travel unencrypted: set spec.tls.secretRef, or let a mesh encrypt"
+    );
+    Some(Note::new(Reason::NoTls, message))
 }
 
 /// GitMirrors that a pod has ready, of those that pods have or are to have.

@@ -10,8 +10,8 @@ use tarn_crds::{
     repo::UpstreamList,
     summarize::Note,
     v1alpha1::{
-        Auth, Budget, CachePrewarm, Duration, GitCache, Limits, Scheduling, Service, Storage, Store, Tls,
-        Upstreams, Webhooks, conditions::Reason,
+        Auth, Budget, CacheNetworkPolicy, CachePrewarm, Duration, GitCache, Limits, Scheduling, Service,
+        Storage, Store, Tls, Upstreams, Webhooks, conditions::Reason,
     },
 };
 
@@ -46,6 +46,8 @@ pub struct Validated {
     pub service: Service,
     /// How callers are known.
     pub auth: Auth,
+    /// Who reaches the pods.
+    pub network_policy: CacheNetworkPolicy,
     /// The certificate of the git port.
     pub tls: Option<Tls>,
     /// Whose webhooks are heard.
@@ -102,6 +104,7 @@ pub fn validate(
         replication: spec.placement.replication,
         service: spec.service.clone(),
         auth: spec.auth.clone(),
+        network_policy: spec.network_policy.clone(),
         tls: spec.tls.clone(),
         webhooks: spec.webhooks.clone(),
         allowed_hosts: spec.upstreams.clone().unwrap_or_default().allowed_hosts,

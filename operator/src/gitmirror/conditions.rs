@@ -2,7 +2,7 @@
 
 use tarn_crds::{
     summarize::{Facts, Finding, Note, Pods, Wrong},
-    v1alpha1::{GitMirror, Phase, conditions::Reason},
+    v1alpha1::{Access, GitMirror, Phase, conditions::Reason},
 };
 
 use super::observe::{Entry, Observed};
@@ -23,7 +23,19 @@ pub fn facts(mirror: &GitMirror, observed: &Observed) -> Facts {
         stalled: observed.stalled.clone().or_else(told),
         progress: if ready == 0 { progress(&observed.entries) } else { None },
         findings: findings(&observed.entries),
+        insecure: observed.plaintext.then(|| insecure(mirror)).flatten(),
     }
+}
+
+/// Callers of a mirror that is not for everybody prove themselves with a token, and its cache has no TLS.
+fn insecure(mirror: &GitMirror) -> Option<Note> {
+    let access = mirror.spec.effective_access();
+    let cache = &mirror.spec.cache_ref.name;
+    let message = format!(
+        "access is {}, and the GitCache {cache} serves without TLS: callers' tokens travel unencrypted; set spec.tls.secretRef of the GitCache",
+        access.as_str()
+    );
+    (access != Access::Anonymous).then(|| Note::new(Reason::NoTls, message))
 }
 
 /// Whether the pod answers from its own disk. A suspended mirror is served as it is, once its data is there.
@@ -98,7 +110,7 @@ fn reason(name: &str) -> Option<Reason> {
 mod tests {
     use tarn_crds::{
         summarize::summarize,
-        v1alpha1::{GitMirrorSpec, Replica, ReplicaFinding},
+        v1alpha1::{GitMirrorSpec, Replica, ReplicaFinding, SecretRef},
     };
 
     use super::*;
@@ -110,13 +122,24 @@ mod tests {
         Entry { replica, reachable: true, silent: false }
     }
 
+    fn observed(entries: Vec<Entry>) -> Observed {
+        Observed {
+            stalled: None,
+            desired: 2,
+            pods: 2,
+            entries,
+            departed: Vec::new(),
+            requested: None,
+            plaintext: false,
+        }
+    }
+
     /// The conditions in short, such as `Ready=False/Cloning`.
     fn conditions(entries: Vec<Entry>, suspend: bool) -> String {
         let mut spec = GitMirrorSpec::for_url("https://h/o/r");
         spec.suspend = suspend;
         let mirror = GitMirror::new("m", spec);
-        let observed =
-            Observed { stalled: None, desired: 2, pods: 2, entries, departed: Vec::new(), requested: None };
+        let observed = observed(entries);
         let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH);
         let conditions = summarize(&facts(&mirror, &observed), &[], &now);
         let short = |c: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
@@ -190,6 +213,40 @@ mod tests {
         let mut kept = entry("c-0", Phase::CatchingUp);
         kept.replica.head = Some("aa".into());
         assert_eq!(conditions(vec![kept], true), "Ready=True/Suspended");
+    }
+
+    #[test]
+    fn tokens_without_tls_are_told_and_take_nothing_down() {
+        let told = |access: Option<Access>, secret: bool, plaintext: bool| {
+            let mut spec = GitMirrorSpec::for_url("https://h/o/r");
+            spec.access = access;
+            spec.secret_ref = secret.then(|| SecretRef { name: "s".into() });
+            let around = Observed {
+                plaintext,
+                ..observed(vec![entry("c-0", Phase::Ready), entry("c-1", Phase::Ready)])
+            };
+            let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH);
+            let conditions = summarize(&facts(&GitMirror::new("m", spec), &around), &[], &now);
+            assert!(conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"), "{conditions:?}");
+            assert!(
+                conditions.iter().all(|c| c.type_ != "Reconciling" && c.type_ != "Stalled"),
+                "{conditions:?}"
+            );
+            conditions.into_iter().find(|c| c.type_ == "InsecureTransport").map(|c| c.message)
+        };
+        for (access, secret) in [
+            (Some(Access::Rbac), false),
+            (None, true),
+            (Some(Access::Authenticated), false),
+            (Some(Access::Upstream), false),
+        ] {
+            let message = told(access, secret, true).unwrap_or_default();
+            assert!(message.contains("set spec.tls.secretRef"), "{access:?}: {message}");
+            assert_eq!(told(access, secret, false), None, "{access:?}");
+        }
+        for (access, secret) in [(None, false), (Some(Access::Anonymous), true)] {
+            assert_eq!(told(access, secret, true), None, "{access:?}");
+        }
     }
 
     #[test]

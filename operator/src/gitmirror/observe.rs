@@ -35,6 +35,8 @@ pub struct Observed {
     pub departed: Vec<String>,
     /// The value of the annotation that asks for a look at once.
     pub requested: Option<String>,
+    /// Whether clients reach the pods without TLS.
+    pub plaintext: bool,
 }
 
 /// What a living pod says.
@@ -83,6 +85,7 @@ pub async fn observe(mirror: &GitMirror, context: &Context, now: Timestamp) -> R
         pods: cache.as_ref().map_or(0, |cache| cache.spec.replicas),
         entries: there.into_iter().filter_map(entry).collect(),
         departed: gone.into_iter().map(|entry| entry.pod.clone()).collect(),
+        plaintext: cache.as_ref().is_some_and(|cache| cache.spec.tls.is_none()),
         requested: mirror.annotations().get(REQUESTED_AT_ANNOTATION).cloned(),
     })
 }

@@ -55,12 +55,13 @@ impl Reviews {
         self.lock().tokens.remove(token);
     }
 
-    pub(super) fn grant(&self, subject: &str, mirror: &str) {
-        self.lock().grants.insert((subject.to_owned(), mirror.to_owned()));
+    /// `right` as `VERB RESOURCE/SUBRESOURCE NAME`.
+    pub(super) fn grant(&self, subject: &str, right: &str) {
+        self.lock().grants.insert((subject.to_owned(), right.to_owned()));
     }
 
-    pub(super) fn take_back(&self, subject: &str, mirror: &str) {
-        self.lock().grants.remove(&(subject.to_owned(), mirror.to_owned()));
+    pub(super) fn take_back(&self, subject: &str, right: &str) {
+        self.lock().grants.remove(&(subject.to_owned(), right.to_owned()));
     }
 
     pub(super) fn forget_audiences(&self) {
@@ -112,14 +113,11 @@ impl Inner {
 
     fn whether(&self, spec: &Value) -> Value {
         let asks = |field: &str| spec["resourceAttributes"][field].as_str().unwrap_or_default();
-        let right = asks("namespace") == super::NAMESPACE
-            && asks("verb") == "get"
-            && asks("group") == "tarn.dev"
-            && asks("resource") == "gitmirrors"
-            && asks("subresource") == "clone";
+        let here = asks("namespace") == super::NAMESPACE && asks("group") == "tarn.dev";
+        let right = format!("{} {}/{} {}", asks("verb"), asks("resource"), asks("subresource"), asks("name"));
         let groups = spec["groups"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let mut subjects = spec["user"].as_str().into_iter().chain(groups);
-        let granted = subjects.any(|of| self.grants.contains(&(of.to_owned(), asks("name").to_owned())));
-        json!({"allowed": right && granted})
+        let granted = subjects.any(|of| self.grants.contains(&(of.to_owned(), right.clone())));
+        json!({"allowed": here && granted})
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -66,13 +67,39 @@ pub struct Webhooks {
     pub secret_ref: SecretRef,
 }
 
+/// Who reaches the pods.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheNetworkPolicy {
+    /// Let pods and clients reach the git port and the admin port, and nothing else. Defaults to true; false leaves the pods to
+    /// other NetworkPolicies.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Who reaches the admin port (probes, metrics, status), as `from` of a NetworkPolicy: Prometheus, above all. An empty list:
+    /// nobody but the pods' own nodes, whose kubelets probe. Without it, everybody, and metrics then name only mirrors whose
+    /// access is Anonymous.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub metrics_from: Option<Vec<NetworkPolicyPeer>>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for CacheNetworkPolicy {
+    fn default() -> Self {
+        Self { enabled: yes(), metrics_from: None }
+    }
+}
+
 /// How callers are known, for mirrors whose access is Authenticated or RBAC.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Auth {
-    /// Audiences of which a Kubernetes token must name one, 1 to 8. Defaults to `tarn`: a token made for the API server is not
-    /// accepted, so that Tarn never holds one.
-    #[serde(default = "default_audiences")]
+    /// Audiences of which a Kubernetes token must name one, 1 to 8. Without them `NAME.NAMESPACE.tarn.dev`, of the GitCache's own
+    /// name and namespace: no other GitCache accepts a token that this one was shown. Name none that the API server accepts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 253)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub audiences: Vec<String>,
@@ -87,14 +114,4 @@ pub struct Auth {
     #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub unbound_credentials_to: Vec<String>,
-}
-
-fn default_audiences() -> Vec<String> {
-    vec!["tarn".into()]
-}
-
-impl Default for Auth {
-    fn default() -> Self {
-        Self { audiences: default_audiences(), tokens_secret_ref: None, unbound_credentials_to: Vec::new() }
-    }
 }

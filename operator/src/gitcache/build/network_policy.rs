@@ -1,15 +1,18 @@
-//! Who reaches the pods: anyone the git port, anyone the admin port, nobody anything else.
+//! Who reaches the pods: anyone the git port, those whom the GitCache names the admin port, nobody anything else.
 //!
-//! Probes come from the node and metrics from a namespace that only the cluster's owner knows, so the admin port is not
-//! limited here. Policies only add: none of the user's can, so docs/security.md says what it shows. What pods reach is not
-//! limited either: upstreams may be anywhere.
+//! Probes need no rule: a node always reaches its own pods. Without a name of Prometheus' namespace, which only the cluster's
+//! owner knows, the admin port is open to all, and asks strangers itself. Policies only add, so no policy of the user's takes
+//! back what this one allows. What pods reach is not limited either: upstreams may be anywhere.
 
 use k8s_openapi::{
     api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec},
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 
 use super::{Validated, metadata, selector};
+
+/// A label that no pod has: a policy that selects it is none. The operator has no right to delete NetworkPolicies.
+const OFF: &str = "tarn.dev/network-policy-off";
 
 pub(super) fn build(cache: &Validated) -> NetworkPolicy {
     let port = |name: &str| NetworkPolicyPort {
@@ -17,13 +20,26 @@ pub(super) fn build(cache: &Validated) -> NetworkPolicy {
         protocol: Some("TCP".into()),
         end_port: None,
     };
-    let ingress = NetworkPolicyIngressRule { ports: Some(vec![port("git"), port("admin")]), from: None };
+    let rule = |ports: &[&str], from| NetworkPolicyIngressRule {
+        ports: Some(ports.iter().map(|name| port(name)).collect()),
+        from,
+    };
+    let ingress = match &cache.network_policy.metrics_from {
+        None => vec![rule(&["git", "admin"], None)],
+        // To Kubernetes, an empty list is everybody.
+        Some(nobody) if nobody.is_empty() => vec![rule(&["git"], None)],
+        Some(some) => vec![rule(&["git"], None), rule(&["admin"], Some(some.clone()))],
+    };
+    let mut pods: LabelSelector = selector(cache);
+    if !cache.network_policy.enabled {
+        pods.match_labels.get_or_insert_default().insert(OFF.into(), "true".into());
+    }
     NetworkPolicy {
         metadata: metadata(cache, cache.name.clone()),
         spec: Some(NetworkPolicySpec {
-            pod_selector: Some(selector(cache)),
+            pod_selector: Some(pods),
             policy_types: Some(vec!["Ingress".into()]),
-            ingress: Some(vec![ingress]),
+            ingress: Some(ingress),
             egress: None,
         }),
     }

@@ -7,19 +7,19 @@ use crate::context::lease_name;
 
 pub(super) fn build(cache: &Validated) -> Role {
     let mut rules = vec![
-        rule("tarn.dev", "gitmirrors", &["get", "list", "watch"]),
+        rule("tarn.dev", "gitmirrors", &["list", "watch"]),
         rule("tarn.dev", "gitmirrors/status", &["patch"]),
-        rule("discovery.k8s.io", "endpointslices", &["get", "list", "watch"]),
+        rule("discovery.k8s.io", "endpointslices", &["list", "watch"]),
         // Whether a caller may clone. Whose a token is belongs to no namespace: see `reviewers`.
         rule("authorization.k8s.io", "localsubjectaccessreviews", &["create"]),
-        // The name of what is created is not known to the authorizer, so this cannot be limited to the pods' own.
-        rule("coordination.k8s.io", "leases", &["create"]),
     ];
     let leases: Vec<String> =
         (0..cache.replicas).map(|at| lease_name(&format!("{}-{at}", cache.name))).collect();
-    rules.extend(named("coordination.k8s.io", "leases", &["get", "patch", "update", "delete"], &leases));
+    // A server-side apply names what it creates, so the API server compares that name, too.
+    rules.extend(named("coordination.k8s.io", "leases", &["create", "patch"], &leases));
     let secrets: Vec<String> = cache.secrets.iter().cloned().collect();
-    rules.extend(named("", "secrets", &["get", "list", "watch"], &secrets));
+    // With the field selector metadata.name, a list or a watch is of one name.
+    rules.extend(named("", "secrets", &["list", "watch"], &secrets));
     Role { metadata: metadata(cache, agent_name(cache)), rules: Some(rules) }
 }
 

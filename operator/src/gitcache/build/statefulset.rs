@@ -232,8 +232,13 @@ fn arguments(cache: &Validated) -> Vec<String> {
     arguments.extend(["--admin-listen".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
     arguments.extend(["--log-format".into(), "json".into()]);
     arguments.extend(["--peer-token".into(), format!("{PEER}/token")]);
-    for audience in &cache.auth.audiences {
-        arguments.extend(["--audience".into(), audience.clone()]);
+    for audience in audiences(cache) {
+        arguments.extend(["--audience".into(), audience]);
+    }
+    let network = &cache.network_policy;
+    if network.enabled && network.metrics_from.is_some() {
+        // Only those whom it names reach the port.
+        arguments.push("--open-metrics".into());
     }
     for upstream in &cache.auth.unbound_credentials_to {
         arguments.extend(["--unbound-credentials-to".into(), upstream.clone()]);
@@ -264,6 +269,12 @@ fn arguments(cache: &Validated) -> Vec<String> {
         arguments.extend(["--replication".into(), copies.to_string()]);
     }
     arguments
+}
+
+/// Whom callers' tokens must be for. Told also where it is the default: an agent of an older image has another.
+fn audiences(cache: &Validated) -> Vec<String> {
+    let own = || vec![tarn_crds::audience(&cache.namespace, &cache.name)];
+    Some(cache.auth.audiences.clone()).filter(|named| !named.is_empty()).unwrap_or_else(own)
 }
 
 /// What differs from the agent's own defaults, so that an agent that knows no such flags does without.
