@@ -16,14 +16,13 @@ help: ## list the verbs
 demo: ## mirror this checkout, push upstream, see the push through Tarn; leaves nothing behind
 	@scripts/demo
 
-lint: ## formatting, clippy, each crate on its own, what the documentation names, dependencies
+lint: ## formatting, clippy, each crate on its own, what the documentation names, dependencies and their advisories
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 	set -e; for crate in $(CRATES); do $(CARGO) check --locked -p $$crate; done
 	scripts/check-docs
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
-	else echo 'lint: cargo-deny is not installed; the dependencies are not compared with deny.toml'; fi
+	@scripts/deny
 
 test: ## all tests; those of the store need versitygw (CONTRIBUTING.md)
 	$(CARGO) test --workspace --locked
