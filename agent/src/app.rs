@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use tarn_crds::allowed_hosts::AllowedHosts;
+use tarn_crds::{allowed_hosts::AllowedHosts, v1alpha1::Quantity};
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -50,6 +50,7 @@ use crate::{
     report::{Reporter, lease},
     serve::{self, Serving, hooks::Hooks, lately::Lately, proxy::Proxy},
     shutdown,
+    snapshot::build::WorktreeRules,
     supervisor::{Ended, Tasks},
     tls::Tls,
 };
@@ -178,6 +179,7 @@ impl Base {
             in_cluster: config.in_cluster,
             tokens: config.access.tokens.is_some(),
             allowed: Arc::new(AllowedHosts::new(config.allow_upstream.clone())),
+            max_bytes: config.disk.max_mirror_bytes.as_ref().map(Quantity::value),
         };
         let tls = config.ports.tls_cert.as_deref().zip(config.ports.tls_key.as_deref());
         let tls = tls.map(|(cert, key)| Tls::open(cert, key)).transpose()?;
@@ -186,10 +188,9 @@ impl Base {
         let cluster = cluster(config).await?;
         let (placement, placing) = placement(config, cluster.as_ref(), &addresses)?.unzip();
         tasks.spawn_some("placement", placing.map(Follower::run));
-        let data = config.data.clone();
-        let disk =
-            tokio::task::spawn_blocking(move || Disk::open(&data)).await.map_err(io::Error::other)??;
-        let disk = Arc::new(disk);
+        let (data, credentials) = (config.data.clone(), config.disk.credentials());
+        let open = move || Disk::open(&data, credentials);
+        let disk = Arc::new(tokio::task::spawn_blocking(open).await.map_err(io::Error::other)??);
         adopt_orphans(tasks);
         let git = Git::detect(&disk.home(), &disk.mark(), config.allow_file_upstreams).await?;
         let metrics = Metrics::new();
@@ -235,7 +236,7 @@ impl Mirrors {
             .map(|archive| Peers::new(archive.store.clone(), &archive.agent, every, metrics.clone()));
         let (peers, heart) = peers.unzip();
         let peers = peers.map(|peers: Peers| peers.placed(base.placement.clone()));
-        let share = config.disk_budget.bytes_of(disk.volume()?.total) / 8;
+        let share = config.disk.disk_budget.bytes_of(disk.volume()?.total) / 8;
         let capacities = Capacities::here(at_once.get(), config.upstream_connections.into());
         let weigh = popularity.clone();
         let weigh = move |id: &_| weigh.of(id).weight();
@@ -250,18 +251,23 @@ impl Mirrors {
             cold: Arc::default(),
             room: Arc::default(),
             allowed: base.rules.allowed.clone(),
+            worktrees: WorktreeRules {
+                files: config.disk.snapshot_max_files.into(),
+                bytes: config.disk.snapshot_max_bytes.as_ref().map(Quantity::value),
+            },
             spread: Arc::default(),
             archive: archive.clone(),
             peers: peers.clone(),
             lfs: Lfs::open(disk.lfs(), &disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?,
+            packs: Packs::new(&disk.packs(), PACK_BUDGET.min(share), metrics.clone())?,
             placement: base.placement.clone(),
         };
+        let packs = services.packs.clone();
         let fleet = Arc::new(Fleet::new(services, tasks.alarm()));
         let popularity = archive.as_ref().map(|archive| archive.popularity.clone());
         let terms = prewarm::Rules { most_cloned: prewarm.prewarm_most_cloned.into(), at_once };
         let warmer = Warmer::new(fleet.clone(), popularity, terms, metrics.clone());
-        let packs = Packs::new(&disk.packs(), PACK_BUDGET.min(share), metrics.clone())?;
-        let (all, room) = (fleet.clone(), config.disk_budget.clone());
+        let (all, room) = (fleet.clone(), config.disk.disk_budget.clone());
         let budget = budget::Keeper::new(all, disk.clone(), packs.clone(), room, metrics.clone());
         tasks.spawn("packs", packs.clone().sweep());
         tasks.spawn("budget", budget.clone().run());

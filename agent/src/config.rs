@@ -1,6 +1,7 @@
 //! Flags and their environment twins.
 
 mod access;
+mod disk;
 mod limits;
 mod peering;
 mod pod;
@@ -11,11 +12,12 @@ mod store;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use tarn_crds::{allowed_hosts::AllowedHost, v1alpha1::Budget};
+use tarn_crds::allowed_hosts::AllowedHost;
 
 use crate::telemetry::LogFormat;
 
 pub use access::AccessFlags;
+pub use disk::DiskFlags;
 pub use limits::LimitFlags;
 pub use peering::PeerFlags;
 pub use pod::Pod;
@@ -119,15 +121,9 @@ pub struct Serve {
     #[command(flatten)]
     pub prewarm: PrewarmFlags,
 
-    /// How much of the disk the agent's data may take: a share of the volume, or an amount such as 500Gi
-    #[arg(
-        long,
-        value_name = "PERCENT|QUANTITY",
-        env = "TARN_AGENT_DISK_BUDGET",
-        hide_env_values = true,
-        default_value = "80%"
-    )]
-    pub disk_budget: Budget,
+    /// What the disk has to give.
+    #[command(flatten)]
+    pub disk: DiskFlags,
 
     /// Percent of one processor's time for packs that are made before anyone asks, when refs have moved; 0: none are
     #[arg(

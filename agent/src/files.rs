@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -23,6 +23,28 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Makes the directory at `path`, if need be, and closes it to other users, if this user owns it: a volume's root belongs to
+/// whoever mounted it.
+///
+/// # Errors
+/// It cannot be made or changed.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    let meta = fs::metadata(path)?;
+    let (mode, owner) = (meta.mode() & 0o7777, rustix::process::geteuid().as_raw());
+    let private = private_mode(mode);
+    if meta.uid() != owner || private == mode {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(private))
+}
+
+/// The mode of a private directory, which had `mode`: for its owner alone. Where the group is inherited it is the pod's own
+/// (`fsGroup`), and the kubelet would give it back by changing every file of the volume.
+fn private_mode(mode: u32) -> u32 {
+    if mode & 0o2000 == 0 { 0o700 } else { mode & !0o007 }
 }
 
 /// Gives the file at `path` the content, all of it or none: it is written beside it, synced and renamed.
@@ -99,5 +121,17 @@ pub async fn follow(path: &Path, limit: u64, mut changed: impl FnMut(io::Result<
             }
         }
         tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_directories_are_their_owners_or_a_pods_group() {
+        for (mode, private) in [(0o755, 0o700), (0o750, 0o700), (0o2775, 0o2770), (0o700, 0o700)] {
+            assert_eq!(private_mode(mode), private, "{mode:o}");
+        }
     }
 }

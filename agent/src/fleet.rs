@@ -322,6 +322,7 @@ impl Fleet {
         }
         let disk = self.services.disk.clone();
         self.services.lfs.forget(&id);
+        self.services.packs.forget(&id);
         let all = [dir, disk.snapshots(&id), disk.parts(&id), disk.damaged(&id), self.services.lfs.dir(&id)];
         let discard = move || all.iter().try_for_each(|dir| disk.discard(dir));
         match blocking(discard).await {

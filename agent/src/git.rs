@@ -11,6 +11,7 @@ pub mod negotiation;
 pub mod orphans;
 pub mod checksum;
 pub mod pack;
+pub mod extent;
 pub mod bundle;
 pub mod refs;
 pub mod remote;

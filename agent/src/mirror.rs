@@ -10,6 +10,7 @@ pub mod damage;
 pub mod integrity;
 pub mod room;
 pub mod disk;
+pub mod quota;
 pub mod services;
 pub mod missing;
 pub mod entitlement;

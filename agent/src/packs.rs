@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use tarn_crds::repo::RepoId;
+
 use crate::{
     git::GitError,
     metrics::{Ahead, Metrics},
@@ -59,7 +61,8 @@ pub type PackError = SpoolError<MakeError>;
 /// The cache. Cheap to clone.
 #[derive(Clone)]
 pub struct Packs {
-    spool: Spool<Key, MakeError>,
+    /// By mirror, so that what is left of a removed one is found.
+    spool: Spool<(RepoId, Key), MakeError>,
     metrics: Metrics,
 }
 
@@ -78,9 +81,11 @@ impl Packs {
         self.spool.sweep().await;
     }
 
-    /// The answer called `key`: the kept or growing one, or a new one that `make` fills, as in [`Spool::get_or_make`].
+    /// The answer of the mirror `of` called `key`: the kept or growing one, or a new one that `make` fills, as in
+    /// [`Spool::get_or_make`].
     pub async fn get_or_make<F>(
         &self,
+        of: &RepoId,
         key: Key,
         keep: Keep,
         make: impl FnOnce(Sink<MakeError>) -> F + Send + 'static,
@@ -88,7 +93,7 @@ impl Packs {
     where
         F: Future<Output = Result<u64, MakeError>> + Send + 'static,
     {
-        let pack = self.spool.get_or_make(key, keep, make).await;
+        let pack = self.spool.get_or_make((of.clone(), key), keep, make).await;
         if pack.is_first() {
             self.metrics.packs.ahead.get_or_create(&Ahead::USED).inc();
         }
@@ -99,32 +104,38 @@ impl Packs {
     /// Makes the answer called `key` before anyone asks for it, as in [`Spool::make_ahead`].
     pub fn make_ahead<F>(
         &self,
+        of: &RepoId,
         key: Key,
         make: impl FnOnce(Sink<MakeError>) -> F + Send + 'static,
     ) -> Option<Pack>
     where
         F: Future<Output = Result<u64, MakeError>> + Send + 'static,
     {
-        self.spool.make_ahead(key, if_it_holds_a_pack(), make)
+        self.spool.make_ahead((of.clone(), key), if_it_holds_a_pack(), make)
     }
 
     /// Lets an answer go that was made before anyone asked, if nobody ever has.
-    pub fn discard_unused(&self, key: &Key) {
-        if self.spool.discard_unasked(key) {
+    pub fn discard_unused(&self, of: &RepoId, key: Key) {
+        if self.spool.discard_unasked(&(of.clone(), key)) {
             self.metrics.packs.ahead.get_or_create(&Ahead::UNUSED).inc();
         }
     }
 
     /// The answer called `key`, if it is there or being made.
-    pub async fn get(&self, key: &Key) -> Option<Pack> {
-        let pack = self.spool.get(key).await?;
+    pub async fn get(&self, of: &RepoId, key: Key) -> Option<Pack> {
+        let pack = self.spool.get(&(of.clone(), key)).await?;
         self.metrics.packs.lookups.get_or_create(&pack.lookup()).inc();
         Some(pack)
     }
 
     /// Lets the whole answer called `key` go.
-    pub fn discard(&self, key: &Key) {
-        self.spool.discard(key);
+    pub fn discard(&self, of: &RepoId, key: Key) {
+        self.spool.discard(&(of.clone(), key));
+    }
+
+    /// Lets all answers of a mirror go that is removed. Whoever reads one goes on.
+    pub fn forget(&self, of: &RepoId) {
+        self.spool.discard_all(|(owner, _)| owner == of);
     }
 
     /// What the answers take on the disk.

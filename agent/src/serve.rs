@@ -7,7 +7,7 @@ pub mod body;
 pub mod headers;
 pub mod error;
 pub mod conditional;
-mod routes;
+pub mod routes;
 mod content;
 mod withheld;
 pub mod proxy;
@@ -50,7 +50,7 @@ use crate::{
         Git, GitError, Head, ObjectFormat, Ref, RefSet, refs::RefsError, remote, upload_pack::ProtocolVersion,
     },
     metrics::{Metrics, Route},
-    mirror::{Mirror, disk::Disk, freshness::Freshness},
+    mirror::{Mirror, disk::Disk, freshness::Freshness, snapshots::Unready},
     packs::Packs,
     popularity::{Popularity, day::Taken},
     protocol::advertisement::{AdvertisementError, Capabilities},
@@ -63,7 +63,7 @@ use lately::Lately;
 use limits::Requests;
 use proxy::{Ask, Origin, Proxy, is_cold};
 use rendered::Rendered;
-use routes::{Service, Verb, service};
+use routes::{Endpoint, Purpose, Verb};
 use upload_pack::Passed;
 
 /// How long a request waits for its turn to start a child.
@@ -329,13 +329,15 @@ pub fn router(serving: Arc<Serving>) -> Router {
 #[derive(Clone, Copy)]
 struct AdmittedBy(Access);
 
-/// What a caller wants to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    /// Have what the mirror has.
-    Read,
-    /// Hand something to the upstream.
-    Push,
+/// What a path and a query ask for of a repository, as the router takes them.
+///
+/// # Errors
+/// They lead to none.
+pub fn endpoint(path: &str, query: &str) -> Result<Endpoint, Failure> {
+    match lfs::split(path) {
+        Some((_, verb)) => Ok(verb.endpoint()),
+        None => Verb::split(path)?.1.endpoint(query),
+    }
 }
 
 async fn handle(
@@ -388,33 +390,27 @@ async fn dispatch(
         return hooks::handle(serving, sender, &parts, body).await;
     }
     if let Some((repository, verb)) = lfs::split(&path) {
-        account.label = verb.label();
+        let endpoint = verb.endpoint();
+        account.label = endpoint.label();
         let answered = async {
-            verb.check(&parts.method)?;
-            let mirror = serving.admit(repository, Purpose::Read, &mut parts).await?;
+            endpoint.check(&parts.method)?;
+            let mirror = serving.admit(repository, endpoint.purpose(), &mut parts).await?;
             account.of = caller(&mirror, &parts);
             lfs::handle(serving, &mirror, verb, &parts, body, account).await
         };
         return Ok(answered.await.unwrap_or_else(Failure::into_lfs));
     }
     let (repository, verb) = Verb::split(&path)?;
-    verb.check(&parts.method)?;
-    account.label = verb.label();
-    let service = match verb {
-        Verb::InfoRefs => service(parts.uri.query().unwrap_or_default())?,
-        Verb::ReceivePack => Service::ReceivePack,
-        Verb::UploadPack | Verb::EnsureRefs | Verb::Snapshot | Verb::LfsSnapshot | Verb::Bundle => {
-            Service::UploadPack
-        }
-    };
-    let purpose = match service {
-        Service::UploadPack => Purpose::Read,
-        Service::ReceivePack => Purpose::Push,
-    };
-    let mirror = serving.admit(repository, purpose, &mut parts).await?;
+    let endpoint = verb.endpoint(parts.uri.query().unwrap_or_default())?;
+    endpoint.check(&parts.method)?;
+    account.label = endpoint.label();
+    let mirror = serving.admit(repository, endpoint.purpose(), &mut parts).await?;
     account.of = caller(&mirror, &parts);
+    if endpoint.is_snapshot() && mirror.settings().snapshot.suspend {
+        return Err(Unready::Suspended.into());
+    }
     match verb {
-        Verb::InfoRefs if service == Service::ReceivePack => push::advertise(serving, &mirror, &parts).await,
+        Verb::InfoRefs if endpoint == Endpoint::PushRefs => push::advertise(serving, &mirror, &parts).await,
         Verb::InfoRefs => {
             match serving.warmer(&mirror, &parts, "/info/refs?service=git-upload-pack").await? {
                 Some(answer) => Ok(answer),

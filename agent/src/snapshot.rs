@@ -12,7 +12,6 @@
 
 pub mod manifest;
 pub mod archive;
-mod worktree;
 pub mod build;
 pub mod compare;
 pub mod shelf;
@@ -22,7 +21,7 @@ use tarn_crds::v1alpha1::conditions::Reason;
 use crate::{
     blockfile::{Blame, BlockFileError},
     generations::{Generation, GenerationError, keyring::Authenticity},
-    git::GitError,
+    git::{GitError, extent::Excess},
     store::StoreError,
 };
 
@@ -71,13 +70,13 @@ pub enum SnapshotError {
         /// Bytes there are.
         free: u64,
     },
-    /// The worktree would not fit, or is a bomb.
-    #[error("no snapshot is made of {commit}: its worktree has more than {limit} files and directories")]
-    TooManyFiles {
+    /// The worktree is a bomb, or larger than any that people check out.
+    #[error("no snapshot is made of {commit}, whose worktree is too large: {excess}")]
+    WorktreeTooLarge {
         /// The commit.
         commit: String,
-        /// How many there may be.
-        limit: u64,
+        /// Of what there is too much.
+        excess: Excess,
     },
     /// The build was given up.
     #[error("the snapshot is no longer wanted")]
@@ -96,7 +95,7 @@ impl SnapshotError {
                 Reason::VerificationFailed
             }
             Self::Untrusted { .. } => Reason::StoreUntrusted,
-            Self::TooManyFiles { .. } => Reason::WorktreeTooLarge,
+            Self::WorktreeTooLarge { .. } => Reason::WorktreeTooLarge,
             Self::Git(error) => error.kind().reason(),
             Self::Download(error) => match (error.blame(), error) {
                 (Blame::Object, _) => Reason::VerificationFailed,

@@ -42,7 +42,7 @@ pub use reader::{Follower, read_file};
 pub use sink::{Growth, Sink};
 
 use crate::{
-    files::{blocking, remove_tree},
+    files::{blocking, make_private, remove_tree},
     metrics::{Lookup, Metrics},
 };
 use disk::{crowded, discard, fill, remove, whole};
@@ -112,7 +112,7 @@ where
     /// The directory cannot be made.
     pub fn new(name: &'static str, dir: &Path, bounds: Bounds, metrics: &Metrics) -> io::Result<Self> {
         remove_tree(dir)?;
-        fs::create_dir_all(dir)?;
+        make_private(dir)?;
         let index = Index { growing: HashMap::new(), kept: LruCache::unbounded() };
         let inner = Inner {
             dir: dir.into(),
@@ -272,9 +272,11 @@ where
         remove(gone.into_iter().map(Kept::evict).collect());
     }
 
-    /// Lets go of all whole files whose keys `of` picks.
+    /// Lets go of all files whose keys `of` picks.
     pub fn discard_all(&self, of: impl Fn(&K) -> bool) {
         let mut index = self.lock();
+        // What is growing is not kept once it is whole.
+        index.growing.retain(|key, _| !of(key));
         let keys: Vec<K> = index.kept.iter().map(|(key, _)| key).filter(|key| of(key)).cloned().collect();
         let gone = keys.iter().filter_map(|key| index.kept.pop(key)).map(Kept::evict).collect();
         drop(index);
@@ -425,7 +427,7 @@ where
         // Another one may be growing by now, for this one was given up.
         let mine = index.growing.get(key).is_some_and(|growing| growing.number == number);
         let ended = if mine { index.growing.remove(key) } else { None };
-        let gone = match placed {
+        let gone = match placed.filter(|(placed, _)| mine || *placed != path) {
             Some((placed, length)) => {
                 charge.to(Part::Kept);
                 let asked = ended.as_ref().is_none_or(|growing| growing.asked);

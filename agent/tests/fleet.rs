@@ -1,6 +1,7 @@
 //! More mirrors than an agent has disk, or a start has time: which of them are here, and when.
 
 mod budget;
+mod limits;
 mod placement;
 mod prewarm;
 mod simulation;

@@ -45,6 +45,14 @@ pub enum CheckpointError {
     /// Another agent publishes, on a store where only one can at a time.
     #[error("{} holds the lease: it publishes, or was killed within the last minute", if .0.is_empty() { "another agent" } else { .0 })]
     Leased(String),
+    /// The mirror may not take as many bytes.
+    #[error("the checkpoint has {bytes} bytes, and spec.limits.maxBytes allows {max}")]
+    TooLarge {
+        /// What it has.
+        bytes: u64,
+        /// What it may have.
+        max: u64,
+    },
     /// Publishing would replace a good checkpoint by one without refs.
     #[error("the mirror has lost all its refs: not published, the last checkpoint stays")]
     NoRefs,
@@ -70,6 +78,7 @@ impl CheckpointError {
             Self::Store(StoreError::Denied(_)) => Reason::StoreDenied,
             Self::Store(StoreError::Local { .. }) | Self::Disk(_) => Reason::DiskFull,
             Self::Store(_) | Self::Outrun(_) | Self::Leased(_) => Reason::StoreError,
+            Self::TooLarge { .. } => Reason::MirrorTooLarge,
             Self::Damaged { .. } => Reason::CheckpointDamaged,
             Self::Untrusted { .. } => Reason::StoreUntrusted,
             Self::Git(error) => error.kind().reason(),

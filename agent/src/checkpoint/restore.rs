@@ -54,6 +54,8 @@ pub struct Restore {
     pub flights: Arc<Semaphore>,
     /// Where progress goes.
     pub progress: Arc<watch::Sender<Option<String>>>,
+    /// The most bytes that the mirror may take.
+    pub max: Option<u64>,
 }
 
 /// A restored mirror, in staging.
@@ -126,6 +128,10 @@ impl Restore {
     pub async fn one(&self, generation: Generation) -> Result<Restored, CheckpointError> {
         let started = Instant::now();
         let manifest = self.lineage.manifest(generation).await?;
+        let bytes = Checkpoint::of(&manifest, 0).bytes;
+        if let Some(max) = self.max.filter(|max| bytes > *max) {
+            return Err(CheckpointError::TooLarge { bytes, max });
+        }
         let format = manifest.object_format();
         let refs = Arc::new(self.lineage.refs(generation, manifest.refs.name, format).await?);
         FailPoint::RestoreManifest.reached();

@@ -9,14 +9,14 @@ pub mod plan;
 mod returns;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tarn_crds::{repo::RepoId, v1alpha1::Budget};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
 use super::Fleet;
 use crate::{
@@ -29,14 +29,19 @@ use crate::{
     packs::Packs,
 };
 use growth::Growth;
-use plan::{Item, Need, Own, What, explains, low, need, order};
+use plan::{Grower, Item, Need, Own, What, cut, explains, low, need, order};
 use returns::Returns;
 
-/// How often the disk is looked at; a mirror that finds it full does not wait.
+/// How often the disk is looked at, …
 const EVERY: Duration = Duration::from_secs(5);
+/// … and while something grows, which may do so by gigabytes a second. A mirror that finds the disk full does not wait.
+const GROWING: Duration = Duration::from_secs(1);
 
-/// How often the last uses are noted for the next process.
-const NOTE: u32 = 12;
+/// How long what was ended may take to go from the disk; mirrors stay meanwhile.
+const CLEARING: Duration = Duration::from_secs(10);
+
+/// How often the last uses are noted for the next process, and leftovers counted.
+const NOTE: Duration = Duration::from_secs(60);
 
 /// How full the disk is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +72,8 @@ struct Memory {
     returns: Returns,
     /// Nothing more may go.
     stuck: bool,
+    /// When work was last ended because the disk was short.
+    cut: Option<Instant>,
 }
 
 impl Keeper {
@@ -82,17 +89,23 @@ impl Keeper {
 
     /// Looks at the disk again and again, for ever.
     pub async fn run(self) {
-        let mut ticks = interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut memory, mut round, room) = (Memory::default(), 0_u32, self.fleet.room());
+        let (mut memory, room) = (Memory::default(), self.fleet.room());
         // Leftovers are seldom counted: they lie still.
-        let (mut leftovers, mut counted) = (0, false);
+        let (mut leftovers, mut counted, mut noted) = (0, false, Instant::now());
+        let mut wait = Duration::ZERO;
         loop {
             let plea = tokio::select! {
-                _ = ticks.tick() => false,
+                () = sleep(wait) => false,
                 () = room.wanted() => true,
+                // Looked at as often as what grows, from now on.
+                () = room.begun(), if wait > GROWING => {
+                    wait = GROWING;
+                    continue;
+                }
             };
-            if !counted || round.is_multiple_of(NOTE) {
+            let note = noted.elapsed() >= NOTE;
+            wait = if room.writing().is_empty() { EVERY } else { GROWING };
+            if !counted || note {
                 let found = self.leftovers().await.iter().map(|item| item.bytes).sum();
                 // Counted again soon where it is not known yet what is declared.
                 (leftovers, counted) = (found, self.fleet.declared().is_some());
@@ -107,7 +120,23 @@ impl Keeper {
             let mirrors = self.fleet.mirrors();
             let sizes = mirrors.iter().map(|mirror| (mirror.id().clone(), mirror.bytes()));
             memory.growth.seen(sizes, demand::now());
-            let need = need(own, usage.budget, usage.volume, plea);
+            let mut need = need(own, usage.budget, usage.volume, plea);
+            if let Some((id, cut)) = cut(&self.growers(), usage.budget, usage.volume) {
+                tracing::warn!(
+                    repo = %id,
+                    used = usage.used,
+                    growing = own.growing,
+                    budget = usage.budget,
+                    free = usage.volume.free,
+                    "the disk is short: the mirror that grows most is ended, so that the others stay"
+                );
+                room.cut(&id, cut);
+                memory.cut = Some(Instant::now());
+            }
+            // What it has written is about to go.
+            if memory.cut.is_some_and(|cut| cut.elapsed() < CLEARING) {
+                need.firm = 0;
+            }
             room.set_tight(!need.is_none() || usage.used > low(usage.budget));
             if !need.is_none() {
                 let freed = self.free(need, usage, &mut memory).await;
@@ -126,11 +155,22 @@ impl Keeper {
                 }
                 memory.stuck = lacks;
             }
-            round = round.wrapping_add(1);
-            if round.is_multiple_of(NOTE) {
+            if note {
+                noted = Instant::now();
                 self.note().await;
             }
         }
+    }
+
+    /// The mirrors that grow.
+    fn growers(&self) -> Vec<Grower> {
+        let mut growers: BTreeMap<RepoId, Grower> = BTreeMap::new();
+        for writer in self.fleet.room().writing() {
+            let bytes = self.fleet.get(&writer.id).map_or(0, |mirror| mirror.bytes());
+            let new = || Grower { id: writer.id.clone(), bytes, grown: 0 };
+            growers.entry(writer.id.clone()).or_insert_with(new).grown += writer.grown;
+        }
+        growers.into_values().collect()
     }
 
     async fn measure(&self, leftovers: u64) -> std::io::Result<(Own, Usage)> {
@@ -141,10 +181,12 @@ impl Keeper {
         let (answers, objects) = (self.packs.usage(), self.fleet.lfs().usage());
         let disk = self.disk.clone();
         let staged = blocking(move || Ok(disk.staged())).await?;
+        let writing = self.fleet.room().writing();
+        let in_place: u64 = writing.iter().filter(|writer| writer.in_place).map(|writer| writer.grown).sum();
         let own = Own {
             mirrors,
             soft: leftovers + snapshots + objects.kept.bytes + answers.kept.bytes,
-            growing: staged + objects.open() + answers.open(),
+            growing: staged + in_place + objects.open() + answers.open(),
         };
         let usage = Usage { budget: self.budget.bytes_of(volume.total), used: own.all(), volume };
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;

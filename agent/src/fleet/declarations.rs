@@ -77,6 +77,8 @@ pub struct Rules {
     pub in_cluster: bool,
     /// There are tokens of callers to compare with.
     pub tokens: bool,
+    /// The most bytes of a mirror that declares no limit of its own.
+    pub max_bytes: Option<u64>,
 }
 
 /// A mirror declared on the command line by nothing but its URL.
@@ -204,7 +206,7 @@ impl Declarations {
                     since: None,
                 }),
             };
-            let (settings, declared) = (claim.settings(credentials), claim.declared.clone());
+            let (settings, declared) = (claim.settings(credentials, &self.rules), claim.declared.clone());
             let run = Run { position: position.clone(), declared, settings, live: false };
             self.remember(claim.repo().clone(), Some(run));
             let (age, document) = position;
@@ -404,7 +406,7 @@ impl Declarations {
             let runs = |credentials| Run {
                 position: position.clone(),
                 declared: claim.declared.clone(),
-                settings: claim.settings(credentials),
+                settings: claim.settings(credentials, &self.rules),
                 live: true,
             };
             let ran = before.filter(|before| before.settings.name == claim.name());

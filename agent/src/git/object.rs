@@ -29,7 +29,8 @@ impl ObjectFormat {
         }
     }
 
-    const fn bytes(self) -> usize {
+    /// How many bytes its names have.
+    pub(super) const fn bytes(self) -> usize {
         match self {
             Self::Sha1 => 20,
             Self::Sha256 => 32,
@@ -58,6 +59,14 @@ impl Oid {
             let [high, low] = pair else { return None };
             *byte = nibble(*high)? << 4 | nibble(*low)?;
         }
+        Some(Self { hash, len })
+    }
+
+    /// Takes 20 or 32 bytes, as trees have them; `None` for anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let len = u8::try_from(bytes.len()).ok().filter(|len| matches!(len, 20 | 32))?;
+        let mut hash = [0; 32];
+        hash.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(Self { hash, len })
     }
 
@@ -119,7 +128,9 @@ mod tests {
         for hex in ["99f1ac04c1d2b3a4958677685940312233445566".to_owned(), "a0".repeat(32)] {
             let oid = Oid::from_hex(hex.as_bytes()).unwrap();
             assert_eq!(oid.to_string(), hex);
+            assert_eq!(Oid::from_bytes(&oid.hash[..usize::from(oid.len)]), Some(oid));
         }
+        assert_eq!(Oid::from_bytes(&[1; 21]), None);
         assert_eq!(Oid::from_hex(&[b'0'; 40]).unwrap().format(), ObjectFormat::Sha1);
         assert_eq!(Oid::from_hex(&[b'0'; 64]).unwrap().format(), ObjectFormat::Sha256);
     }

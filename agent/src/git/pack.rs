@@ -110,6 +110,23 @@ fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Moves the temporary packs that ended children have left in the repository `dir` into the directory `to`. None may be
+/// writing.
+///
+/// # Errors
+/// A file cannot be moved.
+pub fn move_temporary(dir: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir.join("objects/pack"))? {
+        let (name, path) = entry.map(|entry| (entry.file_name(), entry.path()))?;
+        // pack-write.c, index-pack.c: tmp_pack_*, tmp_idx_*, tmp_rev_*; builtin/repack.c: .tmp-<pid>-pack-*.
+        let bytes = name.as_encoded_bytes();
+        if bytes.starts_with(b"tmp_") || bytes.starts_with(b".tmp-") {
+            fs::rename(path, to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether the repository `dir` has bitmaps, of one pack or of many.
 pub fn has_bitmaps(dir: &Path) -> bool {
     files(dir, "bitmap").is_ok_and(|bitmaps| !bitmaps.is_empty())

@@ -37,6 +37,8 @@ pub enum FailureKind {
     NotGit,
     /// What the upstream sent is damaged or incomplete.
     BadPack,
+    /// The mirror would take more than its declaration allows; git itself never says so.
+    TooLarge,
     /// The disk is full or not writable.
     Disk,
     /// This machine lacks memory, threads, processes or descriptors, reads its disk with errors, or a person or the
@@ -77,6 +79,7 @@ impl FailureKind {
             Self::NotGit => Reason::ProtocolError,
             Self::BadPack | Self::Damaged => Reason::VerificationFailed,
             Self::Disk => Reason::DiskFull,
+            Self::TooLarge => Reason::MirrorTooLarge,
             Self::Machine | Self::Other => Reason::GitFailed,
         }
     }
@@ -93,13 +96,10 @@ impl FailureKind {
             Self::Unauthorized | Self::Credentials | Self::NotFound | Self::NotOurRef | Self::Status => {
                 Culprit::Upstream
             }
-            Self::RateLimited
-            | Self::Network
-            | Self::Untrusted
-            | Self::NotAllowed
-            | Self::TimedOut
-            | Self::NotGit
-            | Self::BadPack => Culprit::Upstream,
+            Self::RateLimited | Self::Network | Self::Untrusted | Self::NotAllowed | Self::TimedOut => {
+                Culprit::Upstream
+            }
+            Self::NotGit | Self::BadPack | Self::TooLarge => Culprit::Upstream,
             Self::Disk | Self::Machine => Culprit::Machine,
             Self::Damaged => Culprit::Repository,
             Self::Other => Culprit::Unknown,

@@ -61,6 +61,7 @@ pub(super) async fn run(args: &VerifyArgs) -> Result<(), InspectError> {
                 parts: Parts(parts.clone()),
                 flights: Arc::new(Semaphore::new(8)),
                 progress: progress.clone(),
+                max: None,
             };
             let result = verified(&git, &restore, generation).await;
             remove_tree(&staged)?;

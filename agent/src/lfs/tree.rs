@@ -1,62 +1,53 @@
 //! Which LFS objects a commit's worktree needs: the pointers in its tree.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{self, BufRead, BufReader},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use bstr::ByteSlice;
 
 use crate::{
-    files::blocking,
-    git::{Git, GitError},
+    git::{
+        Git, GitError, Oid,
+        extent::{self, Excess, Most},
+        stderr::FailureKind,
+    },
     protocol::lfs::{MAX_POINTER, MIN_POINTER, Object, parse_pointer},
 };
-
-/// A tree of a million files on a cold disk takes minutes.
-const LIMIT: Duration = Duration::from_secs(600);
 
 /// Blobs read at once: 4 MB of them at most.
 const BATCH: usize = 4096;
 
-/// The LFS objects that `commit` of the repository at `dir` names. `list` is a file to work with; the caller removes it.
+/// So many small blobs on a cold disk take seconds.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The LFS objects that `commit` of the repository at `dir` names; why they are not looked for where its tree is larger than
+/// `most`.
 ///
 /// # Errors
 /// The repository has no such commit, or the disk fails.
-pub async fn objects(git: &Git, dir: &Path, commit: &str, list: &Path) -> Result<BTreeSet<Object>, GitError> {
-    let failed = |source| GitError::Io { verb: "ls-tree".into(), source };
-    let out = fs::File::create_new(list).map_err(failed)?;
-    let tree = git.command("ls-tree").git_dir(dir).args(["-r", "-z", "--long", commit]);
-    tree.output_to(out).run(LIMIT).await?;
-    let from = list.to_owned();
-    let listed = blocking(move || candidates(BufReader::new(fs::File::open(from)?)));
-    let candidates = listed.await.map_err(failed)?;
+pub async fn objects(
+    git: &Git,
+    dir: &Path,
+    commit: &str,
+    most: Most,
+) -> Result<Result<BTreeSet<Object>, Excess>, GitError> {
+    let unnamed = || GitError::Failed {
+        verb: "cat-file".into(),
+        kind: FailureKind::Other,
+        message: format!("{commit} names no commit"),
+    };
+    let commit = Oid::from_hex(commit.as_bytes()).ok_or_else(unnamed)?;
+    let lengths = MIN_POINTER..=MAX_POINTER;
+    let candidates = match extent::measure(git, dir, commit, most, Some(lengths)).await? {
+        Ok(found) => found.blobs.into_iter().collect::<Vec<_>>(),
+        Err(excess) => return Ok(Err(excess)),
+    };
     let mut found = BTreeSet::new();
     for names in candidates.chunks(BATCH) {
-        let read = git.command("cat-file").git_dir(dir).args(["--batch"]).input(names.concat());
+        let names: String = names.iter().map(|name| format!("{name}\n")).collect();
+        let read = git.command("cat-file").git_dir(dir).args(["--batch"]).input(names.into_bytes());
         found.extend(pointers(&read.run(LIMIT).await?.stdout));
     }
-    Ok(found)
-}
-
-/// The names, each on a line, of those blobs in the output of `git ls-tree -r -z --long` that may be pointers.
-fn candidates(tree: impl BufRead) -> io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in tree.split(0) {
-        let entry = entry?;
-        // <mode> SP blob SP <name> SP <size, padded> TAB <path>
-        let head = entry.split_str("\t").next().unwrap_or_default();
-        let words: Vec<&[u8]> = head.fields_with(|c| c == ' ').collect();
-        let [_, b"blob", name, size] = words.as_slice() else { continue };
-        let size = size.to_str().ok().and_then(|size| size.parse::<u64>().ok());
-        if size.is_some_and(|size| (MIN_POINTER..=MAX_POINTER).contains(&size)) {
-            names.push([name, b"\n".as_slice()].concat());
-        }
-    }
-    Ok(names)
+    Ok(Ok(found))
 }
 
 /// The objects that the blobs in the output of `git cat-file --batch` point to.
@@ -86,15 +77,7 @@ mod tests {
         #[test]
         fn any_output_is_read_to_its_end(bytes in "([0-9a-f]{0,4}( blob)? [0-9]{0,3}\\n?){0,9}") {
             pointers(bytes.as_bytes());
-            candidates(bytes.as_bytes()).unwrap();
         }
-    }
-
-    #[test]
-    fn blobs_of_the_right_length_are_candidates() {
-        let tree = b"100644 blob aaaa     130\tdir/a\tb\x00160000 commit bbbb       -\tsub\x00\
-                     120000 blob cccc       7\tlink\x00100755 blob dddd    1024\tx y\x00100644 blob eeee    1025\tz\x00";
-        assert_eq!(candidates(&tree[..]).unwrap(), [b"aaaa\n".to_vec(), b"dddd\n".to_vec()]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The data directory: layout, lock, staging, and cleaning at start.
 //!
-//! Other users cannot read it.
+//! Other users cannot read it, whatever the umask: not the directory, if it is this user's own, nor those in it.
 //!
 //! ```text
 //! DATA/lock                       held while an agent runs
@@ -12,7 +12,7 @@
 //! DATA/damaged/<host>/<path>.git/<time>  mirrors that the disk has damaged, for a day
 //! DATA/parts/<host>/<path>.git    what a restore under way has downloaded
 //! DATA/packs/                     cached answers; emptied at start
-//! DATA/private/                   files with credentials for git; mode 0700, emptied at start
+//! DATA/private/                   files with credentials for git, unless they have a directory elsewhere; mode 0700, emptied at start
 //! DATA/home/                      git's HOME, with the only configuration it reads
 //! DATA/declarations.json          what was declared last, without anything secret; mode 0600
 //! ```
@@ -21,7 +21,7 @@ use std::{
     collections::BTreeSet,
     ffi::{OsStr, OsString},
     fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -33,7 +33,7 @@ use std::{
 use tarn_crds::repo::RepoId;
 
 use crate::{
-    files::{STAGED_SUFFIX, blocking, remove_tree},
+    files::{STAGED_SUFFIX, blocking, make_private, remove_tree},
     git::orphans,
 };
 
@@ -74,22 +74,23 @@ pub struct Volume {
 #[derive(Debug)]
 pub struct Disk {
     root: PathBuf,
+    credentials: PathBuf,
     _lock: fs::File,
     next: AtomicU64,
 }
 
 impl Disk {
-    /// Opens and locks `root`, making it if need be; ends processes that a killed agent left behind,
-    /// then removes its leftovers.
+    /// Opens and locks `root`, making it if need be; ends processes that a killed agent left behind, then removes its
+    /// leftovers. Files with credentials go to the directory `credentials`, which is emptied, or below `root`.
     ///
     /// # Errors
     /// It is in use, or cannot be used.
-    pub fn open(root: &Path) -> Result<Self, DiskError> {
+    pub fn open(root: &Path, credentials: Option<PathBuf>) -> Result<Self, DiskError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| DiskError::Io { path, source }
         };
-        fs::create_dir_all(root).and_then(|()| keep_private(root)).map_err(at(root))?;
+        make_private(root).map_err(at(root))?;
         let root = root.canonicalize().map_err(at(root))?;
         let lock_path = root.join("lock");
         let lock = fs::File::options()
@@ -113,21 +114,27 @@ impl Disk {
                 Err(fs::TryLockError::Error(source)) => return Err(at(&lock_path)(source)),
             }
         }
-        let disk = Self { root, _lock: lock, next: AtomicU64::new(0) };
+        let credentials = credentials.unwrap_or_else(|| root.join("private"));
+        let disk = Self { root, credentials, _lock: lock, next: AtomicU64::new(0) };
         let ended = orphans::end(&disk.mark()).map_err(at(&disk.root))?;
         if ended > 0 {
             tracing::warn!(processes = ended, "ended processes that a killed agent left behind");
         }
-        for name in ["staging", "private", "home"] {
+        for name in ["mirrors", "snapshots", "lfs", "incoming", "damaged", "parts", "packs"] {
             let path = disk.root.join(name);
-            remove_tree(&path).and_then(|()| fs::create_dir(&path)).map_err(at(&path))?;
+            make_private(&path).map_err(at(&path))?;
         }
+        // An earlier agent may have left some where none are kept now.
         let private = disk.root.join("private");
+        remove_tree(&private).map_err(at(&private))?;
+        for path in [disk.root.join("staging"), disk.home(), disk.private()] {
+            remove_tree(&path).and_then(|()| make_private(&path)).map_err(at(&path))?;
+        }
+        let private = disk.private();
         fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).map_err(at(&private))?;
         let mirrors = disk.root.join("mirrors");
-        fs::create_dir_all(&mirrors).map_err(at(&mirrors))?;
         let parts = disk.root.join("parts");
-        fs::create_dir_all(&parts).and_then(|()| clean_parts(&parts, &mirrors)).map_err(at(&parts))?;
+        clean_parts(&parts, &mirrors).map_err(at(&parts))?;
         let removed = clean(&mirrors).map_err(at(&mirrors))?;
         if removed > 0 {
             tracing::warn!(files = removed, "removed leftovers of unfinished work");
@@ -218,7 +225,7 @@ impl Disk {
 
     /// Where files with credentials go.
     pub fn private(&self) -> PathBuf {
-        self.root.join("private")
+        self.credentials.clone()
     }
 
     /// A path for something that is being made, on the mirrors' file system; nothing is there yet.
@@ -326,23 +333,6 @@ impl Disk {
     }
 }
 
-/// Closes the data directory to other users, if this user owns it; a volume's root belongs to whoever mounted it.
-fn keep_private(root: &Path) -> io::Result<()> {
-    let meta = fs::metadata(root)?;
-    let (mode, owner) = (meta.mode() & 0o7777, rustix::process::geteuid().as_raw());
-    let private = private_mode(mode);
-    if meta.uid() != owner || private == mode {
-        return Ok(());
-    }
-    fs::set_permissions(root, fs::Permissions::from_mode(private))
-}
-
-/// The mode of the data directory, which had `mode`: for its owner alone. Where the group is inherited it is the pod's
-/// own (`fsGroup`), and the kubelet would give it back by changing every file of the volume.
-fn private_mode(mode: u32) -> u32 {
-    if mode & 0o2000 == 0 { 0o700 } else { mode & !0o007 }
-}
-
 /// Removes the parts of restores that nobody will go on with: those of mirrors that are whole, and those that are
 /// [`PARTS_KEPT`] old.
 fn clean_parts(parts: &Path, mirrors: &Path) -> io::Result<()> {
@@ -448,36 +438,43 @@ fn is_leftover(name: &OsStr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
     fn a_second_agent_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Disk::open(dir.path()).unwrap();
-        let error = Disk::open(dir.path()).unwrap_err();
+        let first = Disk::open(dir.path(), None).unwrap();
+        let error = Disk::open(dir.path(), None).unwrap_err();
         assert!(error.to_string().contains("in use by another tarn-agent"), "{error}");
         drop(first);
-        Disk::open(dir.path()).unwrap();
+        Disk::open(dir.path(), None).unwrap();
     }
 
     #[test]
     fn other_users_cannot_read_the_data() {
-        for (mode, private) in [(0o755, 0o700), (0o750, 0o700), (0o2775, 0o2770), (0o700, 0o700)] {
-            assert_eq!(private_mode(mode), private, "{mode:o}");
-        }
         let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("new");
+        let (data, credentials) = (dir.path().join("new"), dir.path().join("elsewhere/credentials"));
         for _ in 0..2 {
-            drop(Disk::open(&data).unwrap());
-            assert_eq!(fs::metadata(&data).unwrap().mode() & 0o777, 0o700);
-            fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+            fs::create_dir_all(&credentials).unwrap();
+            fs::write(credentials.join("left"), "").unwrap();
+            drop(Disk::open(&data, Some(credentials.clone())).unwrap());
+            let below = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path());
+            let dirs: Vec<_> = below.filter(|path| path.is_dir()).collect();
+            assert!(dirs.len() > 8 && !dirs.contains(&data.join("private")), "{dirs:?}");
+            for dir in dirs.iter().chain([&data, &credentials]) {
+                assert_eq!(fs::metadata(dir).unwrap().mode() & 0o777, 0o700, "{}", dir.display());
+                fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            assert_eq!(fs::read_dir(&credentials).unwrap().count(), 0);
         }
     }
 
     #[test]
     fn leftovers_go_and_mirrors_stay() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Disk::open(dir.path()).unwrap());
+        drop(Disk::open(dir.path(), None).unwrap());
         let mirror = dir.path().join("mirrors/h.git/tmp_owner/group.lock/r.git");
         let pack = mirror.join("objects/pack");
         fs::create_dir_all(&pack).unwrap();
@@ -498,7 +495,7 @@ mod tests {
         for file in keep.iter().chain(&gone) {
             fs::write(file, "").unwrap();
         }
-        drop(Disk::open(dir.path()).unwrap());
+        drop(Disk::open(dir.path(), None).unwrap());
         assert!(keep.iter().all(|file| file.exists()));
         assert!(gone.iter().all(|file| !file.exists()));
         assert!(!mirror.join("objects/tmp_objdir-incoming-abc").exists());
@@ -508,7 +505,7 @@ mod tests {
     #[test]
     fn publishing_replaces_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::open(dir.path()).unwrap();
+        let disk = Disk::open(dir.path(), None).unwrap();
         let place = dir.path().join("mirrors/h/r.git");
         for content in ["old", "new"] {
             let staged = disk.staging();
@@ -523,7 +520,7 @@ mod tests {
     #[test]
     fn what_cannot_be_replaced_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::open(dir.path()).unwrap();
+        let disk = Disk::open(dir.path(), None).unwrap();
         let place = dir.path().join("mirrors/h/r.git");
         fs::create_dir_all(&place).unwrap();
         fs::write(place.join("x"), "old").unwrap();

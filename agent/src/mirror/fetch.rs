@@ -4,13 +4,15 @@
 
 use std::{collections::HashSet, io, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use super::{
     disk::{Disk, size},
     entitlement::{self, Note},
+    quota::{Quota, QuotaError, Writes},
 };
 use crate::{
+    backoff::backoff,
     files::blocking,
     git::{
         Git, GitError, Oid, RefSet,
@@ -21,6 +23,11 @@ use crate::{
     queue::Ticket,
     upstream::{Looker, credentials::Installed},
 };
+
+/// What grew too far is tried again after this, …
+const FIRST_RETRY: Duration = Duration::from_secs(60);
+/// … each further time twice as late, up to this.
+const LAST_RETRY: Duration = Duration::from_secs(3600);
 
 /// Why a clone or fetch failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,15 +44,34 @@ pub enum FetchError {
     /// The mirror could not be put in place.
     #[error("cannot write to the data directory: {0}")]
     Disk(#[from] io::Error),
+    /// It would have grown the mirror too far.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
 }
 
 impl FetchError {
+    /// How long to wait after so many failures, where the usual wait is too short: each attempt costs as many bytes as the
+    /// mirror may have.
+    pub fn retry_after(&self, failures: u32) -> Option<Duration> {
+        let ended = matches!(self, Self::Quota(_)) && !self.pleads();
+        ended.then(|| backoff(FIRST_RETRY, LAST_RETRY, failures, rand::random()))
+    }
+
+    /// Whether other mirrors are to make way for another attempt.
+    pub fn pleads(&self) -> bool {
+        match self {
+            Self::Quota(QuotaError::Disk { pleads, .. }) => *pleads,
+            _ => self.kind() == FailureKind::Disk,
+        }
+    }
+
     /// The kind of failure, whose code is the reason in status and metrics.
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Raced => FailureKind::NotOurRef,
             Self::Git(error) => error.kind(),
-            Self::Refs(_) | Self::Disk(_) => FailureKind::Disk,
+            Self::Refs(_) | Self::Disk(_) | Self::Quota(QuotaError::Disk { .. }) => FailureKind::Disk,
+            Self::Quota(QuotaError::Limit { .. }) => FailureKind::TooLarge,
         }
     }
 }
@@ -58,6 +84,10 @@ pub struct Fetch {
     pub disk: Arc<Disk>,
     /// Where the mirror is, or will be.
     pub dir: PathBuf,
+    /// How far the mirror may grow.
+    pub quota: Quota,
+    /// Held by whoever rewrites the mirror's packs.
+    pub packs: Arc<Mutex<()>>,
     /// From where.
     pub upstream: Arc<Looker>,
     /// Keeps the files with credentials, which a changed declaration replaces.
@@ -102,17 +132,21 @@ impl Fetch {
         let made = async {
             remote::init(&self.git, &staged, self.target.format()).await?;
             self.objects(&staged, self.target.tips().collect()).await?;
-            self.write_refs(staged.clone()).await?;
-            let (disk, staged, dir) = (self.disk.clone(), staged.clone(), self.dir.clone());
-            let note = self.note.clone();
-            blocking(move || {
-                entitlement::save(&staged, &note)?;
-                disk.publish(&staged, &dir)
-            })
-            .await?;
-            Ok(())
-        }
-        .await;
+            self.write_refs(staged.clone()).await
+        };
+        let made = self.quota.hold(Writes::Aside(vec![staged.clone()]), made, FetchError::from).await;
+        let made = match made {
+            Ok(()) => {
+                let (disk, staged, dir) = (self.disk.clone(), staged.clone(), self.dir.clone());
+                let note = self.note.clone();
+                let place = move || {
+                    entitlement::save(&staged, &note)?;
+                    disk.publish(&staged, &dir)
+                };
+                blocking(place).await.map_err(FetchError::from)
+            }
+            Err(error) => Err(error),
+        };
         if made.is_err() {
             let (disk, staged) = (self.disk.clone(), staged.clone());
             let _ = blocking(move || disk.discard(&staged)).await;
@@ -122,7 +156,9 @@ impl Fetch {
 
     async fn update(&self, stored: &RefSet) -> Result<(), FetchError> {
         let had: HashSet<Oid> = stored.tips().collect();
-        self.objects(&self.dir, self.target.tips().filter(|oid| !had.contains(oid)).collect()).await?;
+        let lacking = self.target.tips().filter(|oid| !had.contains(oid)).collect();
+        let writes = Writes::Into(self.dir.clone(), self.packs.clone());
+        self.quota.hold(writes, self.objects(&self.dir, lacking), FetchError::from).await?;
         self.write_refs(self.dir.clone()).await
     }
 

@@ -1,16 +1,17 @@
-//! Whether the disk has room: told by whoever keeps the budget, and by those that find the disk full.
+//! Whether the disk has room, and which mirrors are growing: told by whoever keeps the budget, by those that find the disk
+//! full, and by those that write.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
 use tarn_crds::repo::RepoId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// A mirror that has failed so often for want of room gets no more: it may be larger than the disk.
 const PLEAS: u32 = 8;
@@ -22,9 +23,96 @@ pub struct Room {
     wanted: Notify,
     /// Mirrors that are not to come for a while, and until when.
     held_off: Mutex<BTreeMap<RepoId, Instant>>,
+    /// Work that writes to the disk, by a number of its own.
+    writers: Mutex<BTreeMap<u64, Writer>>,
+    next: AtomicU64,
+    begun: Notify,
+}
+
+/// Work that makes a mirror grow.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    /// The mirror.
+    pub id: RepoId,
+    /// Bytes that the work has written and not yet put in place.
+    pub grown: u64,
+    /// Whether these bytes lie in the mirror itself, and not in staging.
+    pub in_place: bool,
+    cut: watch::Sender<Option<Cut>>,
+}
+
+/// Why work is to end: the disk is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// It may try again with more room: other mirrors make way.
+    MayPlead,
+    /// It takes so much that no other mirror makes way for it.
+    Final,
+}
+
+/// Keeps a [`Writer`] in the list.
+#[derive(Debug)]
+pub struct Writing {
+    room: Arc<Room>,
+    number: u64,
+    cut: watch::Receiver<Option<Cut>>,
+}
+
+impl Writing {
+    /// The work has written so many bytes by now.
+    pub fn grown(&self, bytes: u64) {
+        if let Some(writer) = self.room.writers().get_mut(&self.number) {
+            writer.grown = bytes;
+        }
+    }
+
+    /// Waits until the work is to end.
+    pub async fn cut(&mut self) -> Cut {
+        match self.cut.wait_for(Option::is_some).await.map(|cut| *cut) {
+            Ok(Some(cut)) => cut,
+            // The list has lost it, which only happens when this is dropped.
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.room.writers().remove(&self.number);
+    }
 }
 
 impl Room {
+    fn writers(&self) -> MutexGuard<'_, BTreeMap<u64, Writer>> {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Work on the mirror begins to write, into the mirror itself or to staging.
+    pub fn write(self: &Arc<Self>, id: RepoId, in_place: bool) -> Writing {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, cut) = watch::channel(None);
+        self.writers().insert(number, Writer { id, grown: 0, in_place, cut: sender });
+        self.begun.notify_one();
+        Writing { room: self.clone(), number, cut }
+    }
+
+    /// Waits until work begins to write. For one listener.
+    pub async fn begun(&self) {
+        self.begun.notified().await;
+    }
+
+    /// The work that writes now.
+    pub fn writing(&self) -> Vec<Writer> {
+        self.writers().values().cloned().collect()
+    }
+
+    /// Ends all work that makes the mirror grow.
+    pub fn cut(&self, id: &RepoId, cut: Cut) {
+        for writer in self.writers().values().filter(|writer| writer.id == *id) {
+            writer.cut.send_replace(Some(cut));
+        }
+    }
+
     /// Whether what nobody waits for had better not come now.
     pub fn is_tight(&self) -> bool {
         self.tight.load(Ordering::Relaxed)
@@ -69,6 +157,21 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[tokio::test]
+    async fn work_is_listed_while_it_lasts_and_ended_by_the_mirror_it_is_for() {
+        let room = Arc::new(Room::default());
+        let id = |name: &str| RepoId::from_route(&format!("h/o/{name}")).unwrap();
+        let mut one = room.write(id("one"), false);
+        let two = room.write(id("two"), true);
+        one.grown(7);
+        let listed: Vec<_> = room.writing().into_iter().map(|writer| (writer.id, writer.grown)).collect();
+        assert_eq!(listed, [(id("one"), 7), (id("two"), 0)]);
+        room.cut(&id("one"), Cut::Final);
+        assert_eq!(one.cut().await, Cut::Final);
+        drop((one, two));
+        assert!(room.writing().is_empty());
+    }
 
     #[test]
     fn a_mirror_is_held_off_for_its_time() {

@@ -48,7 +48,7 @@ mod tests {
     #[tokio::test]
     async fn a_seed_stays_while_someone_holds_it_and_goes_with_the_last() {
         let data = tempfile::tempdir().unwrap();
-        let disk = Arc::new(Disk::open(data.path()).unwrap());
+        let disk = Arc::new(Disk::open(data.path(), None).unwrap());
         let dir = disk.staging();
         fs::create_dir(&dir).unwrap();
         let seed = Arc::new(Seed::new(dir.clone(), Oid::from_hex(&[b'1'; 40]).unwrap(), disk));

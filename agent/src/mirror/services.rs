@@ -10,8 +10,10 @@ use crate::{
     git::Git,
     lfs::Lfs,
     metrics::Metrics,
+    packs::Packs,
     peers::{Peers, placement::Placement},
     queue::Queue,
+    snapshot::build::WorktreeRules,
 };
 
 /// See the module. Cheap to clone.
@@ -33,6 +35,8 @@ pub struct Services {
     pub peers: Option<Peers>,
     /// The LFS objects of all mirrors.
     pub lfs: Lfs,
+    /// Answers to requests for objects.
+    pub packs: Packs,
     /// Who keeps which mirror, where not all agents keep all.
     pub placement: Option<Placement>,
     /// Whose turn it is: how much all mirrors may do at once.
@@ -43,6 +47,8 @@ pub struct Services {
     pub allowed: Arc<AllowedHosts>,
     /// Whether the disk has room.
     pub room: Arc<Room>,
+    /// How large worktrees may be for a snapshot.
+    pub worktrees: WorktreeRules,
     /// Over how many milliseconds the first looks of mirrors found on the disk are spread.
     pub spread: Arc<AtomicU64>,
 }

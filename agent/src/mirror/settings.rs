@@ -41,6 +41,8 @@ pub struct Settings {
     pub secret: Option<String>,
     /// What the upstream is asked with, or why it cannot be asked.
     pub credentials: Result<Credentials, MissingCredentials>,
+    /// The most bytes that the mirror may take on the disk.
+    pub max_bytes: Option<u64>,
     /// What is kept in the store.
     pub checkpoint: CheckpointSettings,
     /// What clients download instead of cloning.
@@ -59,6 +61,8 @@ pub struct CheckpointSettings {
 /// When a snapshot is made anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotSettings {
+    /// None is built, found or served.
+    pub suspend: bool,
     /// The shortest time between two.
     pub interval: Duration,
     /// One as old as this is replaced though `HEAD` did not move.

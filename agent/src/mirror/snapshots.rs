@@ -102,12 +102,14 @@ pub enum Doing {
     Nothing,
     /// None is coming of this `HEAD`: its worktree is too large.
     TooLarge,
+    /// None is wanted: `spec.snapshot.suspend`.
+    Suspended,
 }
 
 impl Doing {
     /// Whether no snapshot will come of what is there now.
     fn is_never(self) -> bool {
-        matches!(self, Self::Nothing | Self::TooLarge)
+        matches!(self, Self::Nothing | Self::TooLarge | Self::Suspended)
     }
 }
 
@@ -131,6 +133,12 @@ pub enum Unready {
     /// There is none, and none is coming.
     #[error("{0}")]
     Never(&'static str),
+    /// The user wants none.
+    #[error(
+        "spec.snapshot.suspend of the GitMirror is true: it has no snapshots, bundles and archives of LFS objects; clone \
+         the repository"
+    )]
+    Suspended,
     /// It cannot be read here now.
     #[error("{0}")]
     Failed(String),
@@ -232,9 +240,10 @@ impl Snapshots {
 fn missing(view: &SnapshotView) -> Unready {
     let coming = |text: &str| Unready::Coming(text.to_owned());
     match (&view.trouble, view.doing) {
-        (_, Doing::TooLarge) => {
-            Unready::Never("the worktree has more files than a snapshot may have: clone the repository")
-        }
+        (_, Doing::Suspended) => Unready::Suspended,
+        (_, Doing::TooLarge) => Unready::Never(
+            "the worktree is too large for a snapshot, by its files, their bytes or its paths: clone the repository",
+        ),
         (_, Doing::Nothing) => Unready::Never("the repository has no commit to make a snapshot of"),
         (Some(trouble), _) => Unready::Coming(format!("{}: {}", trouble.reason, trouble.message)),
         (None, Doing::Building) => coming("the first snapshot is being built"),

@@ -98,6 +98,7 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(services: &Services, settings: Arc<Settings>, demand: Demand) -> (Self, Ports) {
         let site = Arc::new(Site::new(services, settings.url.id().clone()));
+        site.allow(settings.max_bytes);
         let entitled = Entitled::new(site.clone(), services, &settings);
         let (view_out, view) = watch::channel(View::empty(entitled.known().clone()));
         let (settings_out, settings_in) = watch::channel(settings.clone());
@@ -274,6 +275,10 @@ impl Task {
         }
         let former = mem::replace(&mut self.settings, settings.clone());
         let was_suspended = former.suspend;
+        if self.site.allow(settings.max_bytes) {
+            // What failed for the former limit is tried at once.
+            (self.life.retry_scheduled, self.life.fetch_failed) = (false, false);
+        }
         self.entitled.configure(&former, settings);
         self.upstream = Upstream::connect(&self.site, settings);
         // What the old declaration let the agent see says nothing about the new one.
@@ -318,6 +323,9 @@ impl Task {
         self.looks.start(&self.upstream, &self.settings, stored);
         if self.fetches.is_running() || self.publishing.restores.is_running() {
             return;
+        }
+        if !self.upkeep.is_running() {
+            self.site.tidy();
         }
         let restore = self.publishing.restores.take_due() && self.stored.is_none();
         if restore && self.publishing.start_restore(self.urgency) {
@@ -423,6 +431,9 @@ impl Task {
     fn fetch_failed(&mut self, error: FetchError) {
         let raced = matches!(error, FetchError::Raced);
         self.happened(if raced { Event::FetchRaced } else { Event::FetchFailed });
+        if let Some(delay) = error.retry_after(self.life.failures) {
+            self.wait(delay);
+        }
         if raced && self.looks.is_due() {
             tracing::debug!("the upstream moved during the fetch; looking again");
             self.looks.settle(self.fetches.take_waiting());

@@ -4,6 +4,7 @@
 //! while for a moment in which no child serves a client.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -15,7 +16,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{disk::Disk, seed::Seed};
+use super::{
+    disk::Disk,
+    quota::{Quota, QuotaError, Writes},
+    seed::Seed,
+};
 use crate::{
     backoff::backoff,
     git::{Git, GitError, Oid, pack},
@@ -100,6 +105,8 @@ pub struct Workshop {
     pub packs: Arc<Mutex<()>>,
     /// The mirror's size.
     pub bytes: u64,
+    /// How far the mirror may grow.
+    pub quota: Quota,
 }
 
 impl Workshop {
@@ -117,7 +124,10 @@ impl Workshop {
             Chore::Seed(tip) => Some(self.make_seed(tip, seed.as_ref().map(|seed| &*seed.dir)).await?),
             Chore::Repack => {
                 let _packs = self.packs.lock().await;
-                pack::put_in_order(&self.git, &self.dir).await?;
+                let ended =
+                    |why: QuotaError| GitError::Io { verb: "repack".into(), source: io::Error::other(why) };
+                let repack = pack::put_in_order(&self.git, &self.dir);
+                self.quota.hold(Writes::Rewrites(self.dir.clone()), repack, ended).await?;
                 None
             }
         };

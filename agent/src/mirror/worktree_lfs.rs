@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     Services, Settings, View,
     disk::Disk,
+    quota::{Quota, Writes},
     snapshots::{Doing, SnapshotView, Unready},
     upkeep::calm,
 };
@@ -34,7 +35,7 @@ use crate::{
     metrics::{Metrics, Outcome},
     protocol::lfs::{MAX_OBJECTS, Object},
     queue::{Activity, Priority, Queue},
-    snapshot::{archive, manifest::digest_of},
+    snapshot::{archive, build::WorktreeRules, manifest::digest_of},
 };
 
 /// How archives are called, after their commit and digest.
@@ -103,6 +104,11 @@ enum Error {
     Disk(#[from] io::Error),
     #[error(transparent)]
     Read(#[from] BlockFileError),
+    #[error(
+        "the LFS objects that HEAD names need {} MiB on the disk, and {} MiB are free",
+        needed >> 20, free >> 20
+    )]
+    NoRoom { needed: u64, free: u64 },
 }
 
 impl Error {
@@ -110,7 +116,7 @@ impl Error {
         match self {
             Self::Git(error) => error.kind().reason(),
             Self::Object(error) => error.reason(),
-            Self::Disk(_) | Self::Read(_) => Reason::DiskFull,
+            Self::Disk(_) | Self::Read(_) | Self::NoRoom { .. } => Reason::DiskFull,
         }
     }
 }
@@ -123,6 +129,8 @@ pub(super) struct Keeper {
     metrics: Metrics,
     lfs: Lfs,
     repo: RepoId,
+    rules: WorktreeRules,
+    quota: Quota,
     snapshots: watch::Receiver<SnapshotView>,
     view: watch::Receiver<View>,
     settings: watch::Receiver<Arc<Settings>>,
@@ -146,6 +154,8 @@ impl Keeper {
             metrics: services.metrics.clone(),
             lfs: services.lfs.clone(),
             repo: repo.clone(),
+            rules: services.worktrees,
+            quota: Quota::new(services.room.clone(), repo.clone(), None),
             snapshots,
             view,
             settings,
@@ -159,8 +169,10 @@ impl Keeper {
         let mut done = self.find().await;
         let mut failures = 0;
         loop {
+            let suspended;
             let wanted = {
                 let snapshots = self.snapshots.borrow_and_update();
+                suspended = snapshots.doing == Doing::Suspended;
                 if snapshots.known.is_none() && snapshots.doing == Doing::Nothing {
                     self.out.send_if_modified(|state| {
                         let waits = matches!(state, State::Coming(_));
@@ -172,6 +184,9 @@ impl Keeper {
                 }
                 snapshots.known.as_ref().map(|known| known.commit.clone())
             };
+            if suspended && done.take().is_some() {
+                self.let_go().await;
+            }
             let Some(commit) = wanted.filter(|wanted| done.as_ref() != Some(wanted)) else {
                 let held = match &*self.out.borrow() {
                     State::Held(held) => Some(held.reader.clone()),
@@ -221,6 +236,15 @@ impl Keeper {
         }
     }
 
+    /// Removes the archive. Whoever reads it goes on.
+    async fn let_go(&self) {
+        self.out.send_replace(State::Coming("the LFS objects are gathered after the snapshot".into()));
+        let (disk, dir) = (self.disk.clone(), self.dir());
+        if let Err(error) = blocking(move || disk.discard(&dir)).await {
+            tracing::warn!(%error, "an archive of LFS objects that is not wanted cannot be removed");
+        }
+    }
+
     fn dir(&self) -> PathBuf {
         self.lfs.dir(&self.repo).join("snapshot")
     }
@@ -238,7 +262,9 @@ impl Keeper {
 
     async fn make(&self, commit: &str) -> Result<State, Error> {
         let work = self.disk.staging();
-        let made = self.make_in(&work, commit).await;
+        let writes = Writes::Aside(vec![work.clone()]);
+        let made = self.make_in(&work, commit);
+        let made = self.quota.hold(writes, made, |why| io::Error::other(why).into()).await;
         self.disk.clear(work).await;
         made
     }
@@ -247,9 +273,21 @@ impl Keeper {
         let time = Timestamp::now();
         fs::create_dir_all(work.join("tree"))?;
         let mirror = self.disk.mirror(&self.repo);
-        let objects = tree::objects(&self.git, &mirror, commit, &work.join("list")).await?;
+        let most = self.rules.most(self.view.borrow().bytes, u64::MAX);
+        let Ok(objects) = tree::objects(&self.git, &mirror, commit, most).await? else {
+            return Ok(State::Never("the worktree is too large to look for LFS objects in it"));
+        };
         if objects.is_empty() {
             return Ok(State::Never("the worktree of HEAD needs no LFS objects"));
+        }
+        // For the archive; the objects themselves may be here already.
+        let needed = objects.iter().fold(0_u64, |sum, object| sum.saturating_add(object.bytes));
+        let volume = self.disk.volume()?;
+        if needed > volume.total / 2 {
+            return Ok(State::Never("the LFS objects that HEAD names are larger than the disk"));
+        }
+        if needed > volume.free {
+            return Err(Error::NoRoom { needed, free: volume.free });
         }
         let objects: Vec<Object> = objects.into_iter().collect();
         let mut count = 0;

@@ -63,7 +63,7 @@ pub async fn run(serving: Arc<Serving>, mut new: mpsc::Receiver<New>, percent: u
 async fn follow(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, new: New) {
     let New { id, mut changes, mut digest } = new;
     let Some(lately) = &serving.lately else { return };
-    let discard = |key: &Key| serving.packs.discard_unused(key);
+    let discard = |key: &Key| serving.packs.discard_unused(&id, *key);
     let mut work: Option<Pin<Box<dyn Future<Output = ()> + Send>>> = None;
     loop {
         let done = async {
@@ -95,7 +95,7 @@ async fn follow(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, new: New) {
 }
 
 async fn make_all(serving: Arc<Serving>, credit: Arc<Mutex<Credit>>, id: RepoId, plan: Plan) {
-    let discard = |key: &Key| serving.packs.discard_unused(key);
+    let discard = |key: &Key| serving.packs.discard_unused(&id, *key);
     sleep(YIELD).await;
     for (at, (shape, old)) in plan.shapes.iter().enumerate() {
         let mut credit = credit.lock().await;

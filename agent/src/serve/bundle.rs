@@ -84,7 +84,7 @@ async fn since(
     let mut key = Sha256::new();
     key.update(format!("bundle {} {base} {tip} {branch}", mirror.id()));
     let key = key.finalize().into();
-    let pack = match serving.packs.get(&key).await {
+    let pack = match serving.packs.get(mirror.id(), key).await {
         Some(pack) => pack,
         None => {
             let reading = mirror.read();
@@ -110,7 +110,7 @@ async fn since(
                 let tips = (base, tip);
                 Ok(bundle::create(&git, &dir, branch.as_ref(), tips, format, file).await?)
             };
-            serving.packs.get_or_make(key, packs::always(), make).await
+            serving.packs.get_or_make(mirror.id(), key, packs::always(), make).await
         }
     };
     let failed = |error: PackError| {

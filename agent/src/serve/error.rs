@@ -328,6 +328,7 @@ impl From<Unready> for Failure {
     fn from(error: Unready) -> Self {
         let (status, code) = match &error {
             Unready::Never(_) => (StatusCode::NOT_FOUND, "NoSnapshot"),
+            Unready::Suspended => (StatusCode::NOT_FOUND, "SnapshotSuspended"),
             Unready::Coming(_) => (StatusCode::SERVICE_UNAVAILABLE, "SnapshotComing"),
             Unready::Failed(_) => (StatusCode::SERVICE_UNAVAILABLE, "SnapshotFailed"),
         };

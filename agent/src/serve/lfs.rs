@@ -21,6 +21,7 @@ use super::{
     error::{Failure, challenge},
     headers::{AGE, Account, COMMIT},
     push,
+    routes::Endpoint,
     snapshot::{KIND, age, wait},
 };
 use crate::{
@@ -53,23 +54,15 @@ pub(super) enum Verb<'a> {
 }
 
 impl Verb<'_> {
-    /// Its label in metrics.
-    pub(super) fn label(self) -> &'static str {
+    /// The endpoint that it is.
+    pub(super) fn endpoint(self) -> Endpoint {
         match self {
-            Self::Batch => "lfs-batch",
-            Self::Object(_) => "lfs-object",
-            Self::Locks(_) => "lfs-locks",
+            Self::Batch => Endpoint::LfsBatch,
+            Self::Object(_) => Endpoint::LfsObject,
+            Self::Locks("locks") => Endpoint::LfsLocks,
+            Self::Locks("locks/verify") => Endpoint::LfsVerify,
+            Self::Locks(_) => Endpoint::LfsUnlock,
         }
-    }
-
-    /// Refuses other methods than those it has.
-    pub(super) fn check(self, method: &Method) -> Result<(), Failure> {
-        let (fits, allowed) = match self {
-            Self::Batch => (method == Method::POST, "POST"),
-            Self::Object(_) => (matches!(*method, Method::GET | Method::HEAD), "GET or HEAD"),
-            Self::Locks(_) => (matches!(*method, Method::GET | Method::POST), "GET or POST"),
-        };
-        if fits { Ok(()) } else { Err(Failure::method(allowed)) }
     }
 }
 

@@ -4,7 +4,98 @@ use http::Method;
 
 use super::error::Failure;
 
-/// What a request wants of a repository.
+/// What a caller wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Have what the mirror has: the door judges who may.
+    Read,
+    /// Hand something to the upstream, which judges who may.
+    Push,
+}
+
+/// Declares the endpoints once: the enum, the list of all, and what is true of each.
+macro_rules! endpoints {
+    ($($(#[$doc:meta])+ $name:ident: $purpose:ident, [$($method:ident),+], $allowed:literal, $label:literal;)+) => {
+        /// Everything that can be asked for of a repository. Whatever the router serves is one of these.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Endpoint {
+            $($(#[$doc])+ $name,)+
+        }
+
+        impl Endpoint {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// What it is for.
+            pub const fn purpose(self) -> Purpose {
+                match self {
+                    $(Self::$name => Purpose::$purpose,)+
+                }
+            }
+
+            /// The methods that it has.
+            pub const fn methods(self) -> &'static [Method] {
+                match self {
+                    $(Self::$name => &[$(Method::$method),+],)+
+                }
+            }
+
+            /// Refuses other methods than those it has.
+            pub(super) fn check(self, method: &Method) -> Result<(), Failure> {
+                let allowed = match self {
+                    $(Self::$name => $allowed,)+
+                };
+                if self.methods().contains(method) { Ok(()) } else { Err(Failure::method(allowed)) }
+            }
+
+            /// Its label in metrics; a request for objects or refs finds its own when it is read.
+            pub(super) const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)+
+                }
+            }
+        }
+    };
+}
+
+endpoints! {
+    /// `info/refs?service=git-upload-pack`
+    Refs: Read, [GET], "GET", "info-refs";
+    /// `info/refs?service=git-receive-pack`
+    PushRefs: Push, [GET], "GET", "info-refs";
+    /// `git-upload-pack`
+    UploadPack: Read, [POST], "POST", "other";
+    /// `git-receive-pack`
+    ReceivePack: Push, [POST], "POST", "push";
+    /// `ensure-refs`
+    EnsureRefs: Read, [POST], "POST", "ensure-refs";
+    /// `snapshot.tar.zst`
+    Snapshot: Read, [GET, HEAD], "GET or HEAD", "snapshot";
+    /// `lfs-snapshot.tar.zst`
+    LfsSnapshot: Read, [GET, HEAD], "GET or HEAD", "lfs-snapshot";
+    /// `snapshot.bundle`
+    Bundle: Read, [GET], "GET", "bundle";
+    /// `info/lfs/objects/batch`, for downloads and uploads: only its body tells which, so whoever uploads has to be let in
+    /// here, and then by the upstream.
+    LfsBatch: Read, [POST], "POST", "lfs-batch";
+    /// `info/lfs/objects/OID`
+    LfsObject: Read, [GET, HEAD], "GET or HEAD", "lfs-object";
+    /// `info/lfs/locks`
+    LfsLocks: Read, [GET, POST], "GET or POST", "lfs-locks";
+    /// `info/lfs/locks/verify`
+    LfsVerify: Read, [POST], "POST", "lfs-locks";
+    /// `info/lfs/locks/ID/unlock`
+    LfsUnlock: Read, [POST], "POST", "lfs-locks";
+}
+
+impl Endpoint {
+    /// Whether it serves what `spec.snapshot.suspend` turns off.
+    pub(super) fn is_snapshot(self) -> bool {
+        matches!(self, Self::Snapshot | Self::LfsSnapshot | Self::Bundle)
+    }
+}
+
+/// What a request wants of a repository, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verb {
     InfoRefs,
@@ -37,35 +128,29 @@ impl Verb {
             .ok_or_else(Failure::no_route)
     }
 
-    /// Refuses other methods than those it has.
-    pub(super) fn check(self, method: &Method) -> Result<(), Failure> {
-        let (fits, allowed) = match self {
-            Self::Snapshot | Self::LfsSnapshot => {
-                (matches!(*method, Method::GET | Method::HEAD), "GET or HEAD")
-            }
-            Self::InfoRefs | Self::Bundle => (method == Method::GET, "GET"),
-            Self::UploadPack | Self::ReceivePack | Self::EnsureRefs => (method == Method::POST, "POST"),
-        };
-        if fits { Ok(()) } else { Err(Failure::method(allowed)) }
-    }
-
-    /// Its label in metrics; a request for objects or refs finds its own when it is read.
-    pub(super) const fn label(self) -> &'static str {
-        match self {
-            Self::InfoRefs => "info-refs",
-            Self::UploadPack => "other",
-            Self::ReceivePack => "push",
-            Self::EnsureRefs => "ensure-refs",
-            Self::Snapshot => "snapshot",
-            Self::LfsSnapshot => "lfs-snapshot",
-            Self::Bundle => "bundle",
-        }
+    /// What is asked for, the query counted in.
+    ///
+    /// # Errors
+    /// The query names no service.
+    pub(super) fn endpoint(self, query: &str) -> Result<Endpoint, Failure> {
+        Ok(match self {
+            Self::InfoRefs => match service(query)? {
+                Service::UploadPack => Endpoint::Refs,
+                Service::ReceivePack => Endpoint::PushRefs,
+            },
+            Self::UploadPack => Endpoint::UploadPack,
+            Self::ReceivePack => Endpoint::ReceivePack,
+            Self::EnsureRefs => Endpoint::EnsureRefs,
+            Self::Snapshot => Endpoint::Snapshot,
+            Self::LfsSnapshot => Endpoint::LfsSnapshot,
+            Self::Bundle => Endpoint::Bundle,
+        })
     }
 }
 
 /// The services of smart HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Service {
+enum Service {
     UploadPack,
     ReceivePack,
 }
@@ -74,7 +159,7 @@ pub(super) enum Service {
 ///
 /// # Errors
 /// None, or one that there is not.
-pub(super) fn service(query: &str) -> Result<Service, Failure> {
+fn service(query: &str) -> Result<Service, Failure> {
     match query.split('&').find_map(|pair| pair.strip_prefix("service=")) {
         Some("git-upload-pack") => Ok(Service::UploadPack),
         Some("git-receive-pack") => Ok(Service::ReceivePack),

@@ -152,7 +152,7 @@ pub(super) fn begin_ahead(
         expect: Expect::Pack,
         reading,
     };
-    Some((key, serving.packs.make_ahead(key, move |sink| wanted.fill(view, sink))))
+    Some((key, serving.packs.make_ahead(mirror.id(), key, move |sink| wanted.fill(view, sink))))
 }
 
 /// What a client that asks so is about. One that has nothing and wants no ref's object fills up a partial clone.
@@ -234,7 +234,7 @@ impl ObjectsWanted {
 
     async fn serve_from_disk(self) -> Result<Response, PackError> {
         for key in self.serving.passed.take(self.mirror.id()) {
-            self.serving.packs.discard(&key);
+            self.serving.packs.discard(self.mirror.id(), key);
         }
         let view = self.mirror.view();
         let refs =

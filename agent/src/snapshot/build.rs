@@ -24,13 +24,17 @@ use super::{
     SnapshotError,
     archive::{self, Unwanted},
     manifest::Snapshot,
-    worktree::{self, Measured},
 };
 use crate::{
     blockfile::digest_file,
     files::blocking,
     generations::Writer,
-    git::{Git, Head, ObjectFormat, Oid, Ref, RefSet, checksum, command::Command, pack},
+    git::{
+        Git, Head, ObjectFormat, Oid, Ref, RefSet, checksum,
+        command::Command,
+        extent::{self, Excess, Most},
+        pack,
+    },
 };
 
 /// A checkout of gigabytes on a slow disk takes minutes.
@@ -39,9 +43,37 @@ const LIMIT: Duration = Duration::from_secs(3600);
 /// The most files and directories that a worktree has: the largest that people check out whole have half a million.
 const MAX_FILES: u64 = 2_000_000;
 
+/// The most bytes that a worktree has: so many times those of the packs, which text shrinks to a tenth of its size in, …
+const MAX_SWELL: u64 = 20;
+/// … or this, if that is more.
+const MAX_BYTES: u64 = 10 << 30;
+
 /// How much older than now files are at least, and how much younger than they the index is: more than the two
 /// seconds within which git mistrusts equal times, on file systems with coarse clocks too.
 const APART: i64 = 60;
+
+/// How large a worktree may be for a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorktreeRules {
+    /// Files and directories.
+    pub files: u64,
+    /// Bytes, where that does not depend on the packs.
+    pub bytes: Option<u64>,
+}
+
+impl Default for WorktreeRules {
+    fn default() -> Self {
+        Self { files: MAX_FILES, bytes: None }
+    }
+}
+
+impl WorktreeRules {
+    /// What the worktree of a mirror may have whose data take `packed` bytes, on a disk with so many free inodes.
+    pub fn most(self, packed: u64, inodes: u64) -> Most {
+        let bytes = self.bytes.unwrap_or_else(|| packed.saturating_mul(MAX_SWELL).max(MAX_BYTES));
+        Most { files: self.files.min(inodes / 2), bytes }
+    }
+}
 
 /// What to build a snapshot of, and with what.
 pub struct Build {
@@ -57,6 +89,8 @@ pub struct Build {
     pub packs: Arc<Mutex<()>>,
     /// What the mirror takes on the disk.
     pub bytes: u64,
+    /// How large the worktree may be.
+    pub rules: WorktreeRules,
     /// What `origin` is to be: the upstream.
     pub url: String,
     /// This agent's name.
@@ -112,32 +146,23 @@ impl Build {
     }
 
     /// Whether the disk has room for the archive, which is about as large as the packs, and for the worktree, which is
-    /// walked for that: a mirror that cannot fetch because its snapshot fills the disk would be worse off than without,
+    /// counted for that: a mirror that cannot fetch because its snapshot fills the disk would be worse off than without,
     /// and a few kB of trees can name more files than any disk has.
     async fn check_room(&self, commit: Oid) -> Result<(), SnapshotError> {
         let dir = self.dir.clone();
-        let stat = move || rustix::fs::statvfs(&dir).map_err(io::Error::from);
-        let stat = blocking(stat).await?;
+        let stat = blocking(move || rustix::fs::statvfs(&dir).map_err(io::Error::from)).await?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         let enough =
             |needed| if free < needed { Err(SnapshotError::NoRoom { needed, free }) } else { Ok(()) };
         enough(self.bytes.saturating_mul(2))?;
         // Not every file system counts them.
         let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
-        let most = MAX_FILES.min(inodes / 2);
-        let tree = self.git.command("ls-tree").git_dir(&self.dir).args(["-r", "-t", "-z", "--long"]);
+        let most = self.rules.most(self.bytes, inodes);
+        let too_large = |excess: Excess| SnapshotError::WorktreeTooLarge { commit: commit.to_hex(), excess };
+        let found = extent::measure(&self.git, &self.dir, commit, most, None).await?.map_err(too_large)?;
         // A twentieth stays free, so that nothing else has to leave for it.
-        let room =
-            free.saturating_sub(self.bytes).saturating_sub(stat.f_blocks.saturating_mul(stat.f_frsize) / 20);
-        match worktree::measure(tree.arg(commit.to_hex()), most, room).await? {
-            Measured::Fits => Ok(()),
-            Measured::TooManyFiles => {
-                Err(SnapshotError::TooManyFiles { commit: commit.to_hex(), limit: most })
-            }
-            Measured::TooManyBytes(bytes) => {
-                Err(SnapshotError::NoRoom { needed: bytes.saturating_add(self.bytes), free })
-            }
-        }
+        let spare = stat.f_blocks.saturating_mul(stat.f_frsize) / 20;
+        enough(found.extent.bytes.saturating_add(self.bytes).saturating_add(spare))
     }
 
     /// Whether the files that were linked are as git wrote them: they go into the archive as they are, and no client

@@ -69,3 +69,19 @@ async fn objects_that_the_upstream_lost_are_left_out_of_the_lfs_snapshot() -> Re
     ensure!(!into.join("lfs/objects/00").exists(), "what is lost is there");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pointers_to_more_than_the_disk_has_are_not_followed() -> Result<()> {
+    let content = noise(10_000);
+    let scene = Scene::prepared(&[], async |upstream, origin| {
+        upstream.lfs().enable(super::TOKEN);
+        let pointer = upstream.lfs().put("a.git", &content);
+        let endless = tarn_testkit::upstream::lfs::pointer(&"1".repeat(64), 1 << 60);
+        origin.commit("main", &[("big.bin", &pointer), ("endless.bin", &endless)]).await.map(drop)
+    })
+    .await?;
+    let answer = scene.agent.get(&format!("{}/lfs-snapshot.tar.zst?wait=30s", scene.path())).await?;
+    ensure!(answer.status == 404 && answer.text().contains("larger than the disk"), "{}", answer.text());
+    ensure!(transfers(&scene) == 0, "nothing is fetched for it: {}", transfers(&scene));
+    Ok(())
+}

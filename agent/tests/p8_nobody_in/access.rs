@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use tarn_agent::serve::{
+    endpoint as endpoint_of,
+    routes::{Endpoint, Purpose},
+};
 use tarn_testkit::agent::{Agent, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Repo};
@@ -22,24 +26,35 @@ pub(crate) type Route = (&'static str, &'static str, &'static str, &'static [u8]
 
 const LFS: &str = "application/vnd.git-lfs+json";
 
-/// Every route by which something of a mirror is had, or asked for.
-pub(crate) const READS: [Route; 11] = [
+/// Every route by which something of a mirror is had, or asked for: `every_endpoint_is_in_the_lists` compares the list with
+/// the router.
+pub(crate) const READS: [Route; 16] = [
     ("GET", "/info/refs?service=git-upload-pack", "", b""),
     ("POST", "/git-upload-pack", "application/x-git-upload-pack-request", b"0014command=ls-refs\n0000"),
     ("POST", "/ensure-refs", "application/json", b"{\"refs\":{\"refs/heads/main\":\"\"}}"),
     ("GET", "/snapshot.tar.zst", "", b""),
     ("HEAD", "/snapshot.tar.zst", "", b""),
     ("GET", "/lfs-snapshot.tar.zst", "", b""),
+    ("HEAD", "/lfs-snapshot.tar.zst", "", b""),
     ("GET", "/snapshot.bundle?base=0123456789012345678901234567890123456789", "", b""),
     ("POST", "/info/lfs/objects/batch", LFS, b"{\"operation\":\"download\",\"objects\":[]}"),
+    ("POST", "/info/lfs/objects/batch", LFS, b"{\"operation\":\"upload\",\"objects\":[]}"),
     (
         "GET",
         "/info/lfs/objects/4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393?size=1",
         "",
         b"",
     ),
+    (
+        "HEAD",
+        "/info/lfs/objects/4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393?size=1",
+        "",
+        b"",
+    ),
     ("GET", "/info/lfs/locks", "", b""),
+    ("POST", "/info/lfs/locks", LFS, b"{\"path\":\"a\"}"),
     ("POST", "/info/lfs/locks/verify", LFS, b"{}"),
+    ("POST", "/info/lfs/locks/1/unlock", LFS, b"{}"),
 ];
 
 /// The routes of a push.
@@ -47,6 +62,32 @@ pub(crate) const PUSHES: [Route; 2] = [
     ("GET", "/info/refs?service=git-receive-pack", "", b""),
     ("POST", "/git-receive-pack", "application/x-git-receive-pack-request", b"0000"),
 ];
+
+/// Whether the mirror has no part in the answer to a route but to hand it on: the upstream wants credentials of its own.
+pub(crate) fn is_handed_on(route: Route) -> bool {
+    route.1.contains("locks") || route.3.starts_with(b"{\"operation\":\"upload\"")
+}
+
+#[test]
+fn every_endpoint_is_in_the_lists() -> Result<()> {
+    let listed = |routes: &[Route], endpoint: Endpoint, method: &str| {
+        routes.iter().any(|route| {
+            let (path, query) = route.1.split_once('?').unwrap_or((route.1, ""));
+            route.0 == method
+                && endpoint_of(&format!("/git/h/o/r{path}"), query).is_ok_and(|of| of == endpoint)
+        })
+    };
+    for endpoint in Endpoint::ALL.iter().copied() {
+        let routes = match endpoint.purpose() {
+            Purpose::Read => &READS[..],
+            Purpose::Push => &PUSHES[..],
+        };
+        for method in endpoint.methods() {
+            ensure!(listed(routes, endpoint, method.as_str()), "{method} {endpoint:?} is asked by no test");
+        }
+    }
+    Ok(())
+}
 
 /// Asks a route of the repository at `path`.
 pub(crate) async fn ask(agent: &Agent, path: &str, route: Route, headers: &[(&str, &str)]) -> Result<Answer> {
@@ -135,7 +176,7 @@ async fn every_route_wants_a_token_that_the_file_has() -> Result<()> {
         }
         let answer = ask(&guarded.agent, &guarded.path(), route, &[("Authorization", &bearer)]).await?;
         // Locks are the upstream's business, which this token is not for.
-        let expected = if route.1.contains("locks") { 403 } else { answer.status };
+        let expected = if is_handed_on(route) { 403 } else { answer.status };
         ensure!(
             answer.status == expected && answer.status != 401,
             "{route:?}: {} {}",
@@ -321,7 +362,7 @@ async fn a_token_for_tarn_or_kubernetes_never_leaves_for_the_upstream() -> Resul
         let guarded = Guarded::with(access).await?;
         guarded.upstream.clear_log();
         for token in [pod, &own] {
-            let lfs = READS.into_iter().filter(|route| route.1.contains("locks"));
+            let lfs = READS.into_iter().filter(|route| is_handed_on(*route));
             for route in PUSHES.into_iter().chain(lfs) {
                 let headers = [("Authorization", token)];
                 let answer = ask(&guarded.agent, &guarded.path(), route, &headers).await?;

@@ -212,3 +212,33 @@ async fn credentials_in_a_url_are_refused_without_an_echo() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_killed_agent_leaves_no_credential_on_the_disk_where_there_is_a_directory_in_memory() -> Result<()>
+{
+    let dir = tempfile::tempdir()?;
+    let root = dir.path().join("upstream");
+    std::fs::create_dir(&root)?;
+    let upstream = Upstream::start(&root)?;
+    upstream.seed("a.git").await?;
+    upstream.require(Auth::Basic { user: "ada".into(), password: CANARY.into() });
+    let spec = ["secretRef: {name: creds}", "access: Anonymous"];
+    let data = [("username", "ada"), ("password", CANARY)];
+    let yaml = [manifest("a", &upstream.url("a.git"), &spec), secret(&upstream, &data)].join("---\n");
+    let memory = dir.path().join("memory");
+    let agent = agent().env("RUNTIME_DIRECTORY", &memory);
+    let mut agent = agent.start_with(&[("a.yaml", &yaml)]).await?;
+    agent.wait_phase(&repo_id(&upstream.url("a.git")), "Ready").await?;
+    agent.kill9().await?;
+    let holding = |place: &std::path::Path| -> Result<usize> {
+        let files = crate::p4_never_stuck::files(place)?;
+        let text = |file: &std::path::PathBuf| {
+            String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
+        };
+        let holds = |text: &String| text.contains(CANARY) || text.contains(CANARY_BASE64);
+        Ok(files.iter().map(text).filter(holds).count())
+    };
+    ensure!(holding(&memory.join("credentials"))? == 1, "git reads them there");
+    ensure!(holding(agent.data())? == 0, "the disk holds the password");
+    Ok(())
+}

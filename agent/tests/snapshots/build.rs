@@ -260,7 +260,6 @@ async fn a_git_bomb_has_no_snapshot_and_harms_nobody() -> Result<()> {
     let commit = make(&["commit-tree", "-m", "bomb", &tree], String::new()).await?;
     stage.origin.set_ref("refs/heads/main", &commit).await?;
     let agent = stage.ready().await?;
-    // Two million entries are counted first.
     eventually(Duration::from_secs(120), "the refusal", async || {
         let status = agent.mirror_status(&stage.repo()).await?;
         ensure!(status.to_string().contains("WorktreeTooLarge"), "{status}");
@@ -269,16 +268,106 @@ async fn a_git_bomb_has_no_snapshot_and_harms_nobody() -> Result<()> {
     .await?;
     let answer = agent.get(&path(&stage)).await?;
     ensure!(
-        answer.status == 404 && answer.text().contains("more files"),
+        answer.status == 404 && answer.text().contains("too large"),
         "{} {}",
         answer.status,
         answer.text()
     );
+    let status = agent.mirror_status(&stage.repo()).await?;
+    ensure!(status.to_string().contains("11111110 files"), "each tree is counted once: {status}");
     // The mirror itself is well, and a later commit has a snapshot again.
     let bare = stage.dir.path().join("bare");
     stage.git.clone_repo(&agent.git_url(&stage.repo())?, &bare, &["--bare"]).await?;
     let empty = make(&["mktree"], format!("100644 blob {blob}\tonly\n")).await?;
     let mended = make(&["commit-tree", "-p", &commit, "-m", "mended", &empty], String::new()).await?;
     stage.origin.set_ref("refs/heads/main", &mended).await?;
+    current(&stage, &agent).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_zeros_that_swells_beyond_the_limit_has_no_snapshot() -> Result<()> {
+    let stage = stage(Kind::Directory).await?;
+    let zeros = "\0".repeat(40 << 20);
+    stage.origin.commit("main", &[("zeros", &zeros)]).await?;
+    let agent = stage.with_store(builder().arg("--snapshot-max-bytes").arg("20Mi"), None);
+    let agent = stage.start(agent).await?;
+    let too_large = |status: &serde_json::Value| {
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|c| c["type"] == "StoreFailed" && c["reason"] == "WorktreeTooLarge")
+    };
+    let status = agent.wait_status(&stage.repo(), "the refusal", too_large).await?;
+    ensure!(status["phase"] == "Ready", "{status}");
+    let answer = agent.get(&path(&stage)).await?;
+    ensure!(answer.status == 404 && answer.text().contains("too large"), "{}", answer.text());
+    let staging = agent.data().join("staging");
+    ensure!(std::fs::read_dir(staging)?.count() == 0, "nothing was checked out");
+    // Without the file there is a snapshot again.
+    let small = stage.origin.rev_parse("main^").await?;
+    stage.origin.set_ref("refs/heads/main", &small).await?;
+    current(&stage, &agent).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_that_no_disk_takes_have_no_snapshot() -> Result<()> {
+    let stage = stage(Kind::Directory).await?;
+    let name = "d".repeat(200);
+    let path: String = (0..20).map(|_| format!("{name}/")).collect();
+    stage.origin.commit("main", &[(&format!("{path}file"), "deep")]).await?;
+    let agent = stage.ready().await?;
+    agent
+        .wait_status(&stage.repo(), "the refusal", |status| status.to_string().contains("WorktreeTooLarge"))
+        .await?;
+    let bare = stage.dir.path().join("bare");
+    stage.git.clone_repo(&agent.git_url(&stage.repo())?, &bare, &["--bare"]).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn suspended_snapshots_are_neither_built_nor_found_nor_served() -> Result<()> {
+    let mut stage = stage(Kind::Directory).await?;
+    let agent = stage.ready().await?;
+    current(&stage, &agent).await?;
+    let resumed = stage.spec.clone();
+    stage.spec = vec!["interval: 10s", "snapshot: {suspend: true, interval: 10s, maxAge: 1h}"];
+    agent.write_manifest("a.yaml", &stage.yaml())?;
+    let base = stage.origin.rev_parse("main").await?;
+    let repo = stage.repo();
+    let refused = async |agent: &tarn_testkit::agent::Agent| {
+        for rest in ["snapshot.tar.zst", "lfs-snapshot.tar.zst", &format!("snapshot.bundle?base={base}")] {
+            let answer = agent.get(&format!("/git/{repo}/{rest}")).await?;
+            ensure!(answer.status == 404, "{rest}: {} {}", answer.status, answer.text());
+            ensure!(
+                answer.text().starts_with("SnapshotSuspended: spec.snapshot.suspend "),
+                "{}",
+                answer.text()
+            );
+        }
+        Ok(())
+    };
+    eventually(Duration::from_secs(20), "the refusal", async || refused(&agent).await).await?;
+    let mine = agent.data().join("snapshots");
+    eventually(Duration::from_secs(20), "the archive to go", async || {
+        ensure!(
+            crate::p4_never_stuck::files(&mine)?.is_empty(),
+            "{:?}",
+            crate::p4_never_stuck::files(&mine)?
+        );
+        Ok(())
+    })
+    .await?;
+    let published = files(&super::objects(&stage), "json")?.len();
+    stage.origin.commit("main", &[("new.txt", "new")]).await?;
+    agent.fetch_now(&repo).await?;
+    stage.expect_clone(&agent, "clone").await?;
+    // Neither does an agent find what the store has.
+    let other = stage.ready().await?;
+    refused(&other).await?;
+    for agent in [&agent, &other] {
+        let status = agent.mirror_status(&repo).await?;
+        ensure!(status["snapshot"].is_null() && status["phase"] == "Ready", "{status}");
+    }
+    ensure!(files(&super::objects(&stage), "json")?.len() == published, "none was built");
+    drop(other);
+    stage.spec = resumed;
+    agent.write_manifest("a.yaml", &stage.yaml())?;
     current(&stage, &agent).await.map(drop)
 }

@@ -172,6 +172,8 @@ reasons! {
     GitFailed,
     /// FetchFailed: what was fetched does not verify.
     VerificationFailed,
+    /// FetchFailed, RestoreFailed: the mirror would take more bytes than spec.limits.maxBytes.
+    MirrorTooLarge,
     /// FetchFailed, RestoreFailed, StoreFailed: the pod's disk is full.
     DiskFull,
     /// Damaged: the files of the mirror on the pod's disk are damaged; the pod restores or clones the mirror again.
@@ -185,7 +187,7 @@ reasons! {
     CheckpointDamaged,
     /// RestoreFailed, StoreFailed: no key of the cache signed what the store has, which was passed over.
     StoreUntrusted,
-    /// StoreFailed: a worktree has too many files for a snapshot.
+    /// StoreFailed: a worktree has too many files, too many bytes or too long paths for a snapshot.
     WorktreeTooLarge,
     /// RestoreFailed, StoreFailed: no connection to the store.
     StoreUnreachable,

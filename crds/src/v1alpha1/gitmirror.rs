@@ -4,6 +4,7 @@
 //! which may hold a password. They say what `repo::UpstreamUrl::parse` says, as far as CEL can; a test compares them.
 
 mod freshness;
+mod limits;
 mod refs;
 mod status;
 mod upkeep;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{CacheRef, Duration, SecretRef, present};
 
 pub use freshness::{Freshness, OnUpstreamFailure, OnUpstreamRefusal};
+pub use limits::MirrorLimits;
 pub use refs::Refs;
 pub use status::{CheckpointStatus, GitMirrorStatus, Head, SnapshotStatus};
 pub use upkeep::{CheckpointPolicy, DeletionPolicy, Prewarm, SnapshotPolicy};
@@ -155,6 +157,9 @@ pub struct GitMirrorSpec {
     /// The archive of worktree and .git that clients download instead of cloning.
     #[serde(default)]
     pub snapshot: SnapshotPolicy,
+    /// What the mirror may take of a pod's disk.
+    #[serde(default)]
+    pub limits: MirrorLimits,
     /// Whether a new pod restores this mirror before anyone asks for it. Always: before all others. Auto: if it is among
     /// the most cloned of its GitCache. Never: only when asked for.
     #[serde(default)]
@@ -223,6 +228,7 @@ impl GitMirrorSpec {
             freshness: Freshness::default(),
             checkpoint: CheckpointPolicy::default(),
             snapshot: SnapshotPolicy::default(),
+            limits: MirrorLimits::default(),
             prewarm: Prewarm::default(),
             access: None,
             deletion_policy: DeletionPolicy::default(),

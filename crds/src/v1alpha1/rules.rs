@@ -168,6 +168,8 @@ fn mirrors() -> Vec<Case> {
             json!({"freshness": {"lookTimeout": "0s"}}),
             &at_least("spec.freshness.lookTimeout", "must be at least 1s"),
         ),
+        mirror(json!({"limits": {"maxBytes": "20Gi"}, "snapshot": {"suspend": true}}), &[]),
+        mirror(json!({"limits": {"maxBytes": "0"}}), &at_least("spec.limits.maxBytes", "must be above zero")),
         mirror(json!({"checkpoint": {"interval": "5s"}}), &[]),
         mirror(
             json!({"checkpoint": {"interval": "4s"}}),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tarn_crds::repo::RepoId;
 
-use crate::mirror::disk::Volume;
+use crate::mirror::{disk::Volume, room::Cut};
 
 /// A mirror that was used within so many seconds stays: between the two requests of one clone nothing may go. That it was
 /// used lately counts by the order, and needs no protection of its own.
@@ -14,6 +14,9 @@ const RECENT: u64 = 10;
 const FLOOR_PART: u64 = 50;
 /// … but not more.
 const FLOOR_MOST: u64 = 4 << 30;
+
+/// A mirror that takes no more than this part of the budget, with what it grows by, may try again where others make way.
+const MODEST_PART: u64 = 4;
 
 /// A mirror that finds the disk full is given this part of the budget, and again if that was not enough.
 const PLEA_PART: u64 = 10;
@@ -118,7 +121,7 @@ impl Need {
 /// half of the budget is left to the mirrors that are here.
 pub fn need(own: Own, budget: u64, volume: Volume, plea: bool) -> Need {
     let over = |bytes: u64| if bytes > budget { bytes - low(budget) } else { 0 };
-    let floor = (volume.total / FLOOR_PART).min(FLOOR_MOST);
+    let floor = floor(volume);
     let short = if volume.free < floor { 2 * floor - volume.free } else { 0 };
     let beyond_half = own.mirrors.saturating_sub(budget / 2);
     let plea = if plea { budget / PLEA_PART } else { 0 };
@@ -126,6 +129,41 @@ pub fn need(own: Own, budget: u64, volume: Volume, plea: bool) -> Need {
     let for_volume = if own.growing > budget / 2 { short.min(beyond_half) } else { short };
     let all = over(own.all()).max(short).max(plea);
     Need { all, firm: lasting.max(for_volume).max(plea.min(beyond_half)) }
+}
+
+/// What is to stay free on the volume.
+fn floor(volume: Volume) -> u64 {
+    (volume.total / FLOOR_PART).min(FLOOR_MOST)
+}
+
+/// A mirror that work makes grow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grower {
+    /// Which.
+    pub id: RepoId,
+    /// Its bytes before.
+    pub bytes: u64,
+    /// Bytes that are being added.
+    pub grown: u64,
+}
+
+impl Grower {
+    fn all(&self) -> u64 {
+        self.bytes.saturating_add(self.grown)
+    }
+}
+
+/// Whose work is to be ended now, and how: while the volume is short, whoever grows loses before any mirror that is quiet.
+/// That is the mirror which is growing by most, if that is more than what is to stay free: small fetches are not what
+/// fills a disk.
+pub fn cut(growers: &[Grower], budget: u64, volume: Volume) -> Option<(RepoId, Cut)> {
+    let floor = floor(volume);
+    let most = growers.iter().max_by_key(|grower| grower.grown)?;
+    if volume.free >= floor || most.grown <= floor {
+        return None;
+    }
+    let modest = most.all() <= budget / MODEST_PART;
+    Some((most.id.clone(), if modest { Cut::MayPlead } else { Cut::Final }))
 }
 
 /// Whether one mirror, whose data take `share` and grew by `grown` lately, is by itself why bytes are to go.
@@ -245,6 +283,19 @@ mod tests {
         assert_eq!(plea(900), firm(100));
         assert_eq!(plea(550), Need { all: 100, firm: 50 });
         assert_eq!(plea(400), Need { all: 100, firm: 0 });
+    }
+
+    #[test]
+    fn whoever_grows_is_ended_before_a_quiet_mirror_goes() {
+        let grower = |name: &str, bytes, grown| Grower { id: id(name), bytes, grown };
+        let full = Volume { total: 10_000, free: 199 };
+        let growers = [grower("small", 100, 201), grower("huge", 0, 600), grower("large", 700, 10)];
+        assert_eq!(cut(&growers, 5000, ROOMY), None, "there is room");
+        assert_eq!(cut(&growers, 5000, full), Some((id("huge"), Cut::MayPlead)));
+        assert_eq!(cut(&growers, 1000, full), Some((id("huge"), Cut::Final)));
+        assert_eq!(cut(&growers[..1], 1000, full), Some((id("small"), Cut::Final)));
+        assert_eq!(cut(&growers[2..], 1000, full), None, "a small fetch does not fill a disk");
+        assert_eq!(cut(&[], 1000, full), None, "others fill it");
     }
 
     #[test]

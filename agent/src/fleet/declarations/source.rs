@@ -8,7 +8,7 @@ use tarn_crds::{
     allowed_hosts::AllowedHosts,
     manifest::{Manifest, read},
     repo::{RepoId, RepoIdError, Scheme, UpstreamUrl},
-    v1alpha1::{Access, GitMirror, GitMirrorSpec, conditions::Reason},
+    v1alpha1::{Access, GitMirror, GitMirrorSpec, Quantity, conditions::Reason},
 };
 
 use super::{Rejected, Rules};
@@ -251,7 +251,11 @@ impl Claim {
     }
 
     /// The settings of the mirror, with these credentials.
-    pub(super) fn settings(&self, credentials: Result<Credentials, MissingCredentials>) -> Settings {
+    pub(super) fn settings(
+        &self,
+        credentials: Result<Credentials, MissingCredentials>,
+        rules: &Rules,
+    ) -> Settings {
         let spec = &self.declared.spec;
         Settings {
             name: self.name().to_owned(),
@@ -268,7 +272,9 @@ impl Claim {
             prewarm: spec.prewarm,
             secret: self.secret().map(str::to_owned),
             credentials,
+            max_bytes: spec.limits.max_bytes.as_ref().map(Quantity::value).or(rules.max_bytes),
             snapshot: SnapshotSettings {
+                suspend: spec.snapshot.suspend,
                 interval: spec.snapshot.interval.get(),
                 max_age: spec.snapshot.max_age.get(),
             },

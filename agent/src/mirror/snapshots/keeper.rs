@@ -122,6 +122,7 @@ impl Keeper {
     pub(in crate::mirror) async fn run(mut self) {
         self.load().await;
         loop {
+            self.let_go_if_suspended().await;
             let step = plan(&self.facts(), Timestamp::now());
             if self.job.is_none() {
                 self.start(step);
@@ -190,6 +191,7 @@ impl Keeper {
             head: stored.and_then(|stored| stored.refs.head_oid()).map(|oid| oid.to_hex()),
             sound: view.phase.is_ready() && view.trouble().is_none() && !settings.suspend,
             refused: self.refused.clone(),
+            suspended: settings.snapshot.suspend,
             on_demand: view.phase == Phase::OnDemand,
             wanted: self.wanted,
             shared: self.work.shelf.is_some(),
@@ -235,6 +237,7 @@ impl Keeper {
             refs: view.stored.as_ref()?.refs.clone(),
             packs: self.work.packs.clone(),
             bytes: view.bytes,
+            rules: self.work.rules,
             url: settings.url.as_str().to_owned(),
             agent,
             time: Timestamp::now(),
@@ -256,6 +259,7 @@ impl Keeper {
             Step::Build => Doing::Building,
             Step::Publish => Doing::Publishing,
             Step::Compare => Doing::Idle,
+            _ if self.settings.borrow().snapshot.suspend => Doing::Suspended,
             Step::Wait(_) if self.held.is_some() => Doing::Idle,
             Step::Wait(_) if self.is_refused() => Doing::TooLarge,
             Step::Wait(_) if self.settings.borrow().suspend || !commits => Doing::Nothing,
@@ -369,7 +373,7 @@ impl Keeper {
             }
             Err(error) => {
                 self.failures += 1;
-                if let SnapshotError::TooManyFiles { commit, .. } = &error {
+                if let SnapshotError::WorktreeTooLarge { commit, .. } = &error {
                     self.refused = Some(commit.clone());
                 }
                 tracing::warn!(%error, ?step, failures = self.failures, "a snapshot failed; it will be retried");

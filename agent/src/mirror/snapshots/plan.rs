@@ -15,6 +15,8 @@ pub(super) struct Facts {
     pub(super) head: Option<String>,
     /// The commit of which no snapshot can be made.
     pub(super) refused: Option<String>,
+    /// The user wants none.
+    pub(super) suspended: bool,
     /// The mirror is brought when somebody asks for it, and nobody has.
     pub(super) on_demand: bool,
     /// When somebody last asked for a snapshot.
@@ -83,6 +85,9 @@ pub(super) fn patience(rank: Option<usize>, held: bool, interval: Duration) -> D
 
 /// What to do at `now`.
 pub(super) fn plan(facts: &Facts, now: Timestamp) -> Step {
+    if facts.suspended {
+        return Step::Wait(None);
+    }
     if let Some(at) = facts.retry_at.filter(|at| *at > now) {
         return Step::Wait(Some(at));
     }
@@ -151,6 +156,7 @@ mod tests {
             held: Some(held),
             head: Some("new".into()),
             refused: None,
+            suspended: false,
             on_demand: false,
             wanted: None,
             sound: true,
@@ -208,6 +214,15 @@ mod tests {
         let refused = Facts { refused: Some("new".into()), ..moved() };
         assert_eq!(plan(&refused, at(6000)), Step::Wait(None));
         assert_eq!(plan(&Facts { head: Some("newer".into()), ..refused }, at(60)), Step::Build);
+    }
+
+    #[test]
+    fn nothing_is_done_while_the_user_wants_no_snapshot() {
+        let unpublished = Held { commit: "old".into(), time: at(0), published: false, doubtful: false };
+        for facts in [moved(), Facts { asked: None, ..moved() }, Facts { held: Some(unpublished), ..moved() }]
+        {
+            assert_eq!(plan(&Facts { suspended: true, ..facts }, at(6000)), Step::Wait(None));
+        }
     }
 
     #[test]

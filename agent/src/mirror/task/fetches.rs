@@ -28,6 +28,7 @@ use crate::{
         disk::size,
         entitlement::Note,
         fetch::{Fetch, FetchError},
+        quota::Writes,
         room::Room,
         services::Services,
     },
@@ -297,6 +298,8 @@ impl Fetches {
             git: self.site.git.clone(),
             disk: self.site.disk.clone(),
             dir: self.site.dir.clone(),
+            quota: self.site.quota(),
+            packs: self.site.packs.clone(),
             upstream: upstream.looker.clone(),
             installed: upstream.installed(),
             stored,
@@ -331,6 +334,7 @@ impl Fetches {
         let oids = wanted.iter().flat_map(|wanted| &wanted.oids).copied().collect();
         let patience = Patience::UPDATE.after(self.given_up);
         let mut ticket = self.queue.enter(Activity::Fetch, &site.id, Priority::Awaited);
+        let quota = site.quota();
         let fetch = async move {
             ticket.called().await;
             let brought = by_id::fetch(oids, timeout, async |oids, limit| {
@@ -338,7 +342,8 @@ impl Fetches {
                 let remote = looker.for_git().await?;
                 remote.fetch(&site.git, &site.dir, &oids, patience, limit, progress).await
             });
-            let brought = brought.await?;
+            let writes = Writes::Into(site.dir.clone(), site.packs.clone());
+            let brought = quota.hold(writes, brought, FetchError::from).await?;
             drop(installed);
             Ok((brought, tokio::task::spawn_blocking(move || size(&site.dir)).await.unwrap_or(0)))
         };
@@ -375,6 +380,8 @@ impl Fetches {
                 self.unknown.forget();
                 if result.is_ok() {
                     (self.last, self.trouble) = (Some(Timestamp::now()), None);
+                } else {
+                    self.site.littered();
                 }
                 Some(Ended::Refs { fetch, result })
             }
@@ -393,6 +400,7 @@ impl Fetches {
             Ok(ended) => ended,
             Err(error) => {
                 tracing::debug!(%error, "objects asked for by id cannot be fetched");
+                self.site.littered();
                 let error = Arc::new(error);
                 for wanted in wanted {
                     wanted.answer(Err(BringError::Fetch(error.clone())));
@@ -423,7 +431,7 @@ impl Fetches {
     pub(super) fn failed(&mut self, error: FetchError, failures: u32) {
         tracing::warn!(%error, failures, "fetch failed; it will be retried");
         match error.kind() {
-            FailureKind::Disk => self.room.lacks(failures),
+            FailureKind::Disk if error.pleads() => self.room.lacks(failures),
             FailureKind::Damaged => self.site.integrity.doubt(&self.site.id, &error.to_string()),
             _ => {}
         }

@@ -1,15 +1,25 @@
 //! What the machines of one mirror work on.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
 
 use tarn_crds::{allowed_hosts::AllowedHosts, repo::RepoId};
 use tokio::sync::{Mutex, watch};
 
 use crate::{
-    git::{Git, GitError, stderr::FailureKind},
+    git::{Git, GitError, pack, stderr::FailureKind},
     metrics::Metrics,
-    mirror::{disk::Disk, integrity::Integrity, services::Services},
+    mirror::{disk::Disk, integrity::Integrity, quota::Quota, room::Room, services::Services},
 };
+
+/// No limit.
+const UNLIMITED: u64 = u64::MAX;
 
 /// See the module. Nothing in it is one machine's own.
 pub(super) struct Site {
@@ -26,6 +36,11 @@ pub(super) struct Site {
     pub(super) packs: Arc<Mutex<()>>,
     /// The latest progress line of a clone, fetch or restore.
     pub(super) progress: Arc<watch::Sender<Option<String>>>,
+    room: Arc<Room>,
+    /// The most bytes that the mirror may take.
+    max: AtomicU64,
+    /// Work has failed that may have left temporary packs in the mirror.
+    littered: AtomicBool,
 }
 
 impl Site {
@@ -40,7 +55,45 @@ impl Site {
             allowed: services.allowed.clone(),
             packs: Arc::default(),
             progress: Arc::new(watch::Sender::new(None)),
+            room: services.room.clone(),
+            max: AtomicU64::new(UNLIMITED),
+            littered: AtomicBool::new(false),
         }
+    }
+
+    /// From now on the mirror may take so many bytes; says whether that is another number than before.
+    pub(super) fn allow(&self, max: Option<u64>) -> bool {
+        let max = max.unwrap_or(UNLIMITED);
+        self.max.swap(max, Ordering::Relaxed) != max
+    }
+
+    /// How far the mirror may grow.
+    pub(super) fn quota(&self) -> Quota {
+        let max = Some(self.max.load(Ordering::Relaxed)).filter(|max| *max < UNLIMITED);
+        Quota::new(self.room.clone(), self.id.clone(), max)
+    }
+
+    /// Says that a child which writes packs into the mirror has failed, or was ended: what it wrote is still there.
+    pub(super) fn littered(&self) {
+        self.littered.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes away what children have left in the mirror, where any have. Nothing may write packs meanwhile.
+    pub(super) fn tidy(&self) {
+        if !self.littered.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let aside = self.disk.staging();
+        let moved = std::fs::create_dir(&aside).and_then(|()| pack::move_temporary(&self.dir, &aside));
+        match moved {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "temporary packs stay in the mirror until the next start");
+            }
+            _ => {}
+        }
+        // Files of gigabytes take their time to go.
+        let disk = self.disk.clone();
+        tokio::spawn(async move { disk.clear(aside).await });
     }
 
     /// A command that works on the mirror alone has failed: unless that was for want of room, its files are examined.

@@ -95,6 +95,7 @@ impl Upkeep {
             queue: self.queue.clone(),
             packs: self.site.packs.clone(),
             bytes,
+            quota: self.site.quota(),
         };
         // What is fetched from now on is put in order the next time.
         if chore == Chore::Repack {
@@ -135,6 +136,7 @@ impl Upkeep {
             (Ok(_), _) => true,
             (Err(error), _) => {
                 self.facts.failures += 1;
+                self.site.littered();
                 tracing::warn!(%error, ?chore, failures = self.facts.failures, "upkeep failed; it will be tried again");
                 self.site.doubt(&error);
                 self.facts.failed = Some(Instant::now());

@@ -59,7 +59,8 @@ impl ObjectsWanted {
         let mut attempt = 1;
         loop {
             let (own, make) = (self.clone(), make.clone());
-            let pack = self.serving.packs.get_or_make(key, keep(), move |sink| make(own, sink)).await;
+            let (packs, id) = (&self.serving.packs, self.mirror.id());
+            let pack = packs.get_or_make(id, key, keep(), move |sink| make(own, sink)).await;
             let (length, lookup) = (pack.length(), pack.lookup());
             let mut chunks = Box::pin(pack.read());
             drop(pack);

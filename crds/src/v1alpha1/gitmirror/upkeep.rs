@@ -44,6 +44,9 @@ impl Default for CheckpointPolicy {
     .message(Message::Expression("'maxAge (' + self.maxAge + ') must not be shorter than interval (' + self.interval + ')'".into()))
     .field_path(".maxAge"))]
 pub struct SnapshotPolicy {
+    /// Build, find and serve no snapshot, bundle or archive of LFS objects. Those on the disks are removed.
+    #[serde(default)]
+    pub suspend: bool,
     /// The shortest time between two snapshots. None is made while HEAD does not move, up to maxAge. At least 10s.
     #[serde(default = "default_snapshot_interval")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('10s')").message("must be at least 10s"))]
@@ -66,7 +69,7 @@ fn default_max_age() -> Duration {
 
 impl Default for SnapshotPolicy {
     fn default() -> Self {
-        Self { interval: SNAPSHOT_INTERVAL, max_age: MAX_AGE }
+        Self { suspend: false, interval: SNAPSHOT_INTERVAL, max_age: MAX_AGE }
     }
 }
 

@@ -17,7 +17,7 @@ use k8s_openapi::{
             WeightedPodAffinityTerm,
         },
     },
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use tarn_crds::v1alpha1::{Budget, CachePrewarm, Limits, S3, SecretRef, Store, VolumeClaim};
 
@@ -30,6 +30,10 @@ pub const DATA: &str = "data";
 pub const TEMPLATE_ANNOTATION: &str = "tarn.dev/template";
 /// Where the token is by which the pods know each other; the kubelet renews it.
 const PEER: &str = "/var/run/secrets/tarn.dev/peer";
+/// In memory: what the agent writes for git to read, and must not outlive the pod, such as files with credentials.
+const RUNTIME: &str = "/run/tarn";
+/// Some hundred bytes for each mirror with credentials.
+const RUNTIME_SIZE: &str = "16Mi";
 /// Where the callers' tokens are.
 const TOKENS: &str = "/etc/tarn/tokens";
 /// Where the certificate and its key are, under the names that a Secret of type kubernetes.io/tls has for them.
@@ -177,7 +181,8 @@ fn agent(cache: &Validated) -> Container {
         ..VolumeMount::default()
     };
     let read_only = |name, path| VolumeMount { read_only: Some(true), ..mount(name, path) };
-    let mut mounts = vec![mount(DATA, "/data"), mount("tmp", "/tmp"), read_only("peer", PEER)];
+    let mut mounts = vec![mount(DATA, "/data"), mount("tmp", "/tmp"), mount("runtime", RUNTIME)];
+    mounts.push(read_only("peer", PEER));
     mounts.extend(cache.auth.tokens_secret_ref.as_ref().map(|_| read_only("tokens", TOKENS)));
     mounts.extend(cache.tls.as_ref().map(|_| read_only("tls", TLS)));
     mounts.extend(cache.webhooks.as_ref().map(|_| read_only("webhooks", WEBHOOKS)));
@@ -371,8 +376,9 @@ fn environment(cache: &Validated) -> Vec<EnvVar> {
     let mut environment: Vec<EnvVar> = pod.into_iter().map(field).collect();
     let plain =
         |(name, value): (&str, String)| EnvVar { name: name.into(), value: Some(value), value_from: None };
-    // git and the agent write nowhere but to /data and /tmp.
+    // git and the agent write nowhere but to /data, /tmp and, where an agent knows of it, /run/tarn.
     environment.push(plain(("HOME", "/tmp".into())));
+    environment.push(plain(("RUNTIME_DIRECTORY", RUNTIME.into())));
     environment.extend(cache.store.iter().flat_map(|wanted| store(cache, wanted)).map(plain));
     let s3 = cache.store.as_ref().and_then(|store| store.s3.as_ref());
     let secret = s3.and_then(|s3| s3.secret_ref.as_ref());
@@ -411,6 +417,14 @@ fn volumes(cache: &Validated) -> Vec<Volume> {
         empty_dir: Some(EmptyDirVolumeSource { size_limit: limit, medium: None }),
         ..Volume::default()
     };
+    let runtime = Volume {
+        name: "runtime".into(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            size_limit: Some(Quantity(RUNTIME_SIZE.into())),
+            medium: Some("Memory".into()),
+        }),
+        ..Volume::default()
+    };
     let limit = cache.storage.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref());
     let data = cache.storage.volume_claim.is_none().then(|| empty(DATA, limit.map(Into::into)));
     let tokens = cache.auth.tokens_secret_ref.as_ref();
@@ -422,7 +436,7 @@ fn volumes(cache: &Validated) -> Vec<Volume> {
     let store_keys =
         store_keys(cache).map(|secret| secret_volume("store-keys", &secret.name, &[STORE_KEYS_KEY]));
     let secrets = tokens.into_iter().chain(tls).chain(webhooks).chain(store_keys);
-    data.into_iter().chain([empty("tmp", None), peer()]).chain(secrets).collect()
+    data.into_iter().chain([empty("tmp", None), runtime, peer()]).chain(secrets).collect()
 }
 
 /// These keys of a Secret, as files that the agent's group may read.

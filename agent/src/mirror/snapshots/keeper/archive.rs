@@ -85,6 +85,22 @@ impl Keeper {
         bytes
     }
 
+    /// Where the declaration wants no snapshot: removes what is on the disk. Whoever reads it goes on, and so does what is
+    /// under way, which is removed when it ends.
+    pub(super) async fn let_go_if_suspended(&mut self) {
+        if !self.settings.borrow().snapshot.suspend || self.job.is_some() {
+            return;
+        }
+        if self.held.is_some() {
+            tracing::info!("snapshots are suspended: what there was is removed");
+            (self.held, self.newer) = (None, None);
+            self.tidy().await;
+        }
+        // Once they are resumed, all is tried again, and the store is asked first.
+        (self.asked, self.refused) = (None, None);
+        (self.trouble, self.failures, self.retry_at) = (None, 0, None);
+    }
+
     /// Takes up the store's newest, if it is newer than what is held: where that is on the disk, once the newer
     /// one is as well.
     pub(super) async fn found(&mut self, found: Snapshot) {

@@ -1,6 +1,6 @@
 //! What the keeper has done in the background: finding, building, publishing and downloading.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use tarn_crds::repo::RepoId;
 use tokio::{sync::Mutex, time};
@@ -12,12 +12,18 @@ use crate::{
     generations::Generation,
     git::{Git, Oid},
     metrics::{Metrics, Outcome},
-    mirror::{Services, cold::Cold, disk::Disk, upkeep::calm},
+    mirror::{
+        Services,
+        cold::Cold,
+        disk::Disk,
+        quota::{Quota, Writes},
+        upkeep::calm,
+    },
     peers::Peers,
     queue::{Activity, Priority, Queue, Ticket},
     snapshot::{
         SnapshotError,
-        build::Build,
+        build::{Build, WorktreeRules},
         compare::{Compare, Compared},
         manifest::Snapshot,
         shelf::{Published, Shelf},
@@ -41,6 +47,8 @@ pub(super) struct Work {
     pub(super) peers: Option<Peers>,
     /// Whether nothing is found but what an agent of this cache has signed.
     signed: bool,
+    pub(super) rules: WorktreeRules,
+    quota: Quota,
 }
 
 /// What a job has done.
@@ -70,6 +78,9 @@ impl Work {
             shelf,
             peers: services.peers.clone(),
             signed: services.archive.as_ref().is_some_and(|archive| archive.keyring.signs()),
+            rules: services.worktrees,
+            // A snapshot is no part of the mirror: it is bounded by the room that there is.
+            quota: Quota::new(services.room.clone(), id.clone(), None),
         }
     }
 
@@ -87,7 +98,8 @@ impl Work {
         let _turn = self.turn(Activity::Snapshot).await;
         calm(&self.queue).await;
         let (began, work) = (time::Instant::now(), build.work.clone());
-        let built = build.run().await;
+        let writes = Writes::Aside(vec![work.clone()]);
+        let built = self.quota.hold(writes, build.run(), |why| io::Error::other(why).into()).await;
         let placed = match &built {
             Ok(Some((archive, snapshot))) => {
                 let snapshot = Snapshot { provenance: Some(provenance), ..snapshot.clone() };

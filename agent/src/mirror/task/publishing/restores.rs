@@ -1,6 +1,6 @@
 //! Restoring a checkpoint into an empty disk.
 
-use std::{sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use tarn_crds::v1alpha1::conditions::Reason;
 use tokio_util::task::AbortOnDropHandle;
@@ -20,6 +20,7 @@ use crate::{
         Services, Trouble,
         cold::Cold,
         entitlement::{self, Note},
+        quota::Writes,
         room::Room,
     },
     queue::{Activity, Lift, Priority, Queue},
@@ -89,7 +90,9 @@ impl Restores {
             parts: Parts(site.disk.parts(&site.id)),
             flights: archive.flights.clone(),
             progress: site.progress.clone(),
+            max: site.quota().max(),
         };
+        let quota = site.quota();
         let cold = self.cold.clone();
         let mut ticket = self.queue.enter(Activity::Restore, &site.id, urgency);
         let lift = ticket.lift();
@@ -99,8 +102,10 @@ impl Restores {
             let mut yields = true;
             let outcome = loop {
                 cold.over().await;
+                let writes = Writes::Aside(vec![staged.clone(), parts.clone()]);
+                let run = quota.hold(writes, restore.clone().run(), |why| io::Error::other(why).into());
                 tokio::select! {
-                    outcome = restore.clone().run() => break outcome,
+                    outcome = run => break outcome,
                     // Someone is being served from the store: the link is theirs, once and for a while. What has
                     // been downloaded stays.
                     () = cold.begun(), if yields => yields = false,
