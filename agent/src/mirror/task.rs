@@ -54,12 +54,9 @@ use fetches::{Fetched, Fetches, Kind, Order, Wanted, WantedById};
 use healing::Healing;
 use looks::{Looks, Waiter};
 use publishing::{Finished, Publishing};
-use site::Site;
+use site::{Site, log_progress};
 use upkeep::Upkeep;
 use upstream::Upstream;
-
-/// Often enough to see that something moves, seldom enough not to fill the log.
-const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 /// What handles on the mirror read, and what other tasks of the mirror share.
 pub(super) struct Ports {
@@ -485,18 +482,6 @@ impl Task {
             }
             changed
         });
-    }
-}
-
-/// Logs the progress of clones and fetches, at most every [`PROGRESS_EVERY`].
-async fn log_progress(mut progress: watch::Receiver<Option<String>>) {
-    while progress.changed().await.is_ok() {
-        // What is over by then was not worth a line.
-        time::sleep(PROGRESS_EVERY).await;
-        let line = progress.borrow_and_update().clone();
-        if let Some(line) = line {
-            tracing::info!(progress = line, "fetching");
-        }
     }
 }
 

@@ -7,16 +7,23 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tarn_crds::{allowed_hosts::AllowedHosts, repo::RepoId};
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, watch},
+    time::sleep,
+};
 
 use crate::{
     git::{Git, GitError, pack, stderr::FailureKind},
     metrics::Metrics,
     mirror::{disk::Disk, integrity::Integrity, quota::Quota, room::Room, services::Services},
 };
+
+/// Often enough to see that something moves, seldom enough not to fill the log.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 /// No limit.
 const UNLIMITED: u64 = u64::MAX;
@@ -100,6 +107,18 @@ impl Site {
     pub(super) fn doubt(&self, error: &GitError) {
         if error.kind() != FailureKind::Disk {
             self.integrity.doubt(&self.id, &error.to_string());
+        }
+    }
+}
+
+/// Logs the progress of clones and fetches, at most every [`PROGRESS_EVERY`].
+pub(super) async fn log_progress(mut progress: watch::Receiver<Option<String>>) {
+    while progress.changed().await.is_ok() {
+        // What is over by then was not worth a line.
+        sleep(PROGRESS_EVERY).await;
+        let line = progress.borrow_and_update().clone();
+        if let Some(line) = line {
+            tracing::info!(progress = line, "fetching");
         }
     }
 }
