@@ -308,9 +308,12 @@ fn the_examples_are_valid() {
     for directory in ["examples", "examples/kubernetes"] {
         let files = std::fs::read_dir(format!("{}/../{directory}", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for path in files.map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
-            // A pod or a role of a user's, of which only the API server knows what it may hold.
+            // A pod, a role or a policy of a user's, of which only the API server knows what it may hold.
             let name = path.file_name().unwrap().to_str().unwrap();
-            if ["ci-job-", "role-", "store-pod"].iter().any(|prefix| name.starts_with(prefix)) {
+            if ["ci-job-", "network-policy-", "role-", "store-pod"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+            {
                 continue;
             }
             for manifest in read(&std::fs::read_to_string(&path).unwrap()) {
