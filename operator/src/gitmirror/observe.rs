@@ -110,7 +110,6 @@ async fn stalled(
         Ok(url) => url,
         Err(error) => return Ok(Some(Note::new(Reason::InvalidUrl, format!("spec.url {error}")))),
     };
-    let repo = url.id();
     let Some(cache) = cache else {
         let name = &spec.cache_ref.name;
         let message = format!("there is no GitCache {name} in this namespace: create it");
