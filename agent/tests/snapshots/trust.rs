@@ -49,9 +49,10 @@ fn forge(stage: &Stage, file: &str, change: impl Fn(&mut Vec<u8>)) -> Result<()>
     let writer = newest.writer.clone();
     let commit = tarn_agent::git::Oid::from_hex(newest.commit.as_bytes()).context("a commit")?;
     let fresh = Snapshot::new(commit, newest.branch.clone(), newest.time, writer, digest_file(&written)?);
-    let forged = Snapshot { generation: Generation(generation + 1), ..fresh };
+    let (generation, provenance) = (generation + 1, newest.provenance.clone());
+    let forged = Snapshot { generation: Generation(generation), provenance, ..fresh };
     std::fs::copy(&written, place(&forged)?)?;
-    Ok(std::fs::write(manifest(generation + 1), forged.to_json())?)
+    Ok(std::fs::write(manifest(generation), forged.to_json())?)
 }
 
 /// The file as it is in what `agent` serves.
