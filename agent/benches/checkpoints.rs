@@ -20,8 +20,10 @@ use shared::{RANGE, SHAPED, builder, client, median, mib, shown};
 use tarn_agent::checkpoint::lineage::Lineage;
 use tarn_agent::checkpoint::manifest::{FileKind, Keys, Manifest};
 use tarn_agent::checkpoint::publish::Publish;
+use tarn_agent::generations::keyring::Keyring;
 use tarn_agent::git::{Git as AgentGit, ObjectFormat, RefSet};
 use tarn_agent::store::{S3Options, SharedStore, StoreLocation, list_all, open};
+use tarn_agent::upstream::provenance::Provenance;
 use tarn_crds::repo::RepoId;
 use tarn_testkit::agent::{Agent, repo_id};
 use tarn_testkit::eventually::eventually;
@@ -313,7 +315,8 @@ async fn publishes() -> Result<()> {
     std::fs::create_dir(path("home"))?;
     let git = AgentGit::detect(&path("home"), work.path().as_os_str(), true).await?;
     let store = open(&StoreLocation::Directory(path("store")), S3Options::default())?;
-    let lineage = Lineage { store, keys: Keys::of(&RepoId::from_route("example.org/bench")?) };
+    let keys = Keys::of(&RepoId::from_route("example.org/bench")?);
+    let lineage = Lineage { store, keys, keyring: Keyring::default() };
     let (mut uploaded, mut indices, mut alone, mut meta, mut most) = (0_u64, 0_u64, 0_u64, 0_u64, 0);
     for round in 0..=PUBLISHES {
         let before = origin.rev_parse("main").await?;
@@ -334,6 +337,7 @@ async fn publishes() -> Result<()> {
             refs,
             packs: Arc::default(),
             lease: None,
+            provenance: Provenance::Public,
         };
         let made = publish.run().await?;
         std::fs::remove_dir_all(path("work"))?;

@@ -98,7 +98,7 @@ async fn admitted(State(admin): State<Admin>, request: Request, next: Next) -> R
         let wanted = if [Method::GET, Method::HEAD].contains(method) { Use::Read } else { Use::Order };
         match admin.administrators.admit(wanted, request.headers()).await {
             Ok(caller) => {
-                tracing::info!(%caller, %method, path = request.uri().path(), "let in to the admin port")
+                tracing::info!(%caller, %method, path = request.uri().path(), "let in to the admin port");
             }
             Err(refusal) => return Failure::from(refusal).into_response(),
         }

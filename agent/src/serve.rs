@@ -359,7 +359,7 @@ async fn handle(
     let answered = match &limits {
         Ok(limits) => {
             request.extensions_mut().insert(limits.bodies.clone());
-            dispatch(&serving, client, request.map(body::paced), &mut account).await
+            Box::pin(dispatch(&serving, client, request.map(body::paced), &mut account)).await
         }
         Err(exceeded) => Err(Failure::too_many(*exceeded)),
     };

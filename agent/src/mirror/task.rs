@@ -129,7 +129,7 @@ impl Task {
         let span = tracing::info_span!("mirror", repo = %self.site.id);
         let logged = log_progress(self.site.progress.subscribe()).instrument(span.clone());
         let _logged = AbortOnDropHandle::new(tokio::spawn(logged));
-        self.serve(inbox).instrument(span).await;
+        Box::pin(self.serve(inbox)).instrument(span).await;
     }
 
     async fn serve(mut self, mut inbox: mpsc::Receiver<Message>) {

@@ -224,8 +224,11 @@ fn object(from: &mut impl BufRead, oid: Oid, format: ObjectFormat) -> Result<Obj
     }
 }
 
-/// The entries of a tree: path, mode, object. `None` where it is malformed.
-fn spread(dir: &[u8], mut tree: &[u8], format: ObjectFormat) -> Option<Vec<(Vec<u8>, Vec<u8>, Oid)>> {
+/// Entries of a tree: path, mode, object.
+type Listed = Vec<(Vec<u8>, Vec<u8>, Oid)>;
+
+/// The entries of a tree; `None` where it is malformed.
+fn spread(dir: &[u8], mut tree: &[u8], format: ObjectFormat) -> Option<Listed> {
     let length = if format == ObjectFormat::Sha1 { 20 } else { 32 };
     let mut entries = Vec::new();
     while !tree.is_empty() {
@@ -242,7 +245,7 @@ fn spread(dir: &[u8], mut tree: &[u8], format: ObjectFormat) -> Option<Vec<(Vec<
 }
 
 /// Puts files to the files, and trees to those that are still to be read.
-fn sort(entries: Vec<(Vec<u8>, Vec<u8>, Oid)>, files: &mut Files, trees: &mut Vec<(Vec<u8>, Oid)>) {
+fn sort(entries: Listed, files: &mut Files, trees: &mut Vec<(Vec<u8>, Oid)>) {
     for (path, mode, oid) in entries {
         let kind = match mode.as_slice() {
             b"40000" | b"040000" => {

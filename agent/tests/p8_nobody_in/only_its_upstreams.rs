@@ -332,7 +332,7 @@ async fn pushes_locks_and_uploads_hand_on_what_git_and_lfs_answer_and_nothing_el
         }
     }
     // What is the API's, and is for people, is text.
-    let text = format!("{{\"message\":\"\\u001b]0;owned\\u0007 no\",\"locks\":[]}}");
+    let text = r#"{"message":"\u001b]0;owned\u0007 no","locks":[]}"#.to_owned();
     for status in [200, 403] {
         scene.upstream.fault(Fault::Page { status, kind: LFS, text: text.clone() });
         let answer = ask(&scene.agent, &scene.path(), LOCK, &[]).await?;
