@@ -175,10 +175,10 @@ struct Base {
 impl Base {
     async fn open(config: &config::Serve, tasks: &mut Tasks) -> Result<Self, StartError> {
         let rules = Rules {
-            allow_file: config.allow_file_upstreams,
+            allow_file: config.upstreams.allow_file,
             in_cluster: config.in_cluster,
             tokens: config.access.tokens.is_some(),
-            allowed: Arc::new(AllowedHosts::new(config.allow_upstream.clone())),
+            allowed: Arc::new(AllowedHosts::new(config.upstreams.allowed.clone())),
             max_bytes: config.disk.max_mirror_bytes.as_ref().map(Quantity::value),
         };
         let tls = config.ports.tls_cert.as_deref().zip(config.ports.tls_key.as_deref());
@@ -192,7 +192,7 @@ impl Base {
         let open = move || Disk::open(&data, credentials);
         let disk = Arc::new(tokio::task::spawn_blocking(open).await.map_err(io::Error::other)??);
         adopt_orphans(tasks);
-        let git = Git::detect(&disk.home(), &disk.mark(), config.allow_file_upstreams).await?;
+        let git = Git::detect(&disk.home(), &disk.mark(), config.upstreams.allow_file).await?;
         let metrics = Metrics::new();
         Ok(Self { rules, tls, addresses, found, cluster, placement, disk, git, metrics })
     }
@@ -237,7 +237,7 @@ impl Mirrors {
         let (peers, heart) = peers.unzip();
         let peers = peers.map(|peers: Peers| peers.placed(base.placement.clone()));
         let share = config.disk.disk_budget.bytes_of(disk.volume()?.total) / 8;
-        let capacities = Capacities::here(at_once.get(), config.upstream_connections.into());
+        let capacities = Capacities::here(at_once.get(), config.upstreams.connections.into());
         let weigh = popularity.clone();
         let weigh = move |id: &_| weigh.of(id).weight();
         let queue = Queue::new(capacities, weigh, popularity.sums(), metrics.clone());

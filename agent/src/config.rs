@@ -8,11 +8,11 @@ mod pod;
 mod ports;
 mod prewarm;
 mod store;
+mod upstreams;
 
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use tarn_crds::allowed_hosts::AllowedHost;
 
 use crate::telemetry::LogFormat;
 
@@ -24,6 +24,7 @@ pub use pod::Pod;
 pub use ports::PortFlags;
 pub use prewarm::PrewarmFlags;
 pub use store::{GcArgs, RmArgs, StoreArgs, StoreCommand, StoreFlags, VerifyArgs};
+pub use upstreams::UpstreamFlags;
 
 /// Mirrors git repositories and serves them over smart HTTP.
 #[derive(Debug, Parser)]
@@ -136,35 +137,13 @@ pub struct Serve {
     )]
     pub pack_ahead: u8,
 
-    /// Looks and fetches under way at one upstream host
-    #[arg(
-        long,
-        value_name = "N",
-        env = "TARN_AGENT_UPSTREAM_CONNECTIONS",
-        hide_env_values = true,
-        default_value_t = 16,
-        value_parser = clap::value_parser!(u16).range(1..)
-    )]
-    pub upstream_connections: u16,
-
-    /// Host that the agent may ask, and no other: github.com, git.corp.example:8443, *.corp.example, 10.0.0.0/8, or * for
-    /// every host; may be repeated. Without it, the upstreams, and public addresses where an upstream sends a request on
-    #[arg(
-        long = "allow-upstream",
-        value_name = "HOST",
-        env = "TARN_AGENT_ALLOW_UPSTREAM",
-        hide_env_values = true,
-        value_delimiter = ','
-    )]
-    pub allow_upstream: Vec<AllowedHost>,
+    /// Which upstreams are asked.
+    #[command(flatten)]
+    pub upstreams: UpstreamFlags,
 
     /// Where clients and probes connect.
     #[command(flatten)]
     pub ports: PortFlags,
-
-    /// Admit file:// upstreams: whoever may write manifests can then read any repository this user can
-    #[arg(long, env = "TARN_AGENT_ALLOW_FILE_UPSTREAMS", hide_env_values = true)]
-    pub allow_file_upstreams: bool,
 
     /// Let debuggers and core dumps see the agent's memory, credentials and all
     #[arg(long, env = "TARN_AGENT_DEBUGGABLE", hide_env_values = true)]

@@ -3,12 +3,13 @@
 
 mod access;
 mod downloads;
-pub(crate) mod guarded;
+mod guarded;
 mod snapshot;
 mod tls;
 mod uploads;
 
 use anyhow::{Result, ensure};
+pub(crate) use guarded::expect_clones;
 use serde_json::{Value, json};
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::upstream::{Operation, lfs};

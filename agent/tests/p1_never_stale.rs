@@ -4,6 +4,8 @@ mod linearizable;
 mod outage;
 mod push;
 mod ref_changes;
-pub(crate) mod refusal;
+mod refusal;
 mod restart;
 mod shared_look;
+
+pub(crate) use refusal::note;

@@ -14,7 +14,8 @@ use tarn_crds::{
 };
 
 /// Parts of the schema that are Kubernetes' own, or documented elsewhere.
-const OPAQUE: [&str; 4] = ["affinity", "conditions", "tolerations", "topologySpreadConstraints"];
+const OPAQUE: [&str; 5] =
+    ["affinity", "conditions", "metricsFrom", "tolerations", "topologySpreadConstraints"];
 
 /// The document of a kind.
 fn document(name: &str) -> String {

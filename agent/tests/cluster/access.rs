@@ -11,7 +11,7 @@ use tarn_testkit::upstream::{Fault, Operation};
 use tarn_testkit::wire::{Answer, Connection};
 
 use super::{Cluster, PATIENCE, POD};
-use crate::lfs::{ATTRIBUTES, guarded::expect_clones};
+use crate::lfs::{ATTRIBUTES, expect_clones};
 use crate::p8_nobody_in::{PUSHES, READS, ask, certificate, expect_no_canary, stranger, trusting};
 
 /// A pod's service account.

@@ -99,7 +99,8 @@ impl Guarded {
         let spec = ["secretRef: {name: creds}", &format!("access: {access}")];
         let yaml = [manifest("a", &upstream.url("a.git"), &spec), secret].join("---\n");
         std::fs::write(dir.path().join("tokens"), format!("ci {CALLER}\n"))?;
-        let agent = agent().arg("--tokens").arg(dir.path().join("tokens"));
+        let agent =
+            agent().arg("--tokens").arg(dir.path().join("tokens")).arg("--allow-upstream").arg("127.0.0.1");
         let agent = agent.start_with(&[("a.yaml", &yaml)]).await?;
         agent.wait_phase(&repo_id(&upstream.url("a.git")), "Ready").await?;
         Ok(Self { agent, upstream, storage, content, dir })

@@ -69,7 +69,7 @@ async fn strangers_have_probes_and_metrics_and_learn_no_private_name() -> Result
     let metrics = stranger(&agent, "GET", "/metrics", None).await?;
     ensure!(metrics.status == 200 && metrics.text().contains(&public), "{}", metrics.text());
     ensure!(metrics.text().contains("tarn_mirror_ready{mirror=\"hidden-"), "an alert needs a series");
-    ensure!(metrics.text().contains("# TYPE tarn_serve_requests counter"), "{}", metrics.text());
+    ensure!(metrics.text().contains("# TYPE tarn_cluster_watch_errors counter"), "{}", metrics.text());
     ensure!(!metrics.text().contains("private"), "{}", metrics.text());
     let seen = upstream.log().len();
     let (fetch, checkpoint) = (format!("/mirrors/{private}/fetch"), format!("/mirrors/{private}/checkpoint"));

@@ -89,7 +89,7 @@ async fn an_authority_of_a_secret_is_trusted_beside_the_systems() -> Result<()> 
     }
     // It is trusted for those who name the Secret, and for nobody else.
     agent.write_manifest("a.yaml", &manifest("b", &own.url("a.git"), &[]))?;
-    let untrusted = |status: &serde_json::Value| status["message"].to_string().contains("UpstreamUntrusted");
+    let untrusted = |status: &serde_json::Value| status["message"].to_string().contains("UnknownIssuer");
     agent.wait_status(&repo_id(&own.url("a.git")), "the refusal", untrusted).await?;
     // What is no certificate is named.
     let broken = documents.join("---\n").replace("BEGIN CERT", "BEGIN CANARY");

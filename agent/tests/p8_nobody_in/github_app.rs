@@ -11,7 +11,7 @@ use tarn_testkit::github::GitHub;
 use tarn_testkit::upstream::{Auth, Fault, Operation, Upstream};
 
 use super::credentials::{CANARY, expect_no_canary};
-use crate::scene::{agent, message};
+use crate::scene::agent;
 
 /// An upstream that an App may read, and GitHub's API beside it.
 struct Hub {
@@ -139,7 +139,8 @@ async fn tokens_are_renewed_before_they_expire_and_when_they_are_revoked() -> Re
 async fn what_the_api_refuses_is_told_with_its_remedy_and_mended_without_a_restart() -> Result<()> {
     let hub = Hub::new().await?;
     let agent = hub.start(&["a"], "43").await?;
-    let told = |text: &'static str| move |status: &Value| message(status).contains(text);
+    // A refusal is the first thing told until a look succeeds; what fails since then, in another condition.
+    let told = |text: &'static str| move |status: &Value| status["conditions"].to_string().contains(text);
     agent
         .wait_status(&hub.repo(), "the installation", told("check the Secret's githubAppInstallationID"))
         .await?;
@@ -199,9 +200,9 @@ async fn an_upstream_that_forbids_one_repository_costs_no_tokens() -> Result<()>
     for _ in 0..10 {
         let target = format!("/git/{other}/info/refs?service=git-upload-pack");
         let answer = agent.get(&target).await?;
-        ensure!(answer.status == 503, "{}", answer.status);
+        ensure!(answer.status == 403, "{}", answer.status);
     }
-    ensure!(hub.upstream.count("b.git", Operation::Advertise) >= 3, "it is asked");
+    ensure!(hub.upstream.count("b.git", Operation::Advertise) >= 1, "it is asked");
     ensure!(hub.github.minted() == 2, "{} tokens", hub.github.minted());
     Ok(())
 }

@@ -321,8 +321,10 @@ async fn pushes_locks_and_uploads_hand_on_what_git_and_lfs_answer_and_nothing_el
         scene.upstream.fault(fault.clone());
         for (routes, status) in [(PUSHES.to_vec(), pushed), (vec![LOCK, UPLOAD], locked)] {
             for route in routes {
-                let answer =
-                    ask(&scene.agent, &scene.path(), route, &[("Authorization", caller.as_str())]).await?;
+                // So many refused credentials of one address would be a guess: these come without any.
+                let credential = [("Authorization", caller.as_str())];
+                let headers = if matches!(status, 403 | 404) { &[][..] } else { &credential[..] };
+                let answer = ask(&scene.agent, &scene.path(), route, headers).await?;
                 let text = answer.text();
                 ensure!(answer.status == status, "{fault:?} {route:?}: {} {text}", answer.status);
                 for leak in ["hunter2", "log in", "\u{1b}"] {

@@ -98,7 +98,7 @@ async fn a_secret_that_is_taken_out_of_a_declaration_takes_the_content_along() -
         let status = agent.mirror_status(&repo).await?;
         ensure!(!condition(&status, "Withheld"), "{status}");
         ensure!(git.ls_remote(&agent.git_url(&repo)?).await? == refs, "others");
-        let noted = std::fs::read_to_string(crate::p1_never_stale::refusal::note(&agent, &repo)?)?;
+        let noted = std::fs::read_to_string(crate::p1_never_stale::note(&agent, &repo)?)?;
         ensure!(noted.contains("\"public\""), "{noted}");
         Ok(())
     })
