@@ -175,7 +175,7 @@ impl Stage {
     pub(crate) async fn published(&self, agent: &Agent) -> Result<u64> {
         agent.fetch_now(&self.repo()).await?;
         let refs = self.origin.refs().await?;
-        eventually(Duration::from_secs(20), "a checkpoint of the upstream's refs", async || {
+        eventually(Duration::from_secs(60), "a checkpoint of the upstream's refs", async || {
             let answer = agent.post(&format!("/mirrors/{}/checkpoint", self.repo())).await?;
             ensure!(answer.status == 202, "{}", answer.text());
             let newest = self.newest()?.context("no checkpoint yet")?;
