@@ -98,7 +98,7 @@ async fn strangers_see_no_names_on_the_admin_port_and_a_policy_keeps_them_out() 
         let warned = "jsonpath={.status.conditions[?(@.type==\"InsecureTransport\")].reason}";
         ensure!(scene.kubectl(&["get", "gitcache", "default", "-o", warned]).await? == "NoTls");
         let admin = "http://default-0.default-pods:8081";
-        let ask = |path: &str| format!("timeout 5 wget -qO- '{admin}{path}' 2>&1; true");
+        let ask = |path: &str| format!("timeout 5 wget -qO- '{admin}{path}' 2>&1 || true");
         let repo = format!("{}/app", scene.upstream_host());
         until(PATIENCE, "metrics without names", async || {
             let metrics = scene.shell("client", &ask("/metrics")).await?;
