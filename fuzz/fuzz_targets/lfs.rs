@@ -6,7 +6,7 @@ use std::path::Component;
 
 use libfuzzer_sys::fuzz_target;
 use tarn_agent::protocol::lfs::{
-    Batch, MAX_OBJECTS, Object, Operation, answer, ask, parse_answer, parse_pointer,
+    Action, Batch, MAX_OBJECTS, NoCredentials, Object, Operation, answer, ask, parse_answer, parse_pointer,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -19,9 +19,12 @@ fuzz_target!(|data: &[u8]| {
         let asked = Batch::parse(&ask(&batch.objects)).expect("what this agent asks for");
         assert_eq!(asked, Batch { operation: Operation::Download, objects: batch.objects.clone() });
         let told: Vec<_> = batch.objects.iter().map(|object| (*object, Ok("http://tarn/x".into()))).collect();
-        let read = parse_answer(&answer(&told)).expect("what this agent answers");
-        assert!(read.iter().map(|(oid, _)| *oid).eq(batch.objects.iter().map(|object| object.oid)));
-        assert!(read.iter().all(|(_, outcome)| outcome.as_ref().is_ok_and(|action| action.authenticated)));
+        for open in [None, Some(NoCredentials)] {
+            let read = parse_answer(&answer(&told, open)).expect("what this agent answers");
+            assert!(read.iter().map(|(oid, _)| *oid).eq(batch.objects.iter().map(|object| object.oid)));
+            let as_told = |action: &Action| action.authenticated == open.is_some();
+            assert!(read.iter().all(|(_, outcome)| outcome.as_ref().is_ok_and(as_told)));
+        }
     }
     if let Ok(answered) = parse_answer(data) {
         for (_, outcome) in answered {
