@@ -149,6 +149,7 @@ impl Peers {
 
     /// Whether this is the secret that the agents share.
     pub(super) fn is_shared_secret(&self, hashes: &Hashes, text: &str) -> bool {
+        // Hashes are compared in constant time.
         let of = |secret: &str| hashes.key("peer", &[secret.as_bytes()]);
         let own = self.own.now();
         own.is_some_and(|own| self.own.judge == Judge::Shared && of(text) == of(own.token.expose()))
@@ -183,9 +184,7 @@ impl Peers {
                 }
             }
             (_, Judge::Shared) => {
-                let of = |secret: &Secret| hashes.key("peer", &[secret.expose().as_bytes()]);
-                // Hashes are compared in constant time.
-                if of(token) != of(&own.token) {
+                if !self.is_shared_secret(hashes, token.expose()) {
                     return Err(stranger());
                 }
             }

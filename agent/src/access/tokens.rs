@@ -4,7 +4,7 @@
 //! token, and takes no other away. A file that is gone has no tokens.
 
 use std::{
-    collections::BTreeSet,
+    collections::{HashMap, hash_map::Entry},
     io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
@@ -40,13 +40,11 @@ struct BadLine {
 pub struct Tokens {
     path: PathBuf,
     key: [u8; 32],
-    known: RwLock<Arc<[Known]>>,
+    known: RwLock<Arc<Names>>,
 }
 
-struct Known {
-    name: String,
-    hash: blake3::Hash,
-}
+/// The callers' names by the keyed hashes of their tokens: how long a lookup takes tells of hashes, and nothing of tokens.
+type Names = HashMap<blake3::Hash, String>;
 
 impl Tokens {
     /// Reads the file.
@@ -54,7 +52,7 @@ impl Tokens {
     /// # Errors
     /// It cannot be read.
     pub fn open(path: &Path) -> Result<Arc<Self>, TokensError> {
-        let tokens = Self { path: path.to_owned(), key: rand::random(), known: RwLock::new(Arc::new([])) };
+        let tokens = Self { path: path.to_owned(), key: rand::random(), known: RwLock::default() };
         let text = files::read_bounded(path, MAX_FILE)
             .map_err(|source| TokensError { path: path.to_owned(), source })?;
         tokens.take(&text);
@@ -81,18 +79,11 @@ impl Tokens {
         .await;
     }
 
-    /// The name of the caller whose token this is. It takes as long whichever it is, and whether it is any: hashes are
-    /// compared, in constant time, with all of them.
+    /// The name of the caller whose token this is. As quick with ten thousand tokens as with one: it is asked of every word
+    /// that a caller would have handed on to an upstream.
     pub fn find(&self, token: &str) -> Option<String> {
         let hash = blake3::keyed_hash(&self.key, token.as_bytes());
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut found = None;
-        for one in known.iter() {
-            if one.hash == hash {
-                found = Some(&one.name);
-            }
-        }
-        found.cloned()
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(&hash).cloned()
     }
 
     fn take(&self, text: &[u8]) {
@@ -103,34 +94,41 @@ impl Tokens {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = known.into();
     }
 
-    fn parse(&self, text: &[u8]) -> (Vec<Known>, Vec<BadLine>) {
+    fn parse(&self, text: &[u8]) -> (Names, Vec<BadLine>) {
         let text = String::from_utf8_lossy(text);
-        let (mut known, mut bad, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let (mut known, mut bad) = (Names::new(), Vec::new());
         for (line, text) in (1..).zip(text.lines()) {
             let text = text.trim();
             if text.is_empty() || text.starts_with('#') {
                 continue;
             }
-            match self.parse_line(text) {
-                Err(problem) => bad.push(BadLine { line, problem }),
-                Ok(one) if seen.insert(*one.hash.as_bytes()) => known.push(one),
-                Ok(_) => bad.push(BadLine { line, problem: "the token is in an earlier line already" }),
-            }
+            let problem = match parse_line(text) {
+                Err(problem) => problem,
+                Ok((name, token)) => match known.entry(blake3::keyed_hash(&self.key, token.as_bytes())) {
+                    Entry::Vacant(free) => {
+                        free.insert(name.to_owned());
+                        continue;
+                    }
+                    Entry::Occupied(_) => "the token is in an earlier line already",
+                },
+            };
+            bad.push(BadLine { line, problem });
         }
         (known, bad)
     }
+}
 
-    fn parse_line(&self, text: &str) -> Result<Known, &'static str> {
-        let (name, token) = text.split_once([' ', '\t']).ok_or("write a name, a blank and the token")?;
-        let token = token.trim();
-        if token.contains(|c: char| c.is_whitespace() || c.is_control()) || !token.is_ascii() {
-            return Err("the token must be one word of ASCII");
-        }
-        if token.len() < MIN_TOKEN {
-            return Err("the token is shorter than 16 characters, and could be guessed");
-        }
-        Ok(Known { name: name.to_owned(), hash: blake3::keyed_hash(&self.key, token.as_bytes()) })
+/// A caller's name and token.
+fn parse_line(text: &str) -> Result<(&str, &str), &'static str> {
+    let (name, token) = text.split_once([' ', '\t']).ok_or("write a name, a blank and the token")?;
+    let token = token.trim();
+    if token.contains(|c: char| c.is_whitespace() || c.is_control()) || !token.is_ascii() {
+        return Err("the token must be one word of ASCII");
     }
+    if token.len() < MIN_TOKEN {
+        return Err("the token is shorter than 16 characters, and could be guessed");
+    }
+    Ok((name, token))
 }
 
 #[cfg(test)]
