@@ -39,7 +39,7 @@ async fn scene_with(spec: &[&str], content: &[u8]) -> Result<Scene> {
 }
 
 /// A client with git-lfs installed.
-fn client() -> Result<Git> {
+pub(crate) fn client() -> Result<Git> {
     Ok(Git::new()?
         .with_config("filter.lfs.process", "git-lfs filter-process")
         .with_config("filter.lfs.clean", "git-lfs clean -- %f")

@@ -31,6 +31,15 @@ async fn let_the_grace_pass(agent: &mut Agent, repo: &str) -> Result<()> {
     agent.start_again().await
 }
 
+/// Three looks are refused, and more time passes than a refusal is bridged for.
+async fn outlast_the_grace(scene: &mut Scene) -> Result<()> {
+    for _ in 0..3 {
+        scene.refs().await?;
+    }
+    let repo = scene.repo();
+    let_the_grace_pass(&mut scene.agent, &repo).await
+}
+
 /// Nothing is served by any route, and each says why.
 async fn expect_nothing(agent: &Agent, path: &str, code: &str, status: u16) -> Result<()> {
     for route in READS {
@@ -123,10 +132,7 @@ async fn every_status_that_refuses_counts_and_one_that_succeeds_takes_it_back() 
 async fn a_cold_agent_gets_nothing_from_a_warm_one_that_is_refused() -> Result<()> {
     let mut scene = refused(403, &[]).await?;
     let repo = scene.repo();
-    for _ in 0..3 {
-        scene.refs().await?;
-    }
-    let_the_grace_pass(&mut scene.agent, &repo).await?;
+    outlast_the_grace(&mut scene).await?;
     scene.agent.wait_status(&repo, "Withheld", |status| condition(status, "Withheld")).await?;
     let yaml = tarn_testkit::agent::manifest("a", &scene.upstream.url("a.git"), &[]);
     let peer = format!("http://{}", scene.agent.git_address()?);
@@ -143,10 +149,7 @@ async fn a_cold_agent_gets_nothing_from_a_warm_one_that_is_refused() -> Result<(
 async fn whoever_wants_it_serves_on_after_the_upstream_has_refused() -> Result<()> {
     let mut scene = refused(404, &["freshness: {onUpstreamRefusal: ServeStale}"]).await?;
     let (before, repo) = (scene.origin.refs().await?, scene.repo());
-    for _ in 0..3 {
-        scene.refs().await?;
-    }
-    let_the_grace_pass(&mut scene.agent, &repo).await?;
+    outlast_the_grace(&mut scene).await?;
     for _ in 0..3 {
         ensure!(scene.refs().await? == before);
     }
@@ -182,10 +185,7 @@ async fn what_fails_and_does_not_refuse_is_an_outage_however_long() -> Result<()
 async fn while_it_is_refused_the_upstream_is_asked_seldom() -> Result<()> {
     let mut scene = refused(403, &[]).await?;
     let repo = scene.repo();
-    for _ in 0..3 {
-        scene.refs().await?;
-    }
-    let_the_grace_pass(&mut scene.agent, &repo).await?;
+    outlast_the_grace(&mut scene).await?;
     scene.agent.wait_status(&repo, "Withheld", |status| condition(status, "Withheld")).await?;
     scene.upstream.clear_log();
     let began = std::time::Instant::now();

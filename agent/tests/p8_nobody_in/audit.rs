@@ -8,10 +8,12 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tarn_testkit::agent::{Agent, Builder};
 use tarn_testkit::eventually::eventually;
-use tarn_testkit::git::Git;
 use tarn_testkit::upstream::lfs;
 
-use crate::scene::{Scene, agent};
+use crate::{
+    lfs::{ATTRIBUTES, client},
+    scene::{Scene, agent},
+};
 
 /// The events of the audit log, of an agent that logs as JSON.
 fn lines(agent: &Agent) -> Result<Vec<Value>> {
@@ -32,21 +34,12 @@ async fn line(agent: &Agent, what: &str, fits: impl Fn(&Value) -> bool) -> Resul
 async fn scene(agent: Builder) -> Result<Scene> {
     let scene = Scene::of(agent.arg("--log-format").arg("json"), &[], async |upstream, origin| {
         upstream.lfs().enable("token");
-        let attributes = "*.bin filter=lfs diff=lfs merge=lfs -text\n";
         let pointer = upstream.lfs().put("a.git", b"large");
-        origin.commit("main", &[(".gitattributes", attributes), ("big.bin", &pointer)]).await.map(drop)
+        origin.commit("main", &[(".gitattributes", ATTRIBUTES), ("big.bin", &pointer)]).await.map(drop)
     })
     .await?;
     scene.agent.wait_phase(&scene.repo(), "Ready").await?;
     Ok(scene)
-}
-
-fn client() -> Result<Git> {
-    Ok(Git::new()?
-        .with_config("filter.lfs.process", "git-lfs filter-process")
-        .with_config("filter.lfs.clean", "git-lfs clean -- %f")
-        .with_config("filter.lfs.smudge", "git-lfs smudge -- %f")
-        .with_config("filter.lfs.required", "true"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
