@@ -170,17 +170,17 @@ async fn a_disk_that_others_fill_makes_room_for_itself_and_heals() -> Result<()>
         agent.wait_phase(&scene.repo(name), "Ready").await?;
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
-    let filler = disk.path().join("filler");
+    let (filler, here) =
+        (disk.path().join("filler"), disk.path().join("data/mirrors").join(scene.id("a").dir()));
     let mut file = std::fs::File::create(&filler)?;
     let gone = eventually(PATIENCE, "a to leave", async || {
         let status = agent.mirror_status(&scene.repo("a")).await?;
         if status["phase"] == "OnDemand" {
             return Ok(());
         }
-        // All of it, to the last block, and what is set free besides.
-        for block in [MEGABYTE, 4096] {
-            while file.write_all(&vec![1; block]).is_ok() {}
-        }
+        // All of it, to the last block, and what softer things set free besides; but not the room that a makes as it leaves,
+        // for then nothing would be left to serve anybody with.
+        while here.exists() && file.write_all(&[1; 16 << 10]).is_ok() {}
         bail!("{status}")
     });
     gone.await?;
