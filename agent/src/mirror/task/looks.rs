@@ -228,8 +228,7 @@ impl Looks {
         let Running { prefixes, began, began_at, waiters, result: _ } = self.running.take()?;
         let current = !mem::take(&mut self.outdated);
         let now = Instant::now();
-        self.gather = Gather::after(waiters.len(), now.duration_since(began), now);
-        (0..self.waiting.len()).for_each(|_| self.gather.joined(now));
+        self.gather = Gather::after(waiters.len(), self.waiting.len(), now.duration_since(began), now);
         let outcome = Outcome::of(&result, |error| error.kind().reason());
         self.metrics.mirror.looks.get_or_create(&outcome).inc();
         self.metrics.mirror.look_seconds.observe(began.elapsed().as_secs_f64());

@@ -49,7 +49,7 @@ impl FarLook {
         let direct = format!("http://{authority}/{path}");
         let mirror = Mirror { name: "far", url: direct.clone(), staleness: "0s" };
         let agent = Agent::start(agent, name, &[mirror], work).await?;
-        agent.server.idle(Duration::from_secs(60)).await?;
+        agent.server.rest(crate::IDLE).await?;
         let url = format!("http://{}/git/{authority}/{path}", agent.git);
         far.set(Trouble { latency: ONE_WAY, ..Trouble::default() });
         Ok(Self { agent, url, prefixes, relay, direct, _far: far })
