@@ -8,7 +8,7 @@ BENCH  ?=
 # Words: only those tests on the cluster whose names contain one of them.
 E2E    ?=
 
-.PHONY: help demo lint test chart e2e gen verify fuzz large bench bench-ahead bench-checkpoints bench-cluster bench-fleet bench-snapshots
+.PHONY: help demo lint test clients test-git chart e2e gen verify fuzz large bench bench-ahead bench-checkpoints bench-cluster bench-fleet bench-git-versions bench-snapshots bench-storm
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,6 +26,16 @@ lint: ## formatting, clippy, each crate on its own, what the documentation names
 
 test: ## all tests; those of the store need versitygw (CONTRIBUTING.md)
 	$(CARGO) test --workspace --locked
+
+clients: ## clone through Tarn with go-git, JGit, libgit2, dulwich, isomorphic-git, and two versions of git (scripts/clients)
+	set -e; programs=$$(scripts/clients); \
+	  TARN_TEST_CLIENTS=$$programs $(CARGO) test --locked -p tarn-agent --test promises -- --ignored clients::
+
+# Of all tests, those that see most of git: serving, upkeep and checkpoints.
+test-git: ## the tests that depend most on git's version, with agents that run the newest git (scripts/newest-git)
+	set -e; newest=$$(scripts/newest-git); \
+	  TARN_TEST_GIT=$$newest $(CARGO) test --locked -p tarn-agent --test promises -- \
+	  serving:: p2_never_torn:: p10_ p4_never_stuck::damage checkpoints::restore
 
 chart: ## lint the Helm chart, and test its templates; needs helm and helm-unittest (scripts/chart)
 	@scripts/chart
@@ -60,6 +70,15 @@ bench-snapshots: ## download and clone by snapshot, cold and warm, beside raw do
 	$(CARGO) build --release --locked -p tarn-client
 	AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=testtesttest NO_PROXY=127.0.0.1 \
 	  $(CARGO) bench --locked -p tarn-agent --bench snapshots -- $(BENCH)
+
+bench-storm: ## many clients fetch distinct commits at once, from git http-backend and from Tarn; a stream beside nginx
+	$(CARGO) build --release --locked --bin tarn-agent --bin bench
+	$(CARGO) run --quiet --release --locked --bin bench -- --only storm --only stream $(BENCH)
+
+bench-git-versions: ## git's own part of an agent's work: the machine's git, and the newest (scripts/newest-git)
+	set -e; newest=$$(scripts/newest-git); \
+	  $(CARGO) run --quiet --release --locked -p tarn-testkit --bin bench -- $(BENCH) \
+	  git-versions --git "$$(dirname "$$(command -v git)")" --git "$$newest"
 
 bench-cluster: ## on a real cluster: a pod's start with a large mirror, the operator with thousands of mirrors; needs root
 	@e2e/run --bench

@@ -22,6 +22,7 @@ use tarn_testkit::generate::kept;
 use tarn_testkit::git::{Git, Repo};
 use tarn_testkit::load::{Client, Download};
 use tarn_testkit::measure::{Server, Usage, peak_rss, reaped_cpu};
+use tarn_testkit::nginx::Sendfile;
 use tarn_testkit::process;
 use tarn_testkit::proxy::{FaultProxy, HttpFaultProxy, Trouble};
 use tarn_testkit::s3::S3Server;
@@ -199,7 +200,8 @@ impl Stage {
         let work = self.work.path().join("nginx");
         std::fs::create_dir(&work)?;
         std::fs::copy(self.s3.bucket_dir().join("bench").join(&self.key), work.join("archive"))?;
-        let (nginx, nginx_url) = tarn_testkit::nginx::serve(&nginx, &work, "/archive", self.bytes).await?;
+        let (nginx, nginx_url) =
+            tarn_testkit::nginx::serve(&nginx, Sendfile::Off, &work, "/archive", self.bytes).await?;
         let data = self.work.path().join("data");
         let log = self.work.path().join("agent.log");
         let (endpoint, location) = (self.s3.endpoint(), format!("s3://{}/bench", S3Server::BUCKET));

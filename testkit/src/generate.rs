@@ -7,6 +7,8 @@
 //! Everything streams through `git fast-import`; memory holds the current worktree, never the history.
 //! Only object ids are promised to repeat: packs depend on git's version and its threads.
 
+mod ballast;
+mod edited;
 mod edits;
 mod history;
 mod random;
@@ -20,6 +22,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::git::Git;
+pub use edited::Edited;
 pub use edits::{edits, linked_copy};
 
 /// Changes whenever the same profile and seed give other objects, so that caches start anew.
@@ -38,25 +41,32 @@ pub struct Profile {
     pub files: u32,
     /// Decides everything else.
     pub seed: u64,
+    /// Besides, so many MiB of history that no compression makes less.
+    pub ballast: u32,
 }
 
 impl Profile {
     /// The benchmarks' repository: a little larger than git/git (419,403 objects, 318 MB packed, 1,016 refs), so
     /// that git pays for it what it pays there.
-    pub const FULL: Self = Self { name: "full", objects: 500_000, refs: 1_016, files: 6_000, seed: 1 };
+    pub const FULL: Self =
+        Self { name: "full", objects: 500_000, refs: 1_016, files: 6_000, seed: 1, ballast: 0 };
 
     /// A few seconds' worth, for tests of the harness itself. Too small to compare servers with.
-    pub const SMALL: Self = Self { name: "small", objects: 6_000, refs: 40, files: 250, seed: 1 };
+    pub const SMALL: Self = Self { name: "small", objects: 6_000, refs: 40, files: 250, seed: 1, ballast: 0 };
+
+    /// The benchmarks' repository with 5 GB more below its youngest 500 commits.
+    pub const HUGE: Self = Self { name: "huge", ballast: 5_000, ..Self::FULL };
 
     /// Finds a profile by name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::FULL, Self::SMALL].into_iter().find(|profile| profile.name == name)
+        [Self::FULL, Self::SMALL, Self::HUGE].into_iter().find(|profile| profile.name == name)
     }
 
     /// Tells repositories of different content apart, as a file name.
     pub fn key(&self) -> String {
-        let Self { name, objects, refs, files, seed } = self;
-        format!("{name}-{objects}-{refs}-{files}-seed{seed}-v{VERSION}")
+        let Self { name, objects, refs, files, seed, ballast } = self;
+        let ballast = if *ballast > 0 { format!("-{ballast}MiB") } else { String::new() };
+        format!("{name}-{objects}-{refs}-{files}{ballast}-seed{seed}-v{VERSION}")
     }
 }
 
@@ -102,27 +112,50 @@ pub fn generate(dir: &Path, profile: &Profile) -> Result<Generated> {
     let git = Git::new()?;
     run(git.command(["init", "--quiet", "--bare", "--template=", "--initial-branch=main"]).arg(dir))?;
 
-    // Depth 0: blobs arrive one after another from unrelated files, and a delta between those would be kept
-    // by the repack below. Level 1: these bytes are compressed again, because `-F` makes that repack ignore them.
-    let mut import = git.command(["-c", "core.compression=1", "fast-import", "--quiet", "--depth=0"]);
-    import.current_dir(dir).stdin(Stdio::piped());
-    let mut import = import.spawn().context("start git fast-import")?;
-    let stdin = import.stdin.take().context("fast-import has no standard input")?;
-    let totals = history::write(stream::Stream::new(stdin), profile);
-    let status = import.wait().context("wait for git fast-import")?;
-    let totals = totals.with_context(|| format!("feed git fast-import, which ended with {status}"))?;
-    ensure!(status.success(), "git fast-import ended with {status}");
+    // Level 1: these bytes are compressed again, because `-F` makes the repack below ignore them.
+    let totals =
+        import(&git, dir, "core.compression=1", |stdin| history::write(stream::Stream::new(stdin), profile))?;
+    let heavy = profile.ballast > 0;
+    let more = if heavy {
+        let seed = profile.seed;
+        import(&git, dir, "core.compression=0", |stdin| ballast::write(stdin, profile.ballast, seed))?
+    } else {
+        0
+    };
 
     run(git.command(["pack-refs", "--all", "--prune"]).current_dir(dir))?;
-    run(git.command(["repack", "-adbF", "--quiet", "--window-memory=256m"]).current_dir(dir))?;
+    // Compressing what no compression makes less takes as long as anything else does.
+    let settings: &[&str] =
+        if heavy { &["-c", "core.bigFileThreshold=1m", "-c", "pack.compression=1"] } else { &[] };
+    let repack = ["repack", "-adbF", "--quiet", "--window-memory=256m"];
+    run(git.command(settings.iter().copied().chain(repack)).current_dir(dir))?;
     let head = output(git.command(["rev-parse", "HEAD"]).current_dir(dir))?;
     Ok(Generated {
-        commits: totals.commits,
+        commits: totals.commits + u64::from(more),
         objects: packed(&output(git.command(["count-objects", "-v"]).current_dir(dir))?)?,
-        files: totals.files,
+        files: totals.files + u64::from(heavy),
         worktree_bytes: totals.worktree_bytes,
         head,
     })
+}
+
+/// Feeds `git fast-import`. Depth 0: blobs arrive one after another from unrelated files, and a delta between those would
+/// be kept by a repack.
+fn import<T>(
+    git: &Git,
+    dir: &Path,
+    setting: &str,
+    feed: impl FnOnce(std::process::ChildStdin) -> Result<T>,
+) -> Result<T> {
+    let mut import = git.command(["-c", setting, "fast-import", "--quiet", "--depth=0"]);
+    import.current_dir(dir).stdin(Stdio::piped());
+    let mut import = import.spawn().context("start git fast-import")?;
+    let stdin = import.stdin.take().context("fast-import has no standard input")?;
+    let fed = feed(stdin);
+    let status = import.wait().context("wait for git fast-import")?;
+    let fed = fed.with_context(|| format!("feed git fast-import, which ended with {status}"))?;
+    ensure!(status.success(), "git fast-import ended with {status}");
+    Ok(fed)
 }
 
 /// Reads the number of packed objects from `git count-objects -v`.
@@ -160,6 +193,22 @@ mod tests {
         // Whoever changes this changes VERSION: caches would keep the old repository.
         assert_eq!(first.head, "2f199e31078c49ae4b544c637b47cccbc1a619d1");
         assert_ne!(first.head, other.head);
+    }
+
+    #[test]
+    fn ballast_is_below_the_youngest_commits_and_in_no_worktree() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("repo.git");
+        let made = generate(&repo, &Profile { ballast: 33, ..TINY }).unwrap();
+        let git = Git::new().unwrap();
+        let ask = |args: &[&str]| output(git.command(args).current_dir(&repo)).unwrap();
+        ask(&["fsck", "--strict"]);
+        assert_eq!(ask(&["rev-list", "--all", "--count"]), made.commits.to_string());
+        assert_eq!(ask(&["rev-list", "--all", "--objects"]).lines().count() as u64, made.objects);
+        assert_eq!(ask(&["ls-tree", "-r", "--name-only", "HEAD"]).lines().count() as u64, made.files);
+        let below = ask(&["rev-list", "--objects", "HEAD~499"]);
+        assert_eq!(below.lines().filter(|line| line.contains(" ballast/")).count(), 2, "{below}");
+        assert_eq!(ask(&["for-each-ref"]).lines().count(), 12);
     }
 
     #[test]

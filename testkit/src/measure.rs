@@ -1,6 +1,7 @@
 //! Servers as processes of their own, and what they cost: CPU of the whole process tree, peak memory of the
 //! server itself, memory of its children, and the CPU of this process, the client.
 
+mod once;
 mod proc;
 mod sampler;
 mod tree;
@@ -22,6 +23,7 @@ use self::sampler::Sampler;
 use self::tree::Tree;
 use crate::process::Group;
 
+pub use self::once::{Cost, once};
 pub use self::tree::Accounting;
 
 /// A server that says nothing for so long has failed to start.
@@ -109,6 +111,11 @@ impl Server {
         // A pipe that nobody reads would block a server that goes on talking.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Ok((server, line))
+    }
+
+    /// The server process itself.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// How its CPU is counted.

@@ -17,12 +17,27 @@ pub fn find() -> Option<PathBuf> {
     dirs.map(|dir| dir.join("nginx")).find(|file| file.is_file())
 }
 
+/// Whether nginx hands files to the kernel, or reads and writes them itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sendfile {
+    /// The kernel sends files: no byte passes through nginx.
+    On,
+    /// nginx reads files and writes what it read, as a server must that frames or encrypts them.
+    Off,
+}
+
 /// Serves the files of `work`, where it also keeps its own, and waits until it serves `route`, which has so many
 /// bytes. Gives its URL as well.
-pub async fn serve(nginx: &Path, work: &Path, route: &str, bytes: u64) -> Result<(Server, String)> {
+pub async fn serve(
+    nginx: &Path,
+    sendfile: Sendfile,
+    work: &Path,
+    route: &str,
+    bytes: u64,
+) -> Result<(Server, String)> {
     let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
     let config = work.join("nginx.conf");
-    std::fs::write(&config, configuration(work, port))?;
+    std::fs::write(&config, configuration(work, sendfile, port))?;
     // It says nothing when it is ready, so this line does not mean that it listens.
     let script = "echo starting; exec \"$@\"";
     let args = ["-c".as_ref(), script.as_ref(), "sh".as_ref(), nginx.as_os_str()];
@@ -38,8 +53,9 @@ pub async fn serve(nginx: &Path, work: &Path, route: &str, bytes: u64) -> Result
     Ok((server, url))
 }
 
-/// One worker on loopback that reads files itself (sendfile is what Tarn cannot use: it frames what it sends).
-fn configuration(work: &Path, port: u16) -> String {
+/// One worker on loopback.
+fn configuration(work: &Path, sendfile: Sendfile, port: u16) -> String {
+    let sendfile = if sendfile == Sendfile::On { "on" } else { "off" };
     let work = work.display();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
@@ -48,7 +64,7 @@ fn configuration(work: &Path, port: u16) -> String {
     // The user matters only to root, whose worker could not read the working directory otherwise.
     format!(
         "daemon off;\nworker_processes 1;\nuser root;\npid {work}/nginx.pid;\nerror_log stderr;\n\
-         events {{}}\nhttp {{\n{temporary}  access_log off;\n  sendfile off;\n  keepalive_timeout 75s;\n  \
+         events {{}}\nhttp {{\n{temporary}  access_log off;\n  sendfile {sendfile};\n  keepalive_timeout 75s;\n  \
          server {{ listen 127.0.0.1:{port}; root {work}; }}\n}}\n"
     )
 }

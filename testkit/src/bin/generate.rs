@@ -13,7 +13,7 @@ use tarn_testkit::generate::{Profile, generate};
 struct Flags {
     /// Where to write it; must not exist.
     dir: PathBuf,
-    /// What the other flags start from: full or small.
+    /// What the other flags start from: full, small or huge.
     #[arg(long, default_value = "full")]
     profile: String,
     /// Objects to reach.
@@ -29,7 +29,7 @@ struct Flags {
 
 fn main() -> Result<()> {
     let flags = Flags::parse();
-    let mut profile = Profile::named(&flags.profile).context("--profile is full or small")?;
+    let mut profile = Profile::named(&flags.profile).context("--profile is full, small or huge")?;
     profile.objects = flags.objects.unwrap_or(profile.objects);
     profile.refs = flags.refs.unwrap_or(profile.refs);
     profile.seed = flags.seed.unwrap_or(profile.seed);

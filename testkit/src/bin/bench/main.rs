@@ -2,6 +2,7 @@
 //! time, memory and the client's own CPU, for clones and lists of refs. docs/benchmarks.md says what it means.
 
 mod figures;
+mod git_versions;
 mod machine;
 mod repository;
 mod report;
@@ -52,13 +53,16 @@ struct Flags {
     /// Rounds; sides alternate A B B A.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only scenarios whose name begins so; repeatable.
+    /// Clients at once in a storm of distinct commits.
+    #[arg(long, default_value_t = 50)]
+    clients: usize,
+    /// Only scenarios whose name begins so; repeatable. Storms run only when named so.
     #[arg(long)]
     only: Vec<String>,
     /// Only git http-backend: figures of the repository, no comparison.
     #[arg(long)]
     baseline_only: bool,
-    /// The repository: full, or small to try the harness itself (it refuses to compare with that).
+    /// The repository: full, huge (5 GB more), or small to try the harness itself (it refuses to compare with that).
     #[arg(long, default_value = "full")]
     profile: String,
     /// Markdown file whose part between the markers is replaced by the results.
@@ -77,6 +81,12 @@ enum Command {
         #[arg(long)]
         root: PathBuf,
     },
+    /// Compares versions of git at what an agent has them do; prints a table.
+    GitVersions {
+        /// A directory with a `git`; repeatable, the first is what others are compared with.
+        #[arg(long, required = true)]
+        git: Vec<PathBuf>,
+    },
     /// Names the scenarios.
     List,
 }
@@ -86,6 +96,7 @@ fn main() -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match &flags.command {
         Some(Command::BaselineServer { root }) => runtime.block_on(side::serve_baseline(root))?,
+        Some(Command::GitVersions { git }) => runtime.block_on(git_versions::compare(git, &flags))?,
         Some(Command::List) => {
             for Scenario { name, title, .. } in SCENARIOS {
                 writeln!(std::io::stdout(), "{name:<22} {title}")?;
@@ -117,7 +128,7 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
     if scenarios.is_empty() {
         bail!("--only {:?} names no scenario; see `bench list`", flags.only);
     }
-    let profile = Profile::named(&flags.profile).context("--profile is full or small")?;
+    let profile = Profile::named(&flags.profile).context("--profile is full, small or huge")?;
     let agent = if flags.baseline_only { None } else { Some(side::agent_binary()?) };
     let cache = Cache::open()?;
     let repository = cache.repository(profile).await?;
@@ -149,9 +160,10 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
     let shared = Shared { repository, truth, baseline, tarn, agent, work };
 
     let listing = Duration::from_secs(if flags.quick { 2 } else { 5 });
+    let clients = flags.clients.max(1);
     let (mut rows, mut left_out) = (Vec::new(), Vec::new());
     for (at, scenario) in scenarios.into_iter().enumerate() {
-        let turns = (0..rounds).map(|round| Turn { number: at * rounds + round, listing });
+        let turns = (0..rounds).map(|round| Turn { number: at * rounds + round, round, listing, clients });
         match Stage::set(scenario, &shared).await.with_context(|| format!("prepare {}", scenario.name))? {
             Ok(stage) => {
                 rows.push(run(scenario, stage, &shared, turns).await?);
@@ -185,7 +197,8 @@ async fn compare(flags: &Flags) -> Result<ExitCode> {
 /// Whether the flags ask for a scenario.
 fn chosen(flags: &Flags, scenario: &Scenario) -> bool {
     let named = flags.only.iter().any(|name| scenario.name.starts_with(name.as_str()));
-    if flags.only.is_empty() { !flags.quick || scenario.quick } else { named }
+    let usual = !scenario.work.only_when_named() && (!flags.quick || scenario.quick);
+    if flags.only.is_empty() { usual } else { named }
 }
 
 /// Runs one scenario on both sides: A B, B A, A B, …

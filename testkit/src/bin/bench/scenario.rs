@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use tarn_testkit::load::{CLONE_PREFIXES, Client, Clones, Depth, clones, listings, percentile};
 use tarn_testkit::measure::Usage;
+use tarn_testkit::nginx::Sendfile;
 
 use crate::side::{Side, SideName, Staleness};
-use crate::table::{AFTER_PUSH, CLONES, FAR, HITS, LISTINGS, STREAMS, Table};
+use crate::table::{
+    AFTER_PUSH, CLONES, FAR, FULL_AFTER_PUSH, HITS, LISTINGS, SENDFILE, STORMS, STREAMS, Table,
+};
 use crate::truth::{Asked, ONE_BRANCH, Truth};
 
 /// Connections that ask for refs at once.
@@ -27,18 +30,45 @@ pub(crate) enum Work {
     AfterPush,
     /// 64 connections that list refs of an upstream far away; directly, one.
     FarLook { prefixes: &'static [&'static str] },
-    /// One stream of a full clone's answer, beside a web server's.
-    Stream,
+    /// One stream of an answer, beside a web server's.
+    Stream { of: Streamed, sendfile: Sendfile },
+    /// Fetches of distinct commits by clients that have nothing, all at once.
+    Storm { depth: Depth },
+    /// The first full clone after a push, with packs made ahead of demand or without.
+    FullAfterPush { ahead: Ahead },
 }
 
 impl Work {
+    /// Whether only `--only` runs it: a storm takes minutes a round.
+    pub(crate) fn only_when_named(&self) -> bool {
+        matches!(self, Self::Storm { .. } | Self::FullAfterPush { .. })
+    }
+
     /// Whether Tarn's mirror of the shared repository takes part.
     pub(crate) fn needs_mirror(&self) -> bool {
         match self {
-            Self::Clones { .. } | Self::Listings { .. } | Self::Hits { .. } | Self::Stream => true,
-            Self::AfterPush | Self::FarLook { .. } => false,
+            Self::Clones { .. } | Self::Listings { .. } | Self::Hits { .. } | Self::Stream { .. } => true,
+            Self::AfterPush | Self::FarLook { .. } | Self::Storm { .. } | Self::FullAfterPush { .. } => false,
         }
     }
+}
+
+/// What one stream is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Streamed {
+    /// A clone of all branches and tags.
+    Clone,
+    /// A full fetch of one commit that no ref names.
+    Commit,
+}
+
+/// Whether the agent makes packs ahead of demand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// As it does by default.
+    Made,
+    /// It makes none.
+    None,
 }
 
 /// One line of the report.
@@ -69,6 +99,14 @@ const fn listing(
     staleness: Staleness,
 ) -> Scenario {
     Scenario { name, title, table: &LISTINGS, work: Work::Listings { prefixes, staleness }, quick: true }
+}
+
+const fn storm(name: &'static str, title: &'static str, depth: Depth) -> Scenario {
+    Scenario { name, title, table: &STORMS, work: Work::Storm { depth }, quick: false }
+}
+
+const fn after_push(name: &'static str, title: &'static str, ahead: Ahead) -> Scenario {
+    Scenario { name, title, table: &FULL_AFTER_PUSH, work: Work::FullAfterPush { ahead }, quick: false }
 }
 
 /// All scenarios, in the report's order.
@@ -124,9 +162,27 @@ pub(crate) static SCENARIOS: &[Scenario] = &[
         name: "hit-throughput",
         title: "full clone's answer",
         table: &STREAMS,
-        work: Work::Stream,
+        work: Work::Stream { of: Streamed::Clone, sendfile: Sendfile::Off },
         quick: true,
     },
+    Scenario {
+        name: "stream-commit",
+        title: "answer to a full fetch of a commit",
+        table: &STREAMS,
+        work: Work::Stream { of: Streamed::Commit, sendfile: Sendfile::Off },
+        quick: true,
+    },
+    Scenario {
+        name: "stream-sendfile",
+        title: "answer to a full fetch of a commit",
+        table: &SENDFILE,
+        work: Work::Stream { of: Streamed::Commit, sendfile: Sendfile::On },
+        quick: true,
+    },
+    storm("storm-full", "full fetches at distinct commits, all at once", Depth::Full),
+    storm("storm-depth1", "depth-1 fetches at distinct commits, all at once", Depth::One),
+    after_push("storm-push", "first full clone after a push, no packs ahead", Ahead::None),
+    after_push("storm-push-ahead", "first full clone after a push, packs ahead", Ahead::Made),
 ];
 
 /// One measurement.
@@ -143,15 +199,23 @@ pub(crate) struct Sample {
 pub(crate) struct Turn {
     /// Different for each round of each scenario, the same for both sides.
     pub(crate) number: usize,
+    /// The round, counted from zero.
+    pub(crate) round: usize,
     /// How long refs are listed.
     pub(crate) listing: Duration,
+    /// Clients at once in a storm.
+    pub(crate) clients: usize,
 }
 
 impl Scenario {
     /// Does the work once, where it needs no more than a shared side.
     pub(crate) async fn measure(&self, side: &Side, truth: &Truth, turn: Turn) -> Result<Sample> {
         match self.work {
-            Work::AfterPush | Work::FarLook { .. } | Work::Stream => bail!("{} needs a stage", self.name),
+            Work::AfterPush
+            | Work::FarLook { .. }
+            | Work::Stream { .. }
+            | Work::Storm { .. }
+            | Work::FullAfterPush { .. } => bail!("{} needs a stage", self.name),
             Work::Hits { depth, count } => {
                 let ask = truth.ask_for(depth, Asked::Before, turn.number)?;
                 let mut client = Client::new(side.url(Staleness::None))?;
@@ -230,7 +294,7 @@ fn listing_figures(latencies: &[Duration], usage: &Usage) -> Vec<f64> {
     ]
 }
 
-fn mebibytes(bytes: u64) -> f64 {
+pub(crate) fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 

@@ -1,5 +1,6 @@
 //! The two sides of the comparison, each a server process of its own.
 
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -93,7 +94,7 @@ impl Side {
             std::os::unix::fs::symlink(&repository.dir, &upstream)?;
             mirrors.push(Mirror { name, url: tarn_testkit::git::file_url(&upstream), staleness });
         }
-        let Agent { server, git, mirrored } = Agent::start(agent, "tarn", &mirrors, work).await?;
+        let Agent { server, git, mirrored, .. } = Agent::start(agent, "tarn", &mirrors, work).await?;
         let url = |name: &str| file_route(&git, &work.join(name));
         let (fresh, reusing) = (url("fresh")?, url("reusing")?);
         Ok(Self { name: SideName::Tarn, server, mirrored: Some(mirrored), fresh, reusing })
@@ -115,12 +116,27 @@ pub(crate) struct Agent {
     pub(crate) server: Server,
     /// The address of its git port.
     pub(crate) git: String,
+    /// Where it keeps its mirrors and its answers.
+    pub(crate) data: PathBuf,
+    /// The address of its admin port.
+    pub(crate) admin: String,
     pub(crate) mirrored: Mirrored,
 }
 
 impl Agent {
     /// Starts an agent of this name with these mirrors, and waits until they are ready; it works in `work`.
     pub(crate) async fn start(agent: &Path, name: &str, mirrors: &[Mirror<'_>], work: &Path) -> Result<Self> {
+        Self::start_with(agent, name, mirrors, &[], work).await
+    }
+
+    /// As [`Agent::start`], with further flags.
+    pub(crate) async fn start_with(
+        agent: &Path,
+        name: &str,
+        mirrors: &[Mirror<'_>],
+        flags: &[&str],
+        work: &Path,
+    ) -> Result<Self> {
         let manifests = work.join(format!("{name}-manifests"));
         std::fs::create_dir(&manifests)?;
         for mirror in mirrors {
@@ -137,6 +153,7 @@ impl Agent {
             "--listen=127.0.0.1:0".as_ref(),
             "--admin-listen=127.0.0.1:0".as_ref(),
         ];
+        let args = args.into_iter().chain(flags.iter().map(OsStr::new));
         let log = work.join(format!("{name}.log"));
         let (server, line) = Server::start(name, agent, args, "listening ", &log).await?;
         let admin = format!("http://{}", address(&line, "admin")?);
@@ -147,7 +164,7 @@ impl Agent {
             seconds: usage.wall.as_secs_f64(),
             cpu_seconds: usage.cpu.as_secs_f64(),
         };
-        Ok(Self { server, git: address(&line, "git")?.to_owned(), mirrored })
+        Ok(Self { server, git: address(&line, "git")?.to_owned(), data, admin, mirrored })
     }
 }
 

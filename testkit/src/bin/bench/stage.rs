@@ -2,8 +2,11 @@
 //! a web server. It is set up before the scenario's first round and gone after its last.
 
 mod after_push;
+mod disk_use;
 mod far_look;
+mod full_after_push;
 mod relay;
+mod storm;
 mod stream;
 
 use std::path::PathBuf;
@@ -13,11 +16,16 @@ use tempfile::TempDir;
 
 use self::after_push::AfterPush;
 use self::far_look::FarLook;
+use self::full_after_push::FullAfterPush;
+use self::storm::Storm;
 use self::stream::Stream;
 use crate::repository::Repository;
-use crate::scenario::{Sample, Scenario, Turn, Work};
+use crate::scenario::{Sample, Scenario, Streamed, Turn, Work};
 use crate::side::{Side, SideName};
 use crate::truth::Truth;
+
+/// The commit whose fetch is streamed lies so far behind HEAD: no ref names it.
+const STREAMED: usize = 20;
 
 /// What all scenarios share.
 #[derive(Debug)]
@@ -47,6 +55,8 @@ pub(crate) enum Stage {
     AfterPush(AfterPush),
     FarLook(FarLook),
     Stream(Stream),
+    Storm(Storm),
+    FullAfterPush(FullAfterPush),
 }
 
 impl Stage {
@@ -65,11 +75,22 @@ impl Stage {
             Work::FarLook { prefixes } => {
                 Self::FarLook(FarLook::set(agent, &shared.baseline, prefixes, scenario.name, &work).await?)
             }
-            Work::Stream => {
+            Work::Stream { of, sendfile } => {
                 let Some(nginx) = tarn_testkit::nginx::find() else {
                     return Ok(Err("nginx is not installed (Debian package nginx-light)".to_owned()));
                 };
-                Self::Stream(Stream::set(&nginx, shared.side(SideName::Tarn)?, &work).await?)
+                let wants = match of {
+                    Streamed::Clone => None,
+                    Streamed::Commit => {
+                        Some(shared.repository.ancestors(STREAMED).await?.pop().into_iter().collect())
+                    }
+                };
+                let tarn = shared.side(SideName::Tarn)?;
+                Self::Stream(Stream::set(&nginx, sendfile, wants, tarn, &work).await?)
+            }
+            Work::Storm { depth } => Self::Storm(Storm::set(agent, &shared.repository, depth, &work).await?),
+            Work::FullAfterPush { ahead } => {
+                Self::FullAfterPush(FullAfterPush::set(agent, &shared.repository, ahead, &work).await?)
             }
         }))
     }
@@ -78,7 +99,8 @@ impl Stage {
     pub(crate) async fn begin_round(&mut self, turn: Turn) -> Result<()> {
         match self {
             Self::AfterPush(stage) => stage.push(turn).await,
-            Self::Bare | Self::FarLook(_) | Self::Stream(_) => Ok(()),
+            Self::FullAfterPush(stage) => stage.push(turn).await,
+            Self::Bare | Self::FarLook(_) | Self::Stream(_) | Self::Storm(_) => Ok(()),
         }
     }
 
@@ -95,6 +117,8 @@ impl Stage {
             Self::AfterPush(stage) => stage.measure(name).await,
             Self::FarLook(stage) => stage.measure(name, shared, turn).await,
             Self::Stream(stage) => stage.measure(name, shared.side(SideName::Tarn)?).await,
+            Self::Storm(stage) => stage.measure(name, &shared.baseline, turn).await,
+            Self::FullAfterPush(stage) => stage.measure(name).await,
         }
     }
 }

@@ -116,10 +116,63 @@ pub(crate) static HITS: Table = Table {
     baseline: GIT,
 };
 
-/// Streams of the same bytes: see stage/stream.rs for the order.
+/// See stage/stream.rs for the order.
+const STREAM_COLUMNS: &[Column] =
+    &[column("MB/s", 0), column("server CPU s per GB", 3), column("client CPU s per GB", 3)];
+
+/// Streams of the same bytes.
 pub(crate) static STREAMS: Table = Table {
     title: "One stream of an answer made before",
-    columns: &[column("MB/s", 0), column("server CPU s per GB", 3), column("client CPU s per GB", 3)],
+    columns: STREAM_COLUMNS,
     ratio: "MB/s, Tarn / nginx",
     baseline: "nginx, a file without sendfile",
+};
+
+/// The same beside a server that leaves the copying to the kernel.
+pub(crate) static SENDFILE: Table = Table {
+    title: "One stream beside sendfile",
+    columns: STREAM_COLUMNS,
+    ratio: "MB/s, Tarn / nginx",
+    baseline: "nginx, a file with sendfile",
+};
+
+/// Storms of distinct commits: see `figures` in stage/storm.rs for the order.
+pub(crate) static STORMS: Table = Table {
+    title: "Storms",
+    columns: &[
+        column("server CPU s per fetch", 3),
+        column("wall s", 2),
+        column("refused", 0),
+        column("first pack byte ms, earliest", 0),
+        column("… p50 after the earliest", 0),
+        column("… latest", 0),
+        column("pack MB per fetch", 1),
+        column("disk used beyond MiB", 1),
+        column("… of the mirror's packs, %", 1),
+        column("server peak RSS MiB", 0),
+        column("children PSS MiB", 0),
+        column("of it anonymous", 0),
+        column("client CPU s per fetch", 2),
+    ],
+    ratio: "CPU, Tarn / git",
+    baseline: GIT,
+};
+
+/// The first full clone after a push: see `figures` in stage/full_after_push.rs for the order.
+pub(crate) static FULL_AFTER_PUSH: Table = Table {
+    title: "Full clones after a push",
+    columns: &[
+        column("server CPU s per clone", 3),
+        column("of it the server process", 2),
+        column("wall s", 2),
+        column("first pack byte ms", 1),
+        column("server CPU s between push and clone", 2),
+        column("disk used beyond MiB", 2),
+        column("… of 2 × thin pack + 1 MiB, %", 0),
+        column("… with what lies ready MiB", 2),
+        column("thin pack of the push MiB", 2),
+        column("client CPU s", 2),
+    ],
+    ratio: "CPU, Tarn / git",
+    baseline: GIT,
 };

@@ -101,6 +101,48 @@ static TARGETS: &[Target] = &[
         Figure::Most(4),
         Bound::AtMost(HUNDRED_MB),
     ),
+    target(
+        "storm-full",
+        "full fetches at distinct commits at once: server CPU, Tarn / git",
+        Figure::Ratio(0),
+        Bound::AtMost(1.0 / 8.0),
+    ),
+    target("storm-full", "… wall, Tarn / git", Figure::Ratio(1), Bound::AtMost(1.0 / 3.0)),
+    target("storm-full", "… refused", Figure::Most(2), Bound::AtMost(0.0)),
+    target("storm-full", "… first byte after the earliest, p50, ms", Figure::Median(4), Bound::AtMost(150.0)),
+    target("storm-full", "… disk used beyond, % of the mirror's packs", Figure::Most(8), Bound::AtMost(5.0)),
+    target(
+        "storm-full",
+        "… peak RSS of the agent process, MiB (100 MB)",
+        Figure::Most(9),
+        Bound::AtMost(HUNDRED_MB),
+    ),
+    target(
+        "storm-depth1",
+        "depth-1 fetches at distinct commits at once: server CPU, Tarn / git",
+        Figure::Ratio(0),
+        Bound::AtMost(1.0 / 4.0),
+    ),
+    target("storm-depth1", "… refused", Figure::Most(2), Bound::AtMost(0.0)),
+    target(
+        "storm-push",
+        "first full clone after a push, no packs ahead: server CPU, Tarn / git",
+        Figure::Ratio(0),
+        Bound::AtMost(1.0 / 5.0),
+    ),
+    target(
+        "storm-push",
+        "… disk used beyond, % of twice the push's thin pack and 1 MiB",
+        Figure::Most(6),
+        Bound::AtMost(100.0),
+    ),
+    target(
+        "stream-commit",
+        "one stream of a commit's full fetch: MB/s, Tarn / nginx",
+        Figure::Ratio(0),
+        Bound::AtLeast(0.9),
+    ),
+    target("stream-commit", "… server CPU per byte, Tarn / nginx", Figure::Ratio(1), Bound::AtMost(1.2)),
 ];
 
 impl Target {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tarn_testkit::load::{CLONE_PREFIXES, Client, Depth, Download};
 use tarn_testkit::measure::Server;
+use tarn_testkit::nginx::Sendfile;
 
 use crate::scenario::Sample;
 use crate::side::{Side, SideName, Staleness};
@@ -25,16 +26,26 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Keeps the answer to a full clone and lets nginx serve it.
-    pub(super) async fn set(nginx: &Path, tarn: &Side, work: &Path) -> Result<Self> {
+    /// Keeps the answer to a full fetch of these objects, or else of all refs, and lets nginx serve it.
+    pub(super) async fn set(
+        nginx: &Path,
+        sendfile: Sendfile,
+        wants: Option<Vec<String>>,
+        tarn: &Side,
+        work: &Path,
+    ) -> Result<Self> {
         let mut client = Client::new(tarn.url(Staleness::None))?;
-        let wants = client.ls_refs(&CLONE_PREFIXES).await?.set.wants();
+        let wants = match wants {
+            Some(wants) => wants,
+            None => client.ls_refs(&CLONE_PREFIXES).await?.set.wants(),
+        };
         let mut file = File::create(work.join("answer"))?;
         let pack = Download::Pack { wants: &wants, depth: Depth::Full };
         let answer = client.download(pack, |piece| Ok(file.write_all(piece)?)).await?;
         drop(file);
 
-        let (server, url) = tarn_testkit::nginx::serve(nginx, work, "/answer", answer.bytes).await?;
+        let (server, url) =
+            tarn_testkit::nginx::serve(nginx, sendfile, work, "/answer", answer.bytes).await?;
         Ok(Self { nginx: server, url, wants, bytes: answer.bytes })
     }
 
