@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # image.sh OUT.tar [NAME]: builds Tarn and writes the image that the e2e tests use for all their pods: agent, operator,
-# git upstream, S3 server, clients. Without Docker and without a registry: busybox and git are this machine's. NAME is
-# tarn.local/tarn:e2e by default. Of the debug build, or, with TARN_E2E_PROFILE=release, of that.
+# git upstream, S3 server, clients. Without Docker and without a registry: busybox and git are this machine's; for the
+# newest git, PATH="$(scripts/newest-git):$PATH". NAME is tarn.local/tarn:e2e by default. Of the debug build, or, with TARN_E2E_PROFILE=release, of that.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 1 ] || { echo 'usage: image.sh OUT.tar [NAME]' >&2; exit 2; }
@@ -52,8 +52,8 @@ add_busybox() {
 add_git() {
   local root=$1 core file
   core=$(git --exec-path)
-  # Without the directory of templates every clone warns.
-  mkdir -p "$root$core" "$root/usr/share/git-core/templates"
+  # Without the directory of templates every clone warns. Git finds it beside its own parts, whoever built it.
+  mkdir -p "$root$core" "$root$(realpath --canonicalize-missing "$core/../../share/git-core/templates")"
   cp --dereference "$(command -v git)" "$root/usr/bin/git"
   # The others are built into git itself, or are for work that no pod does.
   for file in git-remote-http git-http-backend; do

@@ -10,6 +10,7 @@
 mod architecture;
 mod checkpoints;
 mod cli;
+mod clients;
 mod cluster;
 mod fleet;
 mod hooks;

@@ -181,7 +181,7 @@ impl Builder {
 
     fn bare(&self, home: &Path) -> std::process::Command {
         let mut agent = command(&self.binary);
-        agent.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        agent.env_clear().env("PATH", path());
         agent.env("HOME", home.join("home")).env("RUST_BACKTRACE", "1");
         if !rustix::process::geteuid().is_root() {
             // Tests look into its open files, which root may always do.
@@ -213,6 +213,17 @@ impl Builder {
         agent.args(&self.args);
         agent
     }
+}
+
+/// Where the agent finds git: in the directory that `TARN_TEST_GIT` names, which tries it with another version, or where this
+/// program finds its own.
+fn path() -> OsString {
+    let mut path = std::env::var_os("TARN_TEST_GIT").unwrap_or_default();
+    if !path.is_empty() {
+        path.push(":");
+    }
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    path
 }
 
 /// What programs on the agent's machine call it: its admin port answers no page in a browser.
