@@ -9,10 +9,11 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, LazyLock, Weak},
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use parking_lot::Mutex;
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
@@ -88,11 +89,6 @@ type Files = HashMap<(PathBuf, blake3::Hash), Weak<BundleFile>>;
 
 static FILES: LazyLock<Mutex<Files>> = LazyLock::new(Mutex::default);
 
-fn files() -> MutexGuard<'static, Files> {
-    // Whole values come and go: a panic leaves none half written.
-    FILES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl BundleFile {
     /// The file below `dir` for those who trust `own` as well.
     ///
@@ -100,7 +96,7 @@ impl BundleFile {
     /// `own` holds no certificates, or the file cannot be written.
     pub fn below(dir: &Path, own: &str) -> io::Result<Arc<Self>> {
         let key = (dir.to_owned(), blake3::hash(own.as_bytes()));
-        let mut files = files();
+        let mut files = FILES.lock();
         if let Some(known) = files.get(&key).and_then(Weak::upgrade) {
             return Ok(known);
         }

@@ -20,10 +20,11 @@ mod opened;
 use std::{
     fs, io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rustix::{fs::FallocateFlags, io::Errno};
 use tokio::{
     sync::{Notify, watch},
@@ -365,11 +366,6 @@ struct Shared {
 impl Shared {
     fn progress(&self) -> Progress {
         Progress { bytes: self.layout.bytes(), verified: self.state.borrow().verified }
-    }
-
-    fn readers(&self) -> MutexGuard<'_, plan::Readers> {
-        // What is in it is only advice about the order.
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

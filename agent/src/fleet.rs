@@ -10,10 +10,11 @@ pub mod scrub;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, RwLock, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
+use parking_lot::RwLock;
 use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
 use tokio::{
     sync::{Notify, watch},
@@ -335,11 +336,11 @@ impl Fleet {
 
     // A panic while the lock is held leaves whole values behind: each closure replaces them at once.
     fn read<T>(&self, work: impl FnOnce(&Declared) -> T) -> T {
-        work(&self.declared.read().unwrap_or_else(PoisonError::into_inner))
+        work(&self.declared.read())
     }
 
     fn write<T>(&self, work: impl FnOnce(&mut Declared) -> T) -> T {
-        work(&mut self.declared.write().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.declared.write())
     }
 }
 

@@ -4,8 +4,9 @@
 //! Labels come from closed enums; `mirror` stands only on per-mirror gauges, which are read from the fleet
 //! when they are asked for (see `admin`). No ref, URL or error text is ever a label.
 
-use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicU64};
+use std::sync::{Arc, atomic::AtomicU64};
 
+use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
     encoding::{EncodeLabelSet, text},
@@ -423,13 +424,8 @@ impl Metrics {
         own.register_collector(computed);
         // Writing to a String cannot fail.
         text::encode_registry(&mut out, &own).unwrap_or_default();
-        self.lock(|registry| text::encode(&mut out, registry)).unwrap_or_default();
+        text::encode(&mut out, &self.registry.lock()).unwrap_or_default();
         out
-    }
-
-    fn lock<T>(&self, work: impl FnOnce(&mut Registry) -> T) -> T {
-        // The registry stays usable whatever a panicking holder did to it.
-        work(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

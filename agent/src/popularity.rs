@@ -10,15 +10,11 @@
 
 pub mod day;
 
-use std::{
-    collections::BTreeMap,
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
+use parking_lot::{Mutex, RwLock};
 use tarn_crds::repo::RepoId;
 use tokio::{
     sync::watch,
@@ -71,7 +67,7 @@ struct Shared {
 impl Popularity {
     /// Somebody takes something of `id`.
     pub fn count(&self, id: &RepoId, taken: Taken) {
-        self.counted().entry(today()).or_default().count(id, taken);
+        self.0.counted.lock().entry(today()).or_default().count(id, taken);
     }
 
     /// Counts the sums: the first makes known what all agents have counted.
@@ -81,16 +77,11 @@ impl Popularity {
 
     /// How often `id` was asked for within two weeks; nothing before the first sum, and without a store.
     pub fn of(&self, id: &RepoId) -> Uses {
-        self.0.totals.read().unwrap_or_else(PoisonError::into_inner).of(id)
-    }
-
-    fn counted(&self) -> MutexGuard<'_, BTreeMap<Date, Day>> {
-        // Each step leaves it whole.
-        self.0.counted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.totals.read().of(id)
     }
 
     fn know(&self, totals: Totals) {
-        *self.0.totals.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(totals);
+        *self.0.totals.write() = Arc::new(totals);
         self.0.sums.send_modify(|sums| *sums += 1);
     }
 }
@@ -154,7 +145,7 @@ impl Book {
 
     /// Writes the days that something was counted on. What fails is written the next time.
     async fn save(&mut self) {
-        for (date, day) in mem::take(&mut *self.popularity.counted()) {
+        for (date, day) in mem::take(&mut *self.popularity.0.counted.lock()) {
             self.pending.entry(date).or_default().add(day);
         }
         for (date, day) in self.pending.clone() {

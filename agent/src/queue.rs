@@ -7,11 +7,9 @@
 mod activity;
 mod schedule;
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tarn_crds::repo::RepoId;
 use tokio::sync::{oneshot, watch};
 
@@ -93,7 +91,7 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each step leaves it whole.
-        let mut state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.inner.state.lock();
         // What is popular may have become known since those who wait came.
         if state.popular.has_changed().unwrap_or(false) {
             state.popular.mark_unchanged();

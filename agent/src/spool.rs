@@ -22,13 +22,14 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval},
@@ -128,7 +129,7 @@ where
     pub fn adopt(&self, key: K, path: PathBuf, length: u64) {
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let charge = Charge::new(&self.inner.ledger, Part::Kept, length);
-        self.keep(&mut self.lock(), key, number, path, charge, length, true);
+        self.keep(&mut self.inner.index.lock(), key, number, path, charge, length, true);
     }
 
     /// What the files take.
@@ -144,7 +145,7 @@ where
     /// Bounds the kept files anew, as the disk has room.
     pub fn set_budget(&self, bytes: u64) {
         self.inner.ledger.set_budget(bytes.min(self.inner.bounds.bytes));
-        remove(self.evict(&mut self.lock()));
+        remove(self.evict(&mut self.inner.index.lock()));
     }
 
     /// Evicts at least `need` bytes of what nobody reads, the least recently used first, as far as there are so many;
@@ -152,7 +153,7 @@ where
     pub async fn shrink(&self, need: u64) -> u64 {
         let (mut freed, mut paths) = (0, Vec::new());
         {
-            let mut index = self.lock();
+            let mut index = self.inner.index.lock();
             let idle = index.kept.iter().rev().filter(|(_, kept)| !kept.is_read());
             let mut chosen = Vec::new();
             for (key, kept) in idle {
@@ -178,13 +179,13 @@ where
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            remove(self.evict(&mut self.lock()));
+            remove(self.evict(&mut self.inner.index.lock()));
         }
     }
 
     /// Whether the whole file is here, with its length; that counts as a use.
     pub fn holds(&self, key: &K) -> Option<u64> {
-        let mut index = self.lock();
+        let mut index = self.inner.index.lock();
         let kept = index.kept.get_mut(key)?;
         kept.used = Instant::now();
         Some(kept.length)
@@ -193,7 +194,7 @@ where
     /// The whole or growing file.
     pub async fn get(&self, key: &K) -> Option<Follower<E>> {
         loop {
-            let found = self.find(&mut self.lock(), key)?;
+            let found = self.find(&mut self.inner.index.lock(), key)?;
             match found {
                 Found::Follower(follower) => return Some(follower),
                 Found::Closed { number, path, length, charge, first } => {
@@ -232,7 +233,7 @@ where
         if let Some(follower) = self.get(&key).await {
             return follower;
         }
-        let mut index = self.lock();
+        let mut index = self.inner.index.lock();
         // Another may have been as quick; what is kept but cannot be opened is made again.
         match index.growing.contains_key(&key).then(|| self.find(&mut index, &key)).flatten() {
             Some(Found::Follower(follower)) => follower,
@@ -250,14 +251,14 @@ where
     where
         F: Future<Output = Result<u64, E>> + Send + 'static,
     {
-        let mut index = self.lock();
+        let mut index = self.inner.index.lock();
         let there = index.kept.contains(&key) || index.growing.get(&key).is_some_and(Growing::is_wanted);
         (!there).then(|| self.begin(&mut index, key, keep, Asked::Ahead, make))
     }
 
     /// Lets a whole file go that was made ahead, if nobody has asked for it since; says whether it went.
     pub fn discard_unasked(&self, key: &K) -> bool {
-        let mut index = self.lock();
+        let mut index = self.inner.index.lock();
         let unasked = index.kept.peek(key).is_some_and(|kept| !kept.asked);
         let gone = unasked.then(|| index.kept.pop(key)).flatten();
         drop(index);
@@ -268,13 +269,13 @@ where
 
     /// Lets a whole file go.
     pub fn discard(&self, key: &K) {
-        let gone = self.lock().kept.pop(key);
+        let gone = self.inner.index.lock().kept.pop(key);
         remove(gone.into_iter().map(Kept::evict).collect());
     }
 
     /// Lets go of all files whose keys `of` picks.
     pub fn discard_all(&self, of: impl Fn(&K) -> bool) {
-        let mut index = self.lock();
+        let mut index = self.inner.index.lock();
         // What is growing is not kept once it is whole.
         index.growing.retain(|key, _| !of(key));
         let keys: Vec<K> = index.kept.iter().map(|(key, _)| key).filter(|key| of(key)).cloned().collect();
@@ -328,7 +329,7 @@ where
         first: bool,
     ) -> Follower<E> {
         let open = Arc::new(OpenFile { file: OnceLock::from(Arc::new(file)), charge });
-        let mut index = self.lock();
+        let mut index = self.inner.index.lock();
         if let Some(kept) = index.kept.peek_mut(key).filter(|kept| kept.number == number) {
             match kept.open.upgrade() {
                 Some(theirs) => return whole(theirs, length, first),
@@ -340,7 +341,7 @@ where
 
     /// Forgets a kept file that is not as it should be.
     fn remove(&self, key: &K, number: u64) {
-        let mut index = self.lock();
+        let mut index = self.inner.index.lock();
         if index.kept.peek(key).is_some_and(|kept| kept.number == number) {
             tracing::warn!("a kept file is gone or shorter than it was; it is made again");
             let gone = index.kept.pop(key).into_iter().map(Kept::evict).collect();
@@ -423,7 +424,7 @@ where
         placed: Option<(PathBuf, u64)>,
         charge: Arc<Charge>,
     ) {
-        let mut index = self.lock();
+        let mut index = self.inner.index.lock();
         // Another one may be growing by now, for this one was given up.
         let mine = index.growing.get(key).is_some_and(|growing| growing.number == number);
         let ended = if mine { index.growing.remove(key) } else { None };
@@ -490,11 +491,6 @@ where
             gone.extend(index.kept.pop(&key).map(Kept::evict));
         }
         gone
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Index<K, E>> {
-        // Every change of the index is one call: a panic elsewhere leaves it whole.
-        self.inner.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,9 +4,10 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
+use parking_lot::RwLock;
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -107,7 +108,7 @@ impl Tls {
     }
 
     fn take(&self, loaded: Loaded) {
-        let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self.now.write();
         if loaded.digest == now.digest {
             return;
         }
@@ -117,17 +118,17 @@ impl Tls {
     }
 
     fn digest(&self) -> blake3::Hash {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).digest
+        self.now.read().digest
     }
 
     /// What a new connection gets.
     pub fn config(&self) -> Arc<ServerConfig> {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).config.clone()
+        self.now.read().config.clone()
     }
 
     /// Whether this is the certificate of this agent, or was until it was renewed.
     fn is_own(&self, certificate: &CertificateDer<'_>) -> bool {
-        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        let now = self.now.read();
         now.own == *certificate || now.before.as_ref().is_some_and(|before| before == certificate)
     }
 

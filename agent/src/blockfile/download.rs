@@ -124,7 +124,7 @@ impl Driver {
             // Until the first small block is there, only as many requests as somebody waits for: others would share
             // the line with it, and it is what a reader's first byte takes.
             opening = opening.filter(|block| !progress.borrow_and_update().has(*block));
-            let held_back = opening.is_some() && flights.len() >= self.shared.readers().count().max(1);
+            let held_back = opening.is_some() && flights.len() >= self.shared.readers.lock().count().max(1);
             tokio::select! {
                 Some(landed) = flights.join_next() => {
                     let failed = |error| disk_error("write", &self.disk.path, io::Error::other(error));
@@ -135,7 +135,7 @@ impl Driver {
                 permit = self.options.flights.clone().acquire_owned(), if !self.missing.is_empty() && !held_back => {
                     let permit = permit.map_err(|_| BlockFileError::GivenUp)?;
                     // Chosen only now: readers may have come while this waited for its turn.
-                    let next = self.shared.readers().next(self.shared.layout, &mut self.missing);
+                    let next = self.shared.readers.lock().next(self.shared.layout, &mut self.missing);
                     let Some(blocks) = next else { continue };
                     if flights.is_empty() && self.shared.layout.is_small(blocks.start) {
                         opening = Some(blocks.start);

@@ -4,10 +4,9 @@
 //! What was right when it was written may have rotted since. Where it has, all handles are told, so that their owner has
 //! the file made or fetched again.
 
-use std::{
-    fs,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fs, sync::Arc};
+
+use parking_lot::Mutex;
 
 use super::{BlockFileError, Shared, blocking, digest::digest_block, disk_error};
 
@@ -21,12 +20,12 @@ pub(super) struct Opened {
 
 impl Opened {
     fn is_checked(&self, block: usize) -> bool {
-        let checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let checked = self.checked.lock();
         checked.get(block).copied().unwrap_or(false)
     }
 
     fn set_checked(&self, block: usize) {
-        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checked = self.checked.lock();
         if let Some(checked) = checked.get_mut(block) {
             *checked = true;
         }
@@ -38,7 +37,7 @@ impl Shared {
     pub(super) async fn open(self: &Arc<Self>) -> Result<Arc<Opened>, BlockFileError> {
         let shared = self.clone();
         let opened = blocking(self.path.clone(), "open", move || {
-            let mut slot = shared.opened.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut slot = shared.opened.lock();
             if let Some(opened) = slot.upgrade() {
                 return Ok(opened);
             }

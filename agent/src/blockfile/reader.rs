@@ -130,14 +130,14 @@ struct Place {
 
 impl Place {
     fn arrive(shared: &Arc<Shared>, block: usize, last: usize) -> Self {
-        let arrival = shared.readers().arrive(block, last);
+        let arrival = shared.readers.lock().arrive(block, last);
         shared.arrived.notify_one();
         Self { shared: shared.clone(), block, last, arrival }
     }
 
     fn go_on(&mut self) {
         self.block += 1;
-        let mut readers = self.shared.readers();
+        let mut readers = self.shared.readers.lock();
         readers.leave(self.arrival);
         self.arrival = readers.arrive(self.block, self.last);
     }
@@ -145,6 +145,6 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.readers().leave(self.arrival);
+        self.shared.readers.lock().leave(self.arrival);
     }
 }

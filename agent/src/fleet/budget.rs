@@ -11,10 +11,11 @@ mod returns;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tarn_crds::{repo::RepoId, v1alpha1::Budget};
 use tokio::time::sleep;
 
@@ -84,7 +85,7 @@ impl Keeper {
 
     /// How full the disk was when it was last looked at.
     pub fn usage(&self) -> Usage {
-        *self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.usage.lock()
     }
 
     /// Looks at the disk again and again, for ever.
@@ -189,7 +190,7 @@ impl Keeper {
             growing: staged + in_place + objects.open() + answers.open(),
         };
         let usage = Usage { budget: self.budget.bytes_of(volume.total), used: own.all(), volume };
-        *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
+        *self.usage.lock() = usage;
         Ok((own, usage))
     }
 

@@ -9,11 +9,12 @@ use std::{
     collections::{BTreeSet, VecDeque},
     mem,
     num::NonZero,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use parking_lot::Mutex;
 use tarn_crds::{
     repo::RepoId,
     v1alpha1::{Phase, Prewarm},
@@ -107,15 +108,14 @@ impl Warmer {
 
     /// How far it has come.
     pub fn progress(&self) -> Progress {
-        self.tell(|told| {
-            let ready = |id: &&RepoId| self.fleet.get(id).is_some_and(|mirror| mirror.phase().is_ready());
-            Progress {
-                total: told.chosen.len(),
-                warmed: told.chosen.iter().filter(ready).count(),
-                under_way: told.under_way,
-                failed: told.failed.iter().filter(|id| !ready(id)).count(),
-            }
-        })
+        let told = self.told.lock();
+        let ready = |id: &&RepoId| self.fleet.get(id).is_some_and(|mirror| mirror.phase().is_ready());
+        Progress {
+            total: told.chosen.len(),
+            warmed: told.chosen.iter().filter(ready).count(),
+            under_way: told.under_way,
+            failed: told.failed.iter().filter(|id| !ready(id)).count(),
+        }
     }
 
     /// Brings what is chosen, and what is chosen later because it was declared or has become popular. For ever.
@@ -144,7 +144,7 @@ impl Warmer {
                 let here = |id: &RepoId| self.fleet.get(id).is_some_and(|mirror| mirror.bytes() > 0);
                 brought.retain(|id| kept.contains(id) || here(id));
                 queue = chosen.iter().filter(|id| !brought.contains(id)).cloned().collect();
-                self.tell(|told| told.chosen = chosen);
+                self.told.lock().chosen = chosen;
             }
             while running.len() < self.rules.at_once.get() && !self.fleet.room().is_tight() {
                 let Some(id) = queue.pop_front() else { break };
@@ -153,7 +153,7 @@ impl Warmer {
                     running.push(bring(mirror));
                 }
             }
-            self.tell(|told| told.under_way = running.len());
+            self.told.lock().under_way = running.len();
             let summed = async {
                 match &mut sums {
                     // Whoever counts lives as long as this.
@@ -171,13 +171,12 @@ impl Warmer {
                 () = moved => anew = true,
                 Some((id, outcome)) = running.next() => {
                     self.metrics.prewarm.prewarms.get_or_create(&Outcome { outcome }).inc();
-                    self.tell(|told| match outcome {
-                        "ok" => drop(told.failed.remove(&id)),
-                        _ => drop(told.failed.insert(id.clone())),
-                    });
-                    match outcome {
-                        "ok" => tracing::debug!(repo = %id, "brought before anyone asked"),
-                        _ => tracing::warn!(repo = %id, outcome, "cannot be brought for now; the next one is"),
+                    if outcome == "ok" {
+                        self.told.lock().failed.remove(&id);
+                        tracing::debug!(repo = %id, "brought before anyone asked");
+                    } else {
+                        tracing::warn!(repo = %id, outcome, "cannot be brought for now; the next one is");
+                        self.told.lock().failed.insert(id);
                     }
                 }
                 _ = applied.changed() => anew = true,
@@ -197,11 +196,6 @@ impl Warmer {
             uses: uses(mirror.id()),
         });
         chosen(candidates.collect(), self.rules.most_cloned)
-    }
-
-    fn tell<T>(&self, work: impl FnOnce(&mut Told) -> T) -> T {
-        // Each closure leaves whole values behind.
-        work(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -7,9 +7,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
+use parking_lot::RwLock;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::files;
@@ -129,7 +130,7 @@ impl Keyring {
         let unreadable = |source| KeyringError::Unreadable { path: path.clone(), source };
         let take =
             |text: io::Result<&[u8]>| match text.map_err(unreadable).and_then(|text| parse(&path, text)) {
-                Ok(keys) => *current.write().unwrap_or_else(PoisonError::into_inner) = keys,
+                Ok(keys) => *current.write() = keys,
                 Err(error) => tracing::warn!(%error, "the store's keys stay as they were"),
             };
         files::follow(&path, MAX_FILE, take).await;
@@ -176,7 +177,7 @@ impl Keyring {
 
     fn current(&self) -> Vec<Key> {
         let keys = self.keys.as_ref();
-        keys.map(|keys| keys.read().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
+        keys.map(|keys| keys.read().clone()).unwrap_or_default()
     }
 }
 

@@ -13,11 +13,11 @@ use std::{
     ffi::OsStr,
     fs, io,
     os::unix::ffi::OsStrExt,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use bstr::ByteSlice;
+use parking_lot::Mutex;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, set_child_subreaper, waitpid,
 };
@@ -56,17 +56,13 @@ impl Own {
 
     /// It has been waited for.
     pub(super) fn ended(self) {
-        own().remove(&self);
+        OWN.lock().remove(&self);
     }
-}
-
-fn own() -> MutexGuard<'static, BTreeSet<Own>> {
-    OWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts a child, and leaves it to the caller to wait for it.
 pub(super) fn start(command: &mut process::Command) -> io::Result<(process::Child, Option<Own>)> {
-    let mut own = own();
+    let mut own = OWN.lock();
     let child = command.spawn()?;
     let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     let started = pid.map(|pid| {
@@ -104,7 +100,7 @@ pub async fn reap() -> io::Result<()> {
 
 /// Waits for the ended children that the agent has not started, and says how many there were.
 fn reap_ended() -> io::Result<usize> {
-    let (mut own, parent) = (own(), getpid());
+    let (mut own, parent) = (OWN.lock(), getpid());
     let (mut left, mut reaped) = (BTreeSet::new(), 0);
     for entry in fs::read_dir("/proc")? {
         let Some(process) = pid_of(&entry?).and_then(Process::read).filter(|p| p.parent == Some(parent))

@@ -3,10 +3,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tarn_crds::repo::RepoId;
 
 use crate::protocol::lfs::{Action, Answered, LfsOid, ObjectError};
@@ -31,7 +31,7 @@ impl Actions {
         answered: Answered,
     ) -> BTreeMap<LfsOid, Result<(), ObjectError>> {
         let now = Instant::now();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if kept.len() > MAX_KEPT {
             kept.retain(|_, (until, _)| *until > now);
         }
@@ -51,7 +51,7 @@ impl Actions {
     /// Where the object is, if that is known and still good. It is not given out twice: a download that fails asks
     /// the upstream anew.
     pub(super) fn take(&self, repo: &RepoId, oid: LfsOid) -> Option<Action> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         let (until, action) = kept.remove(&(repo.clone(), oid))?;
         (until > Instant::now()).then_some(action)
     }

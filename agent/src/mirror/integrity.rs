@@ -6,10 +6,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tarn_crds::repo::RepoId;
 use tokio::sync::{Notify, futures::Notified};
 
@@ -127,7 +128,7 @@ struct Inner {
 impl Integrity {
     /// Git failed on the mirror's files, which may be damaged. Doubts of one mirror are one.
     pub fn doubt(&self, id: &RepoId, said: &str) {
-        let mut standings = self.lock();
+        let mut standings = self.0.standings.lock();
         let standing = standings.entry(id.clone()).or_insert_with(|| Standing::new(Instant::now()));
         if standing.doubt.is_none() {
             tracing::debug!(repo = %id, said, "git fails on the mirror; its files are examined");
@@ -142,7 +143,7 @@ impl Integrity {
 
     /// An answer of this length was made from the mirror's files.
     pub fn made(&self, id: &RepoId, bytes: u64) {
-        let mut standings = self.lock();
+        let mut standings = self.0.standings.lock();
         let standing = standings.entry(id.clone()).or_insert_with(|| Standing::new(Instant::now()));
         let first = standing.made == 0;
         standing.made = standing.made.saturating_add(bytes.max(1));
@@ -155,7 +156,7 @@ impl Integrity {
     /// Knows the mirrors that are on the disk, and forgets all others. The turn of one that had none comes when `turn`
     /// says.
     pub fn know(&self, on_disk: &HashSet<RepoId>, turn: impl Fn(&RepoId) -> Option<Instant>) {
-        let mut standings = self.lock();
+        let mut standings = self.0.standings.lock();
         standings.retain(|id, standing| standing.under_way || on_disk.contains(id));
         for id in on_disk {
             let standing = standings.entry(id.clone()).or_insert_with(|| Standing::new(Instant::now()));
@@ -170,7 +171,7 @@ impl Integrity {
     /// Takes the mirror that is due for one of `causes`, and git's words where it is in doubt; otherwise says when to ask
     /// again. It is not due for anything before [`Self::examined`] is called.
     pub fn take(&self, causes: &[Cause]) -> Result<(RepoId, Cause, String), Option<Instant>> {
-        let mut standings = self.lock();
+        let mut standings = self.0.standings.lock();
         let all = standings.iter().map(|(id, standing)| (id.clone(), standing));
         let (id, cause) = next(&all, causes, Instant::now())?;
         let standing = standings.entry(id.clone()).or_insert_with(|| Standing::new(Instant::now()));
@@ -189,7 +190,7 @@ impl Integrity {
         interval: Option<Duration>,
         damaged: bool,
     ) {
-        let (now, mut standings) = (Instant::now(), self.lock());
+        let (now, mut standings) = (Instant::now(), self.0.standings.lock());
         if let Some(standing) = standings.get_mut(id) {
             (standing.under_way, standing.examined, standing.took) = (false, Some(now), took);
             standing.turn = interval.map(|interval| now + interval);
@@ -207,7 +208,7 @@ impl Integrity {
     /// The mirror's files could not be examined, which took so long: the doubt that `said` raised stays, and is heeded
     /// again after a while.
     pub fn unresolved(&self, id: &RepoId, said: String, took: Duration) {
-        let mut standings = self.lock();
+        let mut standings = self.0.standings.lock();
         if let Some(standing) = standings.get_mut(id) {
             standing.under_way = false;
             standing.doubt.get_or_insert((Instant::now() + UNRESOLVED.max(took * REST), said));
@@ -219,11 +220,6 @@ impl Integrity {
     /// Waits until something has changed since the future was made.
     pub fn changed(&self) -> Notified<'_> {
         self.0.changed.notified()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<RepoId, Standing>> {
-        // Every change is made whole before anything that could panic.
-        self.0.standings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -312,7 +308,7 @@ mod tests {
         integrity.examined(&id, Cause::Doubt, Duration::ZERO, None, true);
         assert_eq!(integrity.take(ALL), Err(None));
         integrity.know(&HashSet::new(), |_| None);
-        assert!(integrity.lock().is_empty());
+        assert!(integrity.0.standings.lock().is_empty());
     }
 
     #[test]

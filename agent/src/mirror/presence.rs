@@ -1,13 +1,9 @@
 //! Which objects are on the disk. Git answers, a child at a time for each mirror: questions that come while it runs
 //! share the next one, which takes its turn in the queue.
 
-use std::{
-    collections::HashSet,
-    mem,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashSet, mem, path::PathBuf, sync::Arc};
 
+use parking_lot::Mutex;
 use tarn_crds::repo::RepoId;
 use tokio::sync::oneshot;
 
@@ -49,7 +45,7 @@ impl Presence {
         }
         let (reply, answer) = oneshot::channel();
         let idle = {
-            let mut questions = self.lock();
+            let mut questions = self.0.questions.lock();
             questions.waiting.push((oids.to_vec(), reply));
             !mem::replace(&mut questions.answering, true)
         };
@@ -64,7 +60,7 @@ impl Presence {
         loop {
             let ticket = self.0.queue.acquire(Activity::Lookup, &self.0.id, Priority::Awaited).await;
             let asked = {
-                let mut questions = self.lock();
+                let mut questions = self.0.questions.lock();
                 questions.waiting.retain(|(_, reply)| !reply.is_closed());
                 questions.answering = !questions.waiting.is_empty();
                 mem::take(&mut questions.waiting)
@@ -84,10 +80,5 @@ impl Presence {
                 let _ = reply.send(oids.into_iter().filter(lacks).collect());
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Questions> {
-        // Each step leaves the questions whole.
-        self.0.questions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

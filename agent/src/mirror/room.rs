@@ -4,12 +4,13 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
+use parking_lot::Mutex;
 use tarn_crds::repo::RepoId;
 use tokio::sync::{Notify, watch};
 
@@ -61,7 +62,7 @@ pub struct Writing {
 impl Writing {
     /// The work has written so many bytes by now.
     pub fn grown(&self, bytes: u64) {
-        if let Some(writer) = self.room.writers().get_mut(&self.number) {
+        if let Some(writer) = self.room.writers.lock().get_mut(&self.number) {
             writer.grown = bytes;
         }
     }
@@ -78,20 +79,16 @@ impl Writing {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        self.room.writers().remove(&self.number);
+        self.room.writers.lock().remove(&self.number);
     }
 }
 
 impl Room {
-    fn writers(&self) -> MutexGuard<'_, BTreeMap<u64, Writer>> {
-        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Work on the mirror begins to write, into the mirror itself or to staging.
     pub fn write(self: &Arc<Self>, id: RepoId, in_place: bool) -> Writing {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, cut) = watch::channel(None);
-        self.writers().insert(number, Writer { id, grown: 0, in_place, cut: sender });
+        self.writers.lock().insert(number, Writer { id, grown: 0, in_place, cut: sender });
         self.begun.notify_one();
         Writing { room: self.clone(), number, cut }
     }
@@ -103,12 +100,12 @@ impl Room {
 
     /// The work that writes now.
     pub fn writing(&self) -> Vec<Writer> {
-        self.writers().values().cloned().collect()
+        self.writers.lock().values().cloned().collect()
     }
 
     /// Ends all work that makes the mirror grow.
     pub fn cut(&self, id: &RepoId, cut: Cut) {
-        for writer in self.writers().values().filter(|writer| writer.id == *id) {
+        for writer in self.writers.lock().values().filter(|writer| writer.id == *id) {
             writer.cut.send_replace(Some(cut));
         }
     }
@@ -125,7 +122,7 @@ impl Room {
 
     /// Whether requests for a mirror that is not here are to be handed on, and not to bring it: it would not stay.
     pub fn holds_off(&self, id: &RepoId) -> bool {
-        let mut held_off = self.held_off.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held_off = self.held_off.lock();
         let until = held_off.get(id).copied();
         let holds = until.is_some_and(|until| Instant::now() < until);
         if until.is_some() && !holds {
@@ -136,7 +133,7 @@ impl Room {
 
     /// Says until when.
     pub fn hold_off(&self, id: RepoId, until: Instant) {
-        self.held_off.lock().unwrap_or_else(PoisonError::into_inner).insert(id, until);
+        self.held_off.lock().insert(id, until);
     }
 
     /// A mirror finds the disk full, after so many failures in a row.

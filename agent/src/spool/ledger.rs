@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     fs,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
     sync::Notify,
@@ -131,7 +132,7 @@ impl Ledger {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        *lock(&self.usage)
+        *self.usage.lock()
     }
 
     pub(super) fn budget(&self) -> u64 {
@@ -170,7 +171,7 @@ impl Ledger {
 
     /// Takes the file that is read most slowly from its readers, where all of them are slow.
     fn cut_slowest(&self) -> bool {
-        let slots: Vec<Arc<Slot>> = lock(&self.readers).values().filter_map(Weak::upgrade).collect();
+        let slots: Vec<Arc<Slot>> = self.readers.lock().values().filter_map(Weak::upgrade).collect();
         let now = Instant::now();
         // For each file the pace of its fastest reader.
         let mut files: HashMap<usize, u64> = HashMap::new();
@@ -196,16 +197,16 @@ impl Ledger {
 
     pub(super) fn register(&self, slot: &Arc<Slot>) -> u64 {
         let number = self.next_reader.fetch_add(1, Ordering::Relaxed);
-        lock(&self.readers).insert(number, Arc::downgrade(slot));
+        self.readers.lock().insert(number, Arc::downgrade(slot));
         number
     }
 
     pub(super) fn unregister(&self, reader: u64) {
-        lock(&self.readers).remove(&reader);
+        self.readers.lock().remove(&reader);
     }
 
     fn change(&self, from: Option<(Part, u64)>, to: Option<(Part, u64)>) {
-        let mut usage = lock(&self.usage);
+        let mut usage = self.usage.lock();
         let before = usage.open();
         if let Some((part, bytes)) = from {
             let tally = usage.part(part);
@@ -252,18 +253,18 @@ impl Charge {
     }
 
     pub(super) fn part(&self) -> Part {
-        lock(&self.entry).0
+        self.entry.lock().0
     }
 
     /// Moves the file into another part.
     pub(super) fn to(&self, part: Part) {
-        let mut entry = lock(&self.entry);
+        let mut entry = self.entry.lock();
         self.ledger.change(Some(*entry), Some((part, entry.1)));
         entry.0 = part;
     }
 
     pub(super) fn grown(&self, bytes: u64) {
-        let mut entry = lock(&self.entry);
+        let mut entry = self.entry.lock();
         if bytes > entry.1 {
             self.ledger.change(Some(*entry), Some((entry.0, bytes)));
             entry.1 = bytes;
@@ -282,7 +283,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let entry = *lock(&self.entry);
+        let entry = *self.entry.lock();
         self.ledger.change(Some(entry), None);
     }
 }
@@ -311,34 +312,34 @@ impl Slot {
 
     /// The client asks for more.
     pub(super) fn asks(&self) {
-        lock(&self.pace).asks(Instant::now());
+        self.pace.lock().asks(Instant::now());
     }
 
     /// The client is given so many bytes.
     pub(super) fn took(&self, bytes: usize) {
-        lock(&self.pace).took(bytes, Instant::now());
+        self.pace.lock().took(bytes, Instant::now());
     }
 
     /// Which file it reads, and under what that is counted.
     fn reads(&self) -> Option<(usize, Part)> {
-        let held = lock(&self.held);
+        let held = self.held.lock();
         let (open, _) = held.as_ref()?;
         Some((Arc::as_ptr(open).addr(), open.charge.part()))
     }
 
     /// Bytes a second that it takes; `None` while that is not known.
     fn pace(&self, now: Instant) -> Option<u64> {
-        lock(&self.pace).rate(now)
+        self.pace.lock().rate(now)
     }
 
     /// Takes the file away.
     fn cut(&self) {
-        *lock(&self.held) = None;
+        *self.held.lock() = None;
     }
 
     /// The file, unless it has been taken away.
     pub(super) fn open(&self) -> Option<Arc<OpenFile>> {
-        lock(&self.held).as_ref().map(|(open, _)| open.clone())
+        self.held.lock().as_ref().map(|(open, _)| open.clone())
     }
 }
 
@@ -377,9 +378,4 @@ impl Pace {
             u64::try_from(u128::from(self.bytes) * 1000 / time).ok()
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is made whole before anything that could panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

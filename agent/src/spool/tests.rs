@@ -38,7 +38,7 @@ async fn read(follower: Follower<String>) -> Result<Vec<u8>, SpoolError<String>>
 
 /// Waits until nothing grows.
 async fn settled(cache: &Cache) {
-    while !cache.lock().growing.is_empty() {
+    while !cache.inner.index.lock().growing.is_empty() {
         sleep(Duration::from_millis(1)).await;
     }
 }
@@ -55,7 +55,7 @@ async fn files(dir: &tempfile::TempDir, count: usize) {
 }
 
 fn kept(cache: &Cache) -> Vec<u8> {
-    let mut kept: Vec<u8> = cache.lock().kept.iter().map(|(key, _)| *key).collect();
+    let mut kept: Vec<u8> = cache.inner.index.lock().kept.iter().map(|(key, _)| *key).collect();
     kept.sort_unstable();
     kept
 }
@@ -69,7 +69,7 @@ async fn a_file_is_made_once_and_kept_with_no_descriptor_of_its_own() {
     assert_eq!(read(made).await.unwrap(), [1; 100]);
     assert_eq!(read(joined).await.unwrap(), [1; 100]);
     settled(&cache).await;
-    assert!(!cache.lock().kept.peek(&1).unwrap().is_read(), "it is closed");
+    assert!(!cache.inner.index.lock().kept.peek(&1).unwrap().is_read(), "it is closed");
     let hit = cache.get_or_make(1, always(), never).await;
     assert_eq!((hit.lookup(), hit.length()), (Lookup::HIT, Some(100)));
     assert_eq!(read(hit).await.unwrap(), [1; 100]);
@@ -187,7 +187,7 @@ async fn a_file_that_is_damaged_on_the_disk_is_made_again() {
         settled(&cache).await;
         // It is cut short while it is read.
         let hit = get(&cache, 1, 100).await;
-        let path = cache.lock().kept.peek(&1).unwrap().path.clone();
+        let path = cache.inner.index.lock().kept.peek(&1).unwrap().path.clone();
         fs::File::options().write(true).open(path).unwrap().set_len(0).unwrap();
         assert!(matches!(read(hit).await, Err(SpoolError::Disk(_))));
         assert_eq!(get(&cache, 1, 100).await.lookup(), Lookup::MISS);
@@ -203,7 +203,7 @@ async fn work_nobody_waits_for_is_given_up_and_can_begin_again() {
     let first = cache.get_or_make(1, always(), |_| std::future::pending()).await;
     let second = cache.get_or_make(1, always(), never).await;
     drop(first);
-    assert_eq!(cache.lock().growing.len(), 1);
+    assert_eq!(cache.inner.index.lock().growing.len(), 1);
     drop(second);
     let again = get(&cache, 1, 1).await;
     assert_eq!(read(again).await.unwrap(), [1]);

@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Instant,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tarn_crds::{repo::RepoId, v1alpha1::Replica};
 use tokio::sync::Notify;
 
@@ -71,30 +72,30 @@ impl State {
 impl Board {
     /// Reads everything; `work` must be short.
     pub fn read<T>(&self, work: impl FnOnce(&BTreeMap<String, Shown>) -> T) -> T {
-        work(&self.lock().all)
+        work(&self.0.state.lock().all)
     }
 
     /// A GitMirror that is on its way out.
     pub fn leaving(&self, name: &str) -> Option<Leaving> {
-        self.lock().leaving.get(name).cloned()
+        self.0.state.lock().leaving.get(name).cloned()
     }
 
     /// All that are on their way out, and whose objects this pod has not removed.
     pub fn unremoved(&self) -> Vec<(String, Leaving)> {
-        let state = self.lock();
+        let state = self.0.state.lock();
         let left = state.leaving.iter().filter(|(_, leaving)| !leaving.removed);
         left.map(|(name, leaving)| (name.clone(), leaving.clone())).collect()
     }
 
     /// The names of all, those on their way out included.
     pub(super) fn names(&self) -> Vec<String> {
-        let state = self.lock();
+        let state = self.0.state.lock();
         state.all.keys().chain(state.leaving.keys()).cloned().collect()
     }
 
     /// The requests that this pod has not acted on, by the names of their GitMirrors.
     pub(super) fn asked(&self) -> Vec<(String, String)> {
-        let state = self.lock();
+        let state = self.0.state.lock();
         let value = |name: &String| Some((name.clone(), state.all.get(name)?.requested_at.clone()?));
         state.asked.iter().filter_map(value).collect()
     }
@@ -106,7 +107,7 @@ impl Board {
 
     /// The names of those that have changed, or gone, since this was called last.
     pub fn take_changed(&self) -> BTreeSet<String> {
-        std::mem::take(&mut self.lock().changed)
+        std::mem::take(&mut self.0.state.lock().changed)
     }
 
     /// Waits until there is something for [`Self::take_changed`].
@@ -116,7 +117,7 @@ impl Board {
 
     /// Shows a GitMirror as it is now. What this pod acted on stays known.
     pub(super) fn show(&self, name: &str, mut shown: Shown) {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         let told = shown.entry.as_ref().and_then(|entry| entry.last_handled_requested_at.clone());
         shown.handled = state.all.get(name).map_or(told, |known| known.handled.clone());
         state.leaving.remove(name);
@@ -126,7 +127,7 @@ impl Board {
 
     /// Shows one that is on its way out.
     pub(super) fn leave(&self, name: &str, repo: RepoId, shown: Shown) {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         state.all.remove(name);
         let fresh = || Leaving { repo, shown: Shown::default(), since: Instant::now(), removed: false };
         state.leaving.entry(name.to_owned()).or_insert_with(fresh).shown = shown;
@@ -136,7 +137,7 @@ impl Board {
 
     /// Notes that this pod has removed the objects of one that is on its way out.
     pub fn removed(&self, name: &str) {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         let Some(leaving) = state.leaving.get_mut(name) else { return };
         leaving.removed = true;
         self.touch(state, name, true);
@@ -144,14 +145,14 @@ impl Board {
 
     /// Forgets one that is gone.
     pub(super) fn forget(&self, name: &str) {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         let known = state.all.remove(name).is_some() | state.leaving.remove(name).is_some();
         self.touch(state, name, known);
     }
 
     /// Notes that a request was acted on.
     pub(super) fn handled(&self, name: &str, value: String) {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         let Some(shown) = state.all.get_mut(name) else { return };
         shown.handled = Some(value);
         self.touch(state, name, true);
@@ -164,10 +165,5 @@ impl Board {
             drop(state);
             self.0.changed.notify_one();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Whole values are replaced: a panic leaves none half written.
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
