@@ -27,14 +27,17 @@ lint: ## formatting, clippy, each crate on its own, what the documentation names
 test: ## all tests; those of the store need versitygw (CONTRIBUTING.md)
 	$(CARGO) test --workspace --locked
 
-clients: ## clone through Tarn with go-git, JGit, libgit2, dulwich, isomorphic-git, and two versions of git (scripts/clients)
-	set -e; programs=$$(scripts/clients); \
-	  TARN_TEST_CLIENTS=$$programs $(CARGO) test --locked -p tarn-agent --test promises -- --ignored clients::
+clients: ## clone with go-git, JGit, libgit2, dulwich, isomorphic-git and two versions of git, from agents with either git
+	set -e; programs=$$(scripts/clients); newest=$$(scripts/newest-git); \
+	  for git in '' $$newest; do \
+	    TARN_TEST_CLIENTS=$$programs TARN_TEST_GIT=$$git $(CARGO) test --locked -p tarn-agent --test promises -- --ignored clients::; \
+	  done
 
-# Of all tests, those that see most of git: serving, upkeep and checkpoints.
-test-git: ## the tests that depend most on git's version, with agents that run the newest git (scripts/newest-git)
+# Of all tests, those that see most of git: serving, upkeep and checkpoints. Upstreams and clients have it as well: answers are
+# compared with the upstream's own.
+test-git: ## the tests that depend most on git's version, with the newest git everywhere (scripts/newest-git)
 	set -e; newest=$$(scripts/newest-git); \
-	  TARN_TEST_GIT=$$newest $(CARGO) test --locked -p tarn-agent --test promises -- \
+	  PATH=$$newest:$$PATH $(CARGO) test --locked -p tarn-agent --test promises -- \
 	  serving:: p2_never_torn:: p10_ p4_never_stuck::damage checkpoints::restore
 
 chart: ## lint the Helm chart, and test its templates; needs helm and helm-unittest (scripts/chart)
