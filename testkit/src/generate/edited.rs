@@ -15,12 +15,12 @@ const DIRECTORIES: usize = 40;
 const FILES: usize = 60;
 /// … and lines of a file: about 3 kB.
 const LINES: usize = 80;
-/// Commits before the first push.
-const BASE: usize = 1_500;
+/// Commits before the first push: with them, two pushes add less than a quarter of all objects.
+const BASE: usize = 4_200;
 /// Commits of a push.
-const PUSH: usize = 600;
+const PUSH: usize = 200;
 /// Files that a commit of a push changes.
-const CHANGED: usize = 3;
+const CHANGED: usize = 10;
 /// A merge comes after so many commits, and so does whatever else is rare.
 const RARELY: usize = 30;
 
@@ -53,7 +53,7 @@ impl Edited {
         new
     }
 
-    /// The history before the first push, for `git fast-import` into a repository without a branch `main`: 1,500 commits
+    /// The history before the first push, for `git fast-import` into a repository without a branch `main`: 4,200 commits
     /// with merges, and annotated tags.
     pub fn base(&mut self) -> String {
         let mut script = String::new();
@@ -67,14 +67,14 @@ impl Edited {
                 self.edit(file);
                 self.commit(&mut script, "main", None, &[file]);
             }
-            if number % 250 == 0 {
-                self.tag(&mut script, &format!("v0.{}", number / 250));
+            if number % 500 == 0 {
+                self.tag(&mut script, &format!("v0.{}", number / 500));
             }
         }
         script
     }
 
-    /// The next push: 600 commits that change most files, with merges, files that become what they were long ago, an
+    /// The next push: 200 commits that change most files, with merges, files that become what they were long ago, an
     /// annotated tag, and a branch without a common ancestor.
     pub fn push(&mut self) -> String {
         self.pushes += 1;
@@ -233,7 +233,7 @@ mod tests {
         }
         repo.fsck().await.unwrap();
         let commits: u32 = repo.git(&["rev-list", "--count", "--all"]).await.unwrap().parse().unwrap();
-        assert!((2_500..4_000).contains(&commits), "{commits}");
+        assert!((4_500..5_500).contains(&commits), "{commits}");
         assert_ne!(repo.git(&["rev-list", "--merges", "--count", "main"]).await.unwrap(), "0");
         let args = ["-C", path.to_str().unwrap(), "pack-objects", "--revs", "--thin", "--delta-base-offset"];
         let args = args.into_iter().chain(["--stdout", "--quiet"]);
