@@ -21,11 +21,105 @@ const SECONDS: [f64; 12] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 
 /// What the name of every metric begins with.
 const PREFIX: &str = "tarn";
 
-/// How something ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Outcome {
-    /// `ok`, or a reason code.
-    pub outcome: &'static str,
+/// Declares labels of one key each, with the values that have names.
+macro_rules! labels {
+    ($($(#[$of:meta])* $label:ident { $(#[$is:meta])* $key:ident $($(#[$means:meta])* $name:ident = $value:literal)* })*) => {
+        $($(#[$of])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        pub struct $label {
+            $(#[$is])*
+            pub $key: &'static str,
+        }
+
+        impl $label {
+            $($(#[$means])* pub const $name: Self = Self { $key: $value };)*
+        })*
+    };
+}
+
+labels! {
+    /// How something ended.
+    Outcome {
+        /// `ok`, or a reason code.
+        outcome
+    }
+    /// How a request to the API server ended.
+    ApiOutcome {
+        /// `ok`, `conflict`, `denied`, `gone`, `invalid`, `refused` (any other answer) or `unreachable`.
+        outcome
+    }
+    /// What became of a webhook.
+    HookOutcome {
+        /// `ok`, `ignored` where the event moves no refs, or the code of the refusal.
+        outcome
+    }
+    /// What an answer about refs rested on.
+    Basis {
+        /// `verified`, `reused`, `stale` or `error`.
+        freshness
+    }
+    /// What is done, what was done to a mirror while it serves, or what was evicted.
+    Work {
+        /// In the queue, the kind of bounded work; `repack` or `seed`; `undeclared`, `mirror`, `snapshot` or `packs`.
+        work
+    }
+    /// What the disk damaged.
+    Damaged {
+        /// `mirror`, `answer`, `snapshot` or `lfs`.
+        what
+        /// A mirror.
+        MIRROR = "mirror"
+        /// A cached answer.
+        ANSWER = "answer"
+        /// A snapshot.
+        SNAPSHOT = "snapshot"
+        /// An LFS object.
+        LFS = "lfs"
+    }
+    /// How a request for a pack met the cache.
+    Lookup {
+        /// `hit`, `joined`, `miss`, or `pack`.
+        result
+        /// The answer was whole already.
+        HIT = "hit"
+        /// The answer was being made.
+        JOINED = "joined"
+        /// The answer is made for this request.
+        MISS = "miss"
+        /// A pack of the mirror is the answer, as it is.
+        PACK = "pack"
+    }
+    /// What became of an answer that is made before anyone asks.
+    Ahead {
+        /// `made`, `failed` or `abandoned`; of those made, `used` by whoever came first, or `unused` until the refs moved
+        /// again.
+        outcome
+        /// It is there.
+        MADE = "made"
+        /// It cannot be made.
+        FAILED = "failed"
+        /// The refs moved while it was made.
+        ABANDONED = "abandoned"
+        /// Somebody has asked for it.
+        USED = "used"
+        /// Nobody has.
+        UNUSED = "unused"
+    }
+    /// What became of a request that was handed to a peer.
+    Proxied {
+        /// `served`, `cold`, `refused`, `unreachable` or, of those served, `broken`.
+        outcome
+        /// The peer answers.
+        SERVED = "served"
+        /// The peer does not have the mirror either.
+        COLD = "cold"
+        /// The peer has the mirror and cannot answer, or is no agent.
+        REFUSED = "refused"
+        /// There is no connection to the peer, or it breaks before the answer begins.
+        UNREACHABLE = "unreachable"
+        /// An answer broke off in the middle.
+        BROKEN = "broken"
+    }
 }
 
 impl Outcome {
@@ -33,13 +127,6 @@ impl Outcome {
     pub fn of<T, E>(result: &Result<T, E>, reason: impl FnOnce(&E) -> Reason) -> Self {
         Self { outcome: result.as_ref().map_or_else(|error| reason(error).as_str(), |_| "ok") }
     }
-}
-
-/// How a request to the API server ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ApiOutcome {
-    /// `ok`, `conflict`, `denied`, `gone`, `invalid`, `refused` (any other answer) or `unreachable`.
-    pub outcome: &'static str,
 }
 
 /// One kind of request and how it ended.
@@ -61,57 +148,6 @@ pub struct Decision {
     pub outcome: &'static str,
 }
 
-/// What an answer about refs rested on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Basis {
-    /// `verified`, `reused`, `stale` or `error`.
-    pub freshness: &'static str,
-}
-
-/// What is done, what was done to a mirror while it serves, or what was evicted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Work {
-    /// In the queue, the kind of bounded work; `repack` or `seed`; `undeclared`, `mirror`, `snapshot` or `packs`.
-    pub work: &'static str,
-}
-
-/// What the disk damaged.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Damaged {
-    /// `mirror`, `answer`, `snapshot` or `lfs`.
-    pub what: &'static str,
-}
-
-impl Damaged {
-    /// A mirror.
-    pub const MIRROR: Self = Self { what: "mirror" };
-    /// A cached answer.
-    pub const ANSWER: Self = Self { what: "answer" };
-    /// A snapshot.
-    pub const SNAPSHOT: Self = Self { what: "snapshot" };
-    /// An LFS object.
-    pub const LFS: Self = Self { what: "lfs" };
-}
-
-/// How a request for a pack met the cache.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Lookup {
-    /// `hit`: whole already; `joined`: being made; `miss`: made for this request; `pack`: a pack of the
-    /// mirror, as it is.
-    pub result: &'static str,
-}
-
-impl Lookup {
-    /// The answer was whole already.
-    pub const HIT: Self = Self { result: "hit" };
-    /// The answer was being made.
-    pub const JOINED: Self = Self { result: "joined" };
-    /// The answer is made for this request.
-    pub const MISS: Self = Self { result: "miss" };
-    /// A pack of the mirror is the answer.
-    pub const PACK: Self = Self { result: "pack" };
-}
-
 /// Some of a spool's files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct SpoolPart {
@@ -119,53 +155,6 @@ pub struct SpoolPart {
     pub spool: &'static str,
     /// `kept`, `growing` or `pinned`: evicted, and still read.
     pub part: &'static str,
-}
-
-/// What became of an answer that is made before anyone asks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Ahead {
-    /// `made`, `failed` or `abandoned`; of those made, `used` by whoever came first, or `unused` until the refs moved again.
-    pub outcome: &'static str,
-}
-
-impl Ahead {
-    /// It is there.
-    pub const MADE: Self = Self { outcome: "made" };
-    /// It cannot be made.
-    pub const FAILED: Self = Self { outcome: "failed" };
-    /// The refs moved while it was made.
-    pub const ABANDONED: Self = Self { outcome: "abandoned" };
-    /// Somebody has asked for it.
-    pub const USED: Self = Self { outcome: "used" };
-    /// Nobody has.
-    pub const UNUSED: Self = Self { outcome: "unused" };
-}
-
-/// What became of a request that was handed to a peer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Proxied {
-    /// `served`, `cold`, `refused`, `unreachable` or, of those served, `broken`.
-    pub outcome: &'static str,
-}
-
-impl Proxied {
-    /// The peer answers.
-    pub const SERVED: Self = Self { outcome: "served" };
-    /// The peer does not have the mirror either.
-    pub const COLD: Self = Self { outcome: "cold" };
-    /// The peer has the mirror and cannot answer, or is no agent.
-    pub const REFUSED: Self = Self { outcome: "refused" };
-    /// There is no connection to the peer, or it breaks before the answer begins.
-    pub const UNREACHABLE: Self = Self { outcome: "unreachable" };
-    /// An answer broke off in the middle.
-    pub const BROKEN: Self = Self { outcome: "broken" };
-}
-
-/// What became of a webhook.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct HookOutcome {
-    /// `ok`, `ignored` where the event moves no refs, or the code of the refusal.
-    pub outcome: &'static str,
 }
 
 /// A metric as it is before anything has happened.
@@ -179,13 +168,10 @@ impl<L: Clone + std::hash::Hash + Eq, M: Default> Fresh for Family<L, M> {
     }
 }
 
-impl Fresh for Counter {
-    fn fresh() -> Self {
-        Self::default()
-    }
-}
-
-impl Fresh for Counter<f64, AtomicU64> {
+impl<N: Default, A> Fresh for Counter<N, A>
+where
+    Self: Default,
+{
     fn fresh() -> Self {
         Self::default()
     }
