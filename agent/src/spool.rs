@@ -344,7 +344,8 @@ where
         let mut index = self.inner.index.lock();
         if index.kept.peek(key).is_some_and(|kept| kept.number == number) {
             tracing::warn!("a kept file is gone or shorter than it was; it is made again");
-            let gone = index.kept.pop(key).into_iter().map(Kept::evict).collect();
+            let gone = index.kept.pop(key).inspect(|kept| kept.charge.spoil());
+            let gone = gone.into_iter().map(Kept::evict).collect();
             drop(index);
             remove(gone);
         }

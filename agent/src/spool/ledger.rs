@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::DropGuard;
 
-use crate::metrics::{Metrics, SpoolPart};
+use crate::metrics::{Damaged, Metrics, SpoolPart};
 
 /// How long new work waits while more than the budget is open, but not twice as much.
 const SOFT_WAIT: Duration = Duration::from_secs(5);
@@ -114,10 +114,12 @@ pub(super) struct Ledger {
     bytes: [Gauge; 3],
     files: [Gauge; 3],
     cut: Counter,
+    pub(super) damages: Counter,
 }
 
 impl Ledger {
     pub(super) fn new(name: &'static str, budget: u64, metrics: &Metrics) -> Arc<Self> {
+        let damaged = if name == "lfs" { Damaged::LFS } else { Damaged::ANSWER };
         let label = |part: Part| SpoolPart { spool: name, part: part.label() };
         Arc::new(Self {
             budget: AtomicU64::new(budget),
@@ -128,6 +130,7 @@ impl Ledger {
             bytes: Part::ALL.map(|part| metrics.spool.bytes.get_or_create(&label(part)).clone()),
             files: Part::ALL.map(|part| metrics.spool.files.get_or_create(&label(part)).clone()),
             cut: metrics.spool.cut.clone(),
+            damages: metrics.integrity.damages.get_or_create(&damaged).clone(),
         })
     }
 
@@ -273,7 +276,9 @@ impl Charge {
 
     /// Notes that the file cannot be read as it was written: it is made again.
     pub(super) fn spoil(&self) {
-        self.damaged.store(true, Ordering::Relaxed);
+        if !self.damaged.swap(true, Ordering::Relaxed) {
+            self.ledger.damages.inc();
+        }
     }
 
     pub(super) fn is_damaged(&self) -> bool {

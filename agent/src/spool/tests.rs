@@ -172,7 +172,8 @@ async fn what_nobody_uses_leaves_after_a_while_and_too_many_leave_at_once() {
 #[tokio::test]
 async fn a_file_that_is_damaged_on_the_disk_is_made_again() {
     let (dir, cache) = cache(1 << 20);
-    for gone in [true, false] {
+    let damages = || cache.inner.ledger.damages.get();
+    for (gone, before) in [(true, 0), (false, 2)] {
         read(get(&cache, 1, 100).await).await.unwrap();
         settled(&cache).await;
         let path = fs::read_dir(dir.path().join("packs")).unwrap().next().unwrap().unwrap().path();
@@ -191,6 +192,7 @@ async fn a_file_that_is_damaged_on_the_disk_is_made_again() {
         fs::File::options().write(true).open(path).unwrap().set_len(0).unwrap();
         assert!(matches!(read(hit).await, Err(SpoolError::Disk(_))));
         assert_eq!(get(&cache, 1, 100).await.lookup(), Lookup::MISS);
+        assert_eq!(damages(), before + 2, "each counts once");
         settled(&cache).await;
         cache.discard(&1);
         files(&dir, 0).await;

@@ -50,6 +50,8 @@ async fn a_snapshot_that_rots_on_the_disk_is_fetched_again(kind: Kind) -> Result
     .await?;
     let told = agent.logs()?.matches("a snapshot on this disk is damaged").count();
     ensure!(told == 1, "told {told} times");
+    let counted: u64 = agent.metric(r#"tarn_integrity_damages_total{what="snapshot"}"#).await?;
+    ensure!(counted == 1, "counted {counted} times");
     // Nobody blames the store for it.
     ensure!(files(&super::objects(&stage), "bad")?.is_empty(), "a snapshot is marked");
     // And what somebody removes comes back as well.

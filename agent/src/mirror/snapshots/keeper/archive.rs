@@ -10,7 +10,7 @@ use crate::{
     backoff::retry_delay,
     blockfile::{Blame, BlockFileError},
     files::blocking,
-    metrics::Outcome,
+    metrics::{Damaged, Outcome},
     snapshot::{SnapshotError, compare::Compared, manifest::Snapshot},
 };
 
@@ -52,6 +52,7 @@ impl Keeper {
         let Some(held) = self.held.as_mut() else { return };
         let digest = held.snapshot.digest;
         tracing::warn!(%error, commit = held.snapshot.commit, "a snapshot on this disk is damaged; it is made again");
+        self.work.metrics.integrity.damages.get_or_create(&Damaged::SNAPSHOT).inc();
         self.trouble = Some(Trouble::new(SnapshotError::from(error.clone()).reason(), error));
         held.content = Content::Remote;
         if held.snapshot.generation.0 == 0 || self.work.shelf.is_none() {
