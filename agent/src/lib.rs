@@ -5,6 +5,7 @@
 
 pub mod telemetry;
 pub mod metrics;
+pub mod never;
 pub mod shutdown;
 pub mod descriptors;
 pub mod secrecy;

@@ -28,7 +28,7 @@ use super::{
     declarations::{Age, Content, Declarations, Rules, Source},
     last_known::LastKnown,
 };
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, never::or_never};
 use board::Board;
 pub(crate) use objects::own_entry;
 use objects::{Edit, Objects};
@@ -154,11 +154,11 @@ impl Cluster {
                     self.board.handled(&done.name, done.value);
                     false
                 }
-                () = at(patience) => {
+                () = or_never(patience.map(sleep_until)) => {
                     patience = None;
                     self.be_alone()
                 }
-                () = at(due) => {
+                () = or_never(due.map(sleep_until)) => {
                     due = None;
                     self.apply(&fleet).await;
                     false
@@ -267,12 +267,5 @@ impl Cluster {
             );
         }
         fleet.apply(delta, known).await;
-    }
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }

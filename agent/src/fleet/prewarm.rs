@@ -25,6 +25,7 @@ use super::Fleet;
 use crate::{
     metrics::{Metrics, Outcome},
     mirror::Mirror,
+    never::or_never,
     popularity::{Popularity, day::Uses},
 };
 
@@ -154,21 +155,10 @@ impl Warmer {
                 }
             }
             self.told.lock().under_way = running.len();
-            let summed = async {
-                match &mut sums {
-                    // Whoever counts lives as long as this.
-                    Some(sums) => drop(sums.changed().await),
-                    None => std::future::pending().await,
-                }
-            };
-            let moved = async {
-                match &mut placed {
-                    Some(changed) => changed.await,
-                    None => std::future::pending().await,
-                }
-            };
+            // Whoever counts lives as long as this.
+            let summed = or_never(sums.as_mut().map(|sums| sums.changed()));
             tokio::select! {
-                () = moved => anew = true,
+                () = or_never(placed.as_mut()) => anew = true,
                 Some((id, outcome)) = running.next() => {
                     self.metrics.prewarm.prewarms.get_or_create(&Outcome { outcome }).inc();
                     if outcome == "ok" {
@@ -182,7 +172,7 @@ impl Warmer {
                 _ = applied.changed() => anew = true,
                 // There may be room again.
                 () = sleep(TIGHT), if self.fleet.room().is_tight() => {}
-                () = summed => anew = true,
+                _ = summed => anew = true,
             }
         }
     }

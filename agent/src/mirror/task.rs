@@ -46,6 +46,7 @@ use crate::{
         restore::{Outcome, Restored},
     },
     git::{RefSet, remote::Patience},
+    never::or_never,
     queue::Priority,
     upstream::LookError,
 };
@@ -161,9 +162,9 @@ impl Task {
                 result = self.upkeep.result() => if self.upkeep.ended(result) {
                     self.measure();
                 },
-                () = sleep_until(again) => {}
+                () = or_never(again.map(time::sleep_until)) => {}
                 () = others_changed => {}
-                () = sleep_until(timer) => {
+                () = or_never(timer.map(time::sleep_until)) => {
                     self.timer = None;
                     // The store may be back before the upstream is.
                     self.publishing.restores.set_due();
@@ -482,12 +483,5 @@ impl Task {
             }
             changed
         });
-    }
-}
-
-async fn sleep_until(timer: Option<time::Instant>) {
-    match timer {
-        Some(at) => time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }

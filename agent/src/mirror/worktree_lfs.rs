@@ -32,7 +32,8 @@ use crate::{
     files::blocking,
     git::{Git, GitError},
     lfs::{FetchError, LengthFrom, Lfs, tree},
-    metrics::{Metrics, Outcome},
+    metrics::{Damaged, Metrics, Outcome},
+    never::or_never,
     protocol::lfs::{MAX_OBJECTS, Object},
     queue::{Activity, Priority, Queue},
     snapshot::{archive, build::WorktreeRules, manifest::digest_of},
@@ -192,16 +193,11 @@ impl Keeper {
                     State::Held(held) => Some(held.reader.clone()),
                     _ => None,
                 };
-                let spoilt = async {
-                    match held {
-                        Some(reader) => reader.spoilt().await,
-                        None => std::future::pending().await,
-                    }
-                };
                 tokio::select! {
                     changed = self.snapshots.changed() => if changed.is_err() { return },
-                    error = spoilt => {
+                    error = or_never(held.as_ref().map(Reader::spoilt)) => {
                         tracing::warn!(%error, "an archive of LFS objects is damaged on this disk; it is made again");
+                        self.metrics.integrity.damages.get_or_create(&Damaged::LFS).inc();
                         self.out.send_replace(State::Coming("the LFS objects are gathered again".into()));
                         done = None;
                     }

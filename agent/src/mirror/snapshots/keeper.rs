@@ -22,6 +22,7 @@ use crate::{
     backoff::retry_delay,
     blockfile::{BlockFile, BlockFileError, Download, Options, Reader},
     generations::Generation,
+    never::or_never,
     peers::Peers,
     queue::Activity,
     snapshot::{SnapshotError, build::Build, manifest::Snapshot, shelf::Published},
@@ -276,34 +277,20 @@ impl Keeper {
     }
 
     async fn next(&mut self, step: Step) -> Happened {
-        let job = async {
-            match &mut self.job {
-                Some((step, job)) => {
-                    let result = job.await;
-                    let result = result.unwrap_or_else(|error| Err(std::io::Error::other(error).into()));
-                    Happened::Finished(*step, result)
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let arrived = async {
+        let job = self.job.as_mut().map(async |(step, job)| {
+            let result = job.await;
+            let result = result.unwrap_or_else(|error| Err(std::io::Error::other(error).into()));
+            Happened::Finished(*step, result)
+        });
+        let held = async {
             match self.held.as_ref().map(|held| &held.content) {
                 Some(Content::Arriving(download)) => Happened::Arrived(download.wait().await),
-                _ => std::future::pending().await,
-            }
-        };
-        let spoilt = async {
-            match self.held.as_ref().map(|held| &held.content) {
                 Some(Content::Here(reader)) => Happened::Spoilt(reader.spoilt().await),
-                _ => std::future::pending().await,
+                Some(Content::Remote) | None => std::future::pending().await,
             }
         };
-        let newer = async {
-            match &self.newer {
-                Some((_, download)) => Happened::NewerArrived(download.wait().await),
-                None => std::future::pending().await,
-            }
-        };
+        let newer =
+            self.newer.as_ref().map(async |(_, download)| Happened::NewerArrived(download.wait().await));
         let (view, settings) = (&mut self.view, &mut self.settings);
         let changed = async {
             let ended = tokio::select! {
@@ -317,12 +304,6 @@ impl Keeper {
             time::sleep(SETTLE).await;
         };
         let others = self.work.peers.as_ref().map(Peers::changed);
-        let others = async {
-            match others {
-                Some(changed) => changed.await,
-                None => std::future::pending().await,
-            }
-        };
         let timer = async {
             match step {
                 Step::Wait(Some(at)) => {
@@ -334,13 +315,12 @@ impl Keeper {
         };
         tokio::select! {
             message = self.inbox.recv() => Happened::Asked(message),
-            finished = job => finished,
-            arrived = arrived => arrived,
-            arrived = newer => arrived,
-            spoilt = spoilt => spoilt,
+            finished = or_never(job) => finished,
+            told = held => told,
+            arrived = or_never(newer) => arrived,
             () = changed => Happened::Changed,
             () = timer => Happened::Changed,
-            () = others => Happened::Changed,
+            () = or_never(others) => Happened::Changed,
         }
     }
 

@@ -18,6 +18,7 @@ use crate::{
     git::RefSet,
     metrics::{Metrics, Outcome},
     mirror::{LookAnswer, Settings, Stored, Trouble, life::Event},
+    never::or_never,
     protocol::ls_refs::LsRefs,
     queue::{Activity, Priority, Queue},
     upstream::LookError,
@@ -210,12 +211,8 @@ impl Looks {
 
     /// Waits for the running look; for ever where there is none. A dropped future loses nothing.
     pub(super) async fn result(&mut self) -> Result<Arc<RefSet>, LookError> {
-        match &mut self.running {
-            Some(running) => {
-                (&mut running.result).await.unwrap_or_else(|error| Err(LookError::Refused(error.to_string())))
-            }
-            None => std::future::pending().await,
-        }
+        let ended = or_never(self.running.as_mut().map(|running| &mut running.result)).await;
+        ended.unwrap_or_else(|error| Err(LookError::Refused(error.to_string())))
     }
 
     /// Takes in what [`Self::result`] gave. `wanted` says whether the mirror is to be here.

@@ -23,6 +23,7 @@ use crate::{
     git::RefSet,
     metrics::Outcome as Label,
     mirror::{CheckpointSettings, Stored, Trouble, services::Services},
+    never::or_never,
     peers::{self, Peers, Turn},
     queue::{Activity, Priority, Queue},
     upstream::Provenance,
@@ -133,12 +134,8 @@ impl Publishing {
     pub(super) async fn result(&mut self) -> Finished {
         let running = &mut self.running;
         let published = async {
-            match running {
-                Some(result) => result
-                    .await
-                    .unwrap_or_else(|error| Err(CheckpointError::Disk(std::io::Error::other(error)))),
-                None => std::future::pending().await,
-            }
+            let ended = or_never(running.as_mut()).await;
+            ended.unwrap_or_else(|error| Err(CheckpointError::Disk(std::io::Error::other(error))))
         };
         tokio::select! {
             restored = self.restores.result() => Finished::Restore(restored),
@@ -232,13 +229,7 @@ impl Publishing {
 
     /// Waits until the agents that share the store are others than they were when this was called.
     pub(super) fn others_changed(&self) -> impl Future<Output = ()> + use<> {
-        let changed = self.peers.as_ref().map(Peers::changed);
-        async move {
-            match changed {
-                Some(changed) => changed.await,
-                None => std::future::pending().await,
-            }
-        }
+        or_never(self.peers.as_ref().map(Peers::changed))
     }
 
     /// Takes in how a publishing has ended.

@@ -13,6 +13,7 @@ use crate::{
         seed::Seed,
         upkeep::{Chore, Facts, Workshop, plan},
     },
+    never::or_never,
     queue::Queue,
 };
 
@@ -108,12 +109,10 @@ impl Upkeep {
 
     /// Waits for what runs; for ever where nothing does. A dropped future loses nothing.
     pub(super) async fn result(&mut self) -> Result<Option<PathBuf>, GitError> {
-        match &mut self.running {
-            Some((_, result)) => result.await.unwrap_or_else(|error| {
-                Err(GitError::Io { verb: "repack".into(), source: std::io::Error::other(error) })
-            }),
-            None => std::future::pending().await,
-        }
+        let ended = or_never(self.running.as_mut().map(|(_, result)| result)).await;
+        ended.unwrap_or_else(|error| {
+            Err(GitError::Io { verb: "repack".into(), source: std::io::Error::other(error) })
+        })
     }
 
     /// Takes in what [`Self::result`] gave; says whether the mirror may have changed its size.

@@ -23,6 +23,7 @@ use crate::{
         quota::Writes,
         room::Room,
     },
+    never::or_never,
     queue::{Activity, Lift, Priority, Queue},
 };
 
@@ -139,12 +140,8 @@ impl Restores {
 
     /// Waits for the running restore; for ever where there is none. A dropped future loses nothing.
     pub(super) async fn result(&mut self) -> Result<Outcome, CheckpointError> {
-        match &mut self.running {
-            Some(running) => {
-                (&mut running.result).await.unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
-            }
-            None => std::future::pending().await,
-        }
+        let ended = or_never(self.running.as_mut().map(|running| &mut running.result)).await;
+        ended.unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
     }
 
     /// Takes in what [`Self::result`] gave: what has been restored, if anything, and when that began. `failures` is how
