@@ -24,7 +24,8 @@ use crate::{
 /// Bytes read between two pauses.
 const SLICE: u64 = 4 * 1024 * 1024;
 
-/// A file that the disk cannot read is read again after this: twice is no accident.
+/// A file that the disk cannot read is read again after this: twice is no accident. What it reads wrong is read again at
+/// once.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// How often the refs are compared while fetches write them, and the time between.
@@ -83,15 +84,18 @@ impl Examiner {
         Ok(())
     }
 
-    /// Compares the file at `path` with its checksum, twice if it is wrong.
+    /// Compares the file at `path` with its checksum, twice if it is wrong: the second time as fast as the disk reads, for
+    /// clients that meet damage wait for the verdict.
     async fn check(&self, path: &Path, format: ObjectFormat) -> Result<(), Verdict> {
-        let first = match self.sum(path, format).await {
+        let first = match self.sum(path, format, self.pace).await {
             Ok(true) => return Ok(()),
             Err(error) if !is_disks(&error) => return gone_or(path, &error),
             first => first,
         };
-        sleep(AGAIN).await;
-        match (first, self.sum(path, format).await) {
+        if first.is_err() {
+            sleep(AGAIN).await;
+        }
+        match (first, self.sum(path, format, None).await) {
             (_, Ok(true)) => {
                 tracing::warn!(file = %path.display(), "a file was read wrong once, and right the second time");
                 Ok(())
@@ -104,7 +108,7 @@ impl Examiner {
         }
     }
 
-    async fn sum(&self, path: &Path, format: ObjectFormat) -> io::Result<bool> {
+    async fn sum(&self, path: &Path, format: ObjectFormat, pace: Option<u64>) -> io::Result<bool> {
         let path = path.to_owned();
         let mut summing = blocking(move || checksum::Summing::open(&path, format)).await?;
         loop {
@@ -120,7 +124,7 @@ impl Examiner {
             if let Some(intact) = intact {
                 return Ok(intact);
             }
-            if let Some(pace) = self.pace {
+            if let Some(pace) = pace {
                 sleep(Duration::from_millis(read.saturating_mul(1000) / pace.max(1))).await;
             }
         }
@@ -203,4 +207,27 @@ fn local(path: &Path, error: &io::Error) -> Verdict {
 /// The file's own name: where the mirror is, the log says.
 fn shown(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_wrong_checksum_is_a_verdict_as_soon_as_it_is_read_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, path) = (dir.path().join("home"), dir.path().join("a.pack"));
+        std::fs::create_dir(&home).unwrap();
+        std::fs::write(&path, [7; 4096]).unwrap();
+        let git = Git::detect(&home, dir.path().as_os_str(), false).await.unwrap();
+        let metrics = Metrics::new();
+        let examiner = Examiner { git, metrics: metrics.clone(), pace: None, thorough: false };
+        let began = Instant::now();
+        let verdict = examiner.check(&path, ObjectFormat::Sha1).await;
+        assert!(matches!(verdict, Err(Verdict::Damaged(_))), "{verdict:?}");
+        assert_eq!(metrics.integrity.examined_bytes.get(), 2 * (4096 - 20), "it was not read twice");
+        assert!(began.elapsed() < AGAIN, "clients wait for nothing");
+    }
 }
