@@ -33,6 +33,7 @@ pub struct Builder {
     binary: PathBuf,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    through: Vec<OsString>,
     data: Option<PathBuf>,
     settings: Settings,
     manifests: Manifests,
@@ -60,6 +61,7 @@ impl Builder {
             binary,
             args: Vec::new(),
             env: Vec::new(),
+            through: Vec::new(),
             data: None,
             settings: Settings::Flags,
             manifests: Manifests::Own,
@@ -109,6 +111,13 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, key: &str, value: impl Into<OsString>) -> Self {
         self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// Starts this program with these arguments, the agent's binary and its flags; the agent must take the program's place.
+    #[must_use]
+    pub fn through(mut self, program: &str, args: impl IntoIterator<Item = OsString>) -> Self {
+        self.through = std::iter::once(program.into()).chain(args).collect();
         self
     }
 
@@ -180,7 +189,9 @@ impl Builder {
     }
 
     fn bare(&self, home: &Path) -> std::process::Command {
-        let mut agent = command(&self.binary);
+        let mut words = self.through.iter().map(OsString::as_os_str).chain([self.binary.as_os_str()]);
+        let mut agent = command(words.next().unwrap_or_default());
+        agent.args(words);
         agent.env_clear().env("PATH", path());
         agent.env("HOME", home.join("home")).env("RUST_BACKTRACE", "1");
         if !rustix::process::geteuid().is_root() {

@@ -8,6 +8,7 @@ pub mod eventually;
 pub mod generate;
 pub mod git;
 pub mod github;
+pub mod hostile;
 pub mod listening;
 pub mod load;
 pub mod measure;

@@ -2,6 +2,7 @@
 //! the metadata servers of clouds want it.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
@@ -19,16 +20,23 @@ pub const SECRET: &str = "kanarienvogel-of-a-machine-5e1d";
 #[derive(Debug)]
 pub struct Trap {
     heard: Arc<Mutex<Vec<String>>>,
+    met: Arc<AtomicUsize>,
     listening: Listening,
 }
 
 impl Trap {
     /// Listens on a free port of 127.0.0.1, and gives its secret to requests with this header; without one to all.
     pub fn start(header: Option<(&'static str, &'static str)>) -> Result<Self> {
+        Self::start_on(SocketAddr::from(([127, 0, 0, 1], 0)), header)
+    }
+
+    /// As [`Trap::start`], on this address.
+    pub fn start_on(address: SocketAddr, header: Option<(&'static str, &'static str)>) -> Result<Self> {
         let heard: Arc<Mutex<Vec<String>>> = Arc::default();
-        let log = Arc::clone(&heard);
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let met: Arc<AtomicUsize> = Arc::default();
+        let (log, count) = (Arc::clone(&heard), Arc::clone(&met));
         let listening = Listening::start("trap", address, move |stream| {
+            count.fetch_add(1, Ordering::Relaxed);
             let log = Arc::clone(&log);
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
                 let (head, _) = request.into_parts();
@@ -47,7 +55,7 @@ impl Trap {
                 let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
             }
         })?;
-        Ok(Self { heard, listening })
+        Ok(Self { heard, met, listening })
     }
 
     /// Where it listens.
@@ -63,5 +71,10 @@ impl Trap {
     /// Every request so far: method, target and headers.
     pub fn heard(&self) -> Vec<String> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many connections there were, whatever was said.
+    pub fn met(&self) -> usize {
+        self.met.load(Ordering::Relaxed)
     }
 }

@@ -23,8 +23,8 @@ use tokio_rustls::TlsAcceptor;
 
 use self::fault::Action;
 pub use self::fault::Fault;
-pub(crate) use self::log::base64;
 pub use self::log::{Operation, Record};
+pub(crate) use self::log::{base64, operation_of};
 use crate::git::Repo;
 use crate::listening::Listening;
 
@@ -304,7 +304,7 @@ impl State {
             }
             Action::Answer { status, content_type, text } => plain(status, content_type, &text),
             Action::Endless => {
-                let mut answer = plain(StatusCode::OK, operation.answered_with(&parts.uri), "");
+                let mut answer = plain(StatusCode::OK, operation.answered_with(parts.uri.path()), "");
                 *answer.body_mut() = fault::endless();
                 answer
             }

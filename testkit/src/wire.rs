@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 
 /// Longer than any single answer takes on a loaded machine.
@@ -73,20 +73,7 @@ impl Connection {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<Answer> {
-        let mut head = format!("{method} {target} HTTP/1.1\r\n");
-        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-            head.push_str("Host: test\r\n");
-        }
-        for (name, value) in headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        if !body.is_empty() || method == "POST" {
-            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-        }
-        head.push_str("\r\n");
-        let mut bytes = head.into_bytes();
-        bytes.extend_from_slice(body);
-        self.send(&bytes).await?;
+        self.send(&request(method, target, headers, body)).await?;
         self.expect(if method == "HEAD" { Body::None } else { Body::AsTold }).await
     }
 
@@ -134,70 +121,139 @@ impl Connection {
         tokio::time::timeout(TIMEOUT, read).await.context("they did not come")?
     }
 
-    async fn expect(&mut self, body: Body) -> Result<Answer> {
-        tokio::time::timeout(TIMEOUT, self.read(body)).await.context("the server did not answer")?
+    /// Sends a request, and takes what comes until the server closes the connection, at most so many bytes and for so long:
+    /// for answers that may have no end.
+    pub async fn hear(mut self, request: &[u8], most: usize, patience: Duration) -> Result<Heard> {
+        let mut heard = Heard { bytes: Vec::new(), end: End::Closed };
+        let taken = tokio::time::timeout(patience, async {
+            self.send(request).await?;
+            while heard.bytes.len() < most {
+                let more = match self.stream.fill_buf().await {
+                    Ok(more) if !more.is_empty() => more,
+                    // Cut is closed, too.
+                    _ => return Ok(End::Closed),
+                };
+                heard.bytes.extend_from_slice(more);
+                let length = more.len();
+                self.stream.consume(length);
+            }
+            anyhow::Ok(End::Most)
+        });
+        heard.end = taken.await.unwrap_or(Ok(End::Late))?;
+        Ok(heard)
     }
 
-    async fn read(&mut self, body: Body) -> Result<Answer> {
-        let status = loop {
-            let line = self.line().await?;
-            let code = line.split(' ').nth(1).with_context(|| format!("not a status line: {line:?}"))?;
-            let status: u16 = code.parse()?;
-            if status != 100 {
-                break status;
-            }
-            ensure!(self.line().await?.is_empty(), "a 100 Continue with headers");
-        };
-        let mut headers = Vec::new();
+    async fn expect(&mut self, body: Body) -> Result<Answer> {
+        tokio::time::timeout(TIMEOUT, read(&mut self.stream, body))
+            .await
+            .context("the server did not answer")?
+    }
+}
+
+/// What came of a request, whatever it is.
+#[derive(Debug)]
+pub struct Heard {
+    /// All that came.
+    pub bytes: Vec<u8>,
+    /// Why there is no more.
+    pub end: End,
+}
+
+/// Why no more was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The server closed the connection.
+    Closed,
+    /// That was as much as was to be heard.
+    Most,
+    /// That was as long as was to be waited.
+    Late,
+}
+
+impl Heard {
+    /// The answer to a request of this method, if that is what came, and whole.
+    pub async fn answer(&self, method: &str) -> Option<Answer> {
+        read(&mut &*self.bytes, if method == "HEAD" { Body::None } else { Body::AsTold }).await.ok()
+    }
+}
+
+async fn read(stream: &mut (impl AsyncBufRead + Unpin), body: Body) -> Result<Answer> {
+    let status = loop {
+        let line = line(stream).await?;
+        let code = line.split(' ').nth(1).with_context(|| format!("not a status line: {line:?}"))?;
+        let status: u16 = code.parse()?;
+        if status != 100 {
+            break status;
+        }
+        ensure!(self::line(stream).await?.is_empty(), "a 100 Continue with headers");
+    };
+    let mut headers = Vec::new();
+    loop {
+        let line = line(stream).await?;
+        if line.is_empty() {
+            break;
+        }
+        let (name, value) = line.split_once(':').with_context(|| format!("not a header: {line:?}"))?;
+        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+    let mut answer = Answer { status, headers, body: Vec::new() };
+    if body == Body::None {
+        return Ok(answer);
+    }
+    if answer.header("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
         loop {
-            let line = self.line().await?;
-            if line.is_empty() {
+            let line = line(stream).await?;
+            let size = usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16)
+                .with_context(|| format!("not a chunk size: {line:?}"))?;
+            take(stream, size, &mut answer.body).await?;
+            ensure!(self::line(stream).await?.is_empty(), "a chunk longer than it said");
+            if size == 0 {
                 break;
             }
-            let (name, value) = line.split_once(':').with_context(|| format!("not a header: {line:?}"))?;
-            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
-        let mut answer = Answer { status, headers, body: Vec::new() };
-        if body == Body::None {
-            return Ok(answer);
-        }
-        if answer.header("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
-            loop {
-                let line = self.line().await?;
-                let size = usize::from_str_radix(line.split(';').next().unwrap_or_default(), 16)
-                    .with_context(|| format!("not a chunk size: {line:?}"))?;
-                self.take(size, &mut answer.body).await?;
-                ensure!(self.line().await?.is_empty(), "a chunk longer than it said");
-                if size == 0 {
-                    break;
-                }
-            }
-        } else if let Some(length) = answer.header("content-length") {
-            let length = length.parse()?;
-            self.take(length, &mut answer.body).await?;
-        } else if status != 204 && status != 304 {
-            self.stream.read_to_end(&mut answer.body).await?;
-        }
-        Ok(answer)
+    } else if let Some(length) = answer.header("content-length") {
+        let length = length.parse()?;
+        take(stream, length, &mut answer.body).await?;
+    } else if status != 204 && status != 304 {
+        stream.read_to_end(&mut answer.body).await?;
     }
+    Ok(answer)
+}
 
-    async fn line(&mut self) -> Result<String> {
-        let mut line = Vec::new();
-        self.stream.read_until(b'\n', &mut line).await?;
-        if line.pop() != Some(b'\n') {
-            bail!("the server closed the connection");
-        }
-        line.pop_if(|last| *last == b'\r');
-        Ok(String::from_utf8_lossy(&line).into_owned())
+async fn line(stream: &mut (impl AsyncBufRead + Unpin)) -> Result<String> {
+    let mut line = Vec::new();
+    stream.read_until(b'\n', &mut line).await?;
+    if line.pop() != Some(b'\n') {
+        bail!("the server closed the connection");
     }
+    line.pop_if(|last| *last == b'\r');
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}
 
-    async fn take(&mut self, size: usize, body: &mut Vec<u8>) -> Result<()> {
-        let start = body.len();
-        body.resize(start + size, 0);
-        let end = body.get_mut(start..).expect("the body has just been made longer");
-        self.stream.read_exact(end).await.context("the server cut the body")?;
-        Ok(())
+async fn take(stream: &mut (impl AsyncBufRead + Unpin), size: usize, body: &mut Vec<u8>) -> Result<()> {
+    let start = body.len();
+    body.resize(start + size, 0);
+    let end = body.get_mut(start..).expect("the body has just been made longer");
+    stream.read_exact(end).await.context("the server cut the body")?;
+    Ok(())
+}
+
+/// A request with a body whose length is told.
+pub fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{method} {target} HTTP/1.1\r\n");
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        head.push_str("Host: test\r\n");
     }
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !body.is_empty() || method == "POST" {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
+    let mut bytes = head.into_bytes();
+    bytes.extend_from_slice(body);
+    bytes
 }
 
 /// One GET on a connection of its own.

@@ -33,14 +33,23 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The type of a good answer.
-    pub(super) fn answered_with(self, uri: &http::Uri) -> &'static str {
+    /// Those that a git server knows.
+    pub const ALL: [Self; 7] = [
+        Self::Advertise,
+        Self::LsRefs,
+        Self::Fetch,
+        Self::Push,
+        Self::LfsBatch,
+        Self::LfsObject,
+        Self::LfsLocks,
+    ];
+
+    /// The type of a good answer to a request for `path`.
+    pub(crate) fn answered_with(self, path: &str) -> &'static str {
         match self {
             Self::Advertise => "application/x-git-upload-pack-advertisement",
             Self::LsRefs | Self::Fetch => "application/x-git-upload-pack-result",
-            Self::Push if uri.path().ends_with("/info/refs") => {
-                "application/x-git-receive-pack-advertisement"
-            }
+            Self::Push if path.ends_with("/info/refs") => "application/x-git-receive-pack-advertisement",
             Self::Push => "application/x-git-receive-pack-result",
             Self::LfsBatch | Self::LfsLocks => "application/vnd.git-lfs+json",
             Self::LfsObject | Self::Other => "application/octet-stream",
@@ -48,7 +57,7 @@ impl Operation {
     }
 
     /// Whether it is one of LFS.
-    pub(super) fn is_lfs(self) -> bool {
+    pub(crate) fn is_lfs(self) -> bool {
         matches!(self, Self::LfsBatch | Self::LfsObject | Self::LfsLocks)
     }
 }
@@ -107,31 +116,36 @@ pub(super) fn repo_of(path: &str) -> String {
 pub(super) async fn recognise(parts: &http::request::Parts, body: Incoming) -> Result<(Operation, Body)> {
     let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
     let mut body = body.map_err(anyhow::Error::from).boxed_unsync();
-    let lfs = path.rsplit_once(super::lfs::BELOW).map(|(_, rest)| rest);
-    let operation = if let Some(rest) = lfs {
-        match rest.split('/').next() {
+    let mut head = Bytes::new();
+    if path.ends_with("/git-upload-pack") {
+        (head, body) = peek(body).await?;
+    }
+    let zipped = parts.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding.as_bytes() == b"gzip");
+    Ok((operation_of(path, query, &head, zipped), body))
+}
+
+/// The operation of a request, by its target and by what its body begins with.
+pub(crate) fn operation_of(path: &str, query: &str, head: &[u8], zipped: bool) -> Operation {
+    if let Some((_, rest)) = path.rsplit_once(super::lfs::BELOW) {
+        return match rest.split('/').next() {
             Some("objects") => Operation::LfsBatch,
             Some("locks") => Operation::LfsLocks,
             _ => Operation::LfsObject,
-        }
-    } else if path.ends_with("/git-receive-pack") || query.contains("service=git-receive-pack") {
-        Operation::Push
-    } else if path.ends_with("/info/refs") {
-        Operation::Advertise
-    } else if path.ends_with("/git-upload-pack") {
-        let (head, rest) = peek(body).await?;
-        body = rest;
-        let head = match parts.headers.get(CONTENT_ENCODING) {
-            Some(encoding) if encoding.as_bytes() == b"gzip" => gunzip(&head),
-            _ => head.to_vec(),
         };
-        let needle = b"command=ls-refs";
-        let ls_refs = head.windows(needle.len()).any(|window| window == needle);
-        if ls_refs { Operation::LsRefs } else { Operation::Fetch }
-    } else {
-        Operation::Other
-    };
-    Ok((operation, body))
+    }
+    if path.ends_with("/git-receive-pack") || query.contains("service=git-receive-pack") {
+        return Operation::Push;
+    }
+    if path.ends_with("/info/refs") {
+        return Operation::Advertise;
+    }
+    if !path.ends_with("/git-upload-pack") {
+        return Operation::Other;
+    }
+    let head = if zipped { gunzip(head) } else { head.to_vec() };
+    let needle = b"command=ls-refs";
+    let ls_refs = head.windows(needle.len()).any(|window| window == needle);
+    if ls_refs { Operation::LsRefs } else { Operation::Fetch }
 }
 
 /// Reads the first bytes of a body (enough for `command=…`, also when compressed) and puts them back.
