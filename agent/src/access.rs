@@ -67,10 +67,24 @@ impl Refusal {
     }
 }
 
+/// A request to read a mirror, as far as the judgement of its sender needs it.
+#[derive(Clone, Copy)]
+pub struct AccessRequest<'a> {
+    /// The mirror.
+    pub mirror: &'a Mirror,
+    /// Its settings, read once.
+    pub settings: &'a Settings,
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
+    /// The sender's address.
+    pub address: Option<IpAddr>,
+}
+
 /// Judges callers.
 pub struct Guard {
     hashes: Hashes,
     tokens: Option<Arc<Tokens>>,
+    admin_tokens: Option<Arc<Tokens>>,
     reviews: Option<Reviews>,
     peers: Option<Peers>,
     unbound: UpstreamList,
@@ -82,8 +96,10 @@ pub struct Guard {
 /// What a [`Guard`] has to judge by.
 #[derive(Default)]
 pub struct Means {
-    /// The callers whose tokens stand in a file.
+    /// The file with the callers' tokens.
     pub tokens: Option<Arc<Tokens>>,
+    /// The file with the administrators' tokens, which open nothing here and go to no upstream.
+    pub admin_tokens: Option<Arc<Tokens>>,
     /// A cluster, which knows its users.
     pub reviews: Option<Reviews>,
     /// What the agents of a cache know each other by.
@@ -95,10 +111,11 @@ pub struct Means {
 impl Guard {
     /// Judges by these means.
     pub fn new(means: Means, metrics: Metrics) -> Self {
-        let Means { tokens, reviews, peers, unbound } = means;
+        let Means { tokens, admin_tokens, reviews, peers, unbound } = means;
         Self {
             hashes: Hashes::new(),
             tokens,
+            admin_tokens,
             reviews,
             peers,
             unbound,
@@ -108,22 +125,17 @@ impl Guard {
         }
     }
 
-    /// Lets the sender of a request, who is at `address`, in to a mirror, or says why not.
+    /// Admits the sender of a request to read a mirror.
     ///
     /// # Errors
-    /// The caller has no right to it, or nobody can tell.
-    pub async fn admit(
-        &self,
-        mirror: &Mirror,
-        settings: &Settings,
-        headers: &HeaderMap,
-        address: Option<IpAddr>,
-    ) -> Result<Caller, Refusal> {
+    /// The sender has no right to it, or nobody can tell.
+    pub async fn admit(&self, request: AccessRequest<'_>) -> Result<Caller, Refusal> {
+        let AccessRequest { settings, headers, .. } = request;
         let judged = match settings.access {
             Access::Anonymous => Ok(Caller::anonymous()),
             Access::Authenticated => self.by_token(headers),
             Access::Rbac => self.by_review(settings, headers).await,
-            Access::Upstream => self.by_upstream(mirror, settings, headers, address).await,
+            Access::Upstream => self.by_upstream(request).await,
         };
         self.count(settings.access, judged)
     }
@@ -181,7 +193,7 @@ impl Guard {
         delegation::for_upstream(&credential, headers, url, &self.unbound)
     }
 
-    /// Whether this is a token for Tarn or the cluster.
+    /// Whether this is a token for Tarn or the cluster: of a caller, an administrator, another agent or a service account.
     fn is_own(&self, text: &str) -> bool {
         let ours = |claims: Claims| {
             let audience = |name: &String| {
@@ -190,13 +202,15 @@ impl Guard {
             };
             claims.is_service_account() || claims.audiences.iter().any(audience)
         };
-        self.tokens.as_ref().is_some_and(|tokens| tokens.find(text).is_some())
+        let files = [&self.tokens, &self.admin_tokens];
+        files.into_iter().flatten().any(|tokens| tokens.find(text).is_some())
             || self.peers.as_ref().is_some_and(|peers| peers.is_shared_secret(&self.hashes, text))
             || Claims::read(text).is_some_and(ours)
     }
 
-    /// The name of whoever hands something on to the upstream with these headers, which [`Self::delegate`] has judged: as
-    /// [`Self::by_upstream`] calls the owner of the credentials.
+    /// The audit log's name for the sender of a push, an LFS upload or a lock. `headers` are those that [`Self::delegate`]
+    /// has let through. The name stands for the credentials in them, and is the same for a reader with the same
+    /// credentials ([`Self::by_upstream`]).
     pub fn sender(&self, settings: &Settings, headers: &HeaderMap) -> Caller {
         match headers.get(header::AUTHORIZATION) {
             None => Caller::anonymous(),

@@ -19,7 +19,7 @@ use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    access::{Guard, administrators::Administrators},
+    access::{Guard, administrators::Administrators, tokens::Tokens},
     admin::{self, Admin, status::Probed},
     audit::Audit,
     checkpoint::Archive,
@@ -54,7 +54,7 @@ use crate::{
     supervisor::{Ended, Tasks},
     tls::Tls,
 };
-use callers::{administrators, means};
+use callers::{admin_tokens, administrators, means};
 use shares::{admin_limits, connection_limits, request_limits, shares};
 use store::{archive, audit, probe};
 
@@ -93,7 +93,7 @@ pub async fn run(config: config::Serve) -> Result<(), StartError> {
     // The admin port outlives the git port: probes and metrics tell of the draining.
     let (metrics, stopped) = (base.metrics.clone(), CancellationToken::new());
     let scope = base.cluster.as_ref().map(|(scope, _)| scope);
-    let administrators = administrators(&config, scope, &mut tasks.running)?;
+    let administrators = administrators(&config, scope, base.admin_tokens.clone());
     let admin = mirrors.admin(&config, &base, administrators, &stopping);
     let limits = admin_limits(shares);
     let admin =
@@ -167,6 +167,7 @@ struct Base {
     found: watch::Sender<Arc<[Address]>>,
     cluster: Option<(Scope, Pod)>,
     placement: Option<Placement>,
+    admin_tokens: Option<Arc<Tokens>>,
     disk: Arc<Disk>,
     git: Git,
     metrics: Metrics,
@@ -194,7 +195,8 @@ impl Base {
         adopt_orphans(tasks);
         let git = Git::detect(&disk.home(), &disk.mark(), config.upstreams.allow_file).await?;
         let metrics = Metrics::new();
-        Ok(Self { rules, tls, addresses, found, cluster, placement, disk, git, metrics })
+        let admin_tokens = admin_tokens(config, &metrics, tasks)?;
+        Ok(Self { rules, tls, addresses, found, cluster, placement, admin_tokens, disk, git, metrics })
     }
 
     fn last_known(&self, origin: Origin) -> LastKnown {
@@ -241,6 +243,7 @@ impl Mirrors {
         let weigh = popularity.clone();
         let weigh = move |id: &_| weigh.of(id).weight();
         let queue = Queue::new(capacities, weigh, popularity.sums(), metrics.clone());
+        let objects = queue.clone();
         let services = Services {
             git: base.git.clone(),
             namespace: base.cluster.as_ref().map(|(_, pod)| pod.namespace.clone()).unwrap_or_default(),
@@ -258,7 +261,7 @@ impl Mirrors {
             spread: Arc::default(),
             archive: archive.clone(),
             peers: peers.clone(),
-            lfs: Lfs::open(disk.lfs(), &disk.incoming(), LFS_BUDGET.min(share), metrics.clone())?,
+            lfs: Lfs::open(disk.lfs(), &disk.incoming(), LFS_BUDGET.min(share), objects, metrics.clone())?,
             packs: Packs::new(&disk.packs(), PACK_BUDGET.min(share), metrics.clone())?,
             placement: base.placement.clone(),
         };
@@ -316,7 +319,8 @@ async fn serving(
     // Elsewhere than in a cluster, --peer names them as certificates do.
     let same = base.tls.as_ref().filter(|_| config.in_cluster).map(Tls::for_peers).transpose()?;
     let proxy = Proxy::new(called, addresses, same, metrics.clone())?;
-    let means = means(config, base.cluster.as_ref().map(|(scope, _)| scope), tasks)?;
+    let scope = base.cluster.as_ref().map(|(scope, _)| scope);
+    let means = means(config, scope, base.admin_tokens.clone(), &metrics, tasks)?;
     let (guard, git, packs) = (Guard::new(means, metrics.clone()), base.git.clone(), mirrors.packs.clone());
     let popularity = mirrors.archive.as_ref().map(|archive| archive.popularity.clone());
     let fleet = mirrors.fleet.clone();

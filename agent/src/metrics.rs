@@ -89,6 +89,17 @@ labels! {
         /// A pack of the mirror is the answer, as it is.
         PACK = "pack"
     }
+    /// A file with tokens.
+    TokenFile {
+        /// `tokens`, `admin-tokens` or `peer-token`, as its flag.
+        file
+        /// That of `--tokens`.
+        CALLERS = "tokens"
+        /// That of `--admin-tokens`.
+        ADMINISTRATORS = "admin-tokens"
+        /// That of `--peer-token`.
+        PEER = "peer-token"
+    }
     /// What became of an answer that is made before anyone asks.
     Ahead {
         /// `made`, `failed` or `abandoned`; of those made, `used` by whoever came first, or `unused` until the refs moved
@@ -244,7 +255,7 @@ metrics! {
         requests: Family<Route, Counter>,
         /// `tarn_serve_answers_total`: answers about refs.
         answers: Family<Basis, Counter>,
-        /// `tarn_serve_sent_bytes_total`: bytes of packs sent.
+        /// `tarn_serve_sent_bytes_total`: bytes of packs and bundles sent.
         sent: Counter,
         /// `tarn_serve_proxied_total`: requests handed to peers, each attempt.
         proxied: Family<Proxied, Counter>,
@@ -265,6 +276,8 @@ metrics! {
         decisions: Family<Decision, Counter>,
         /// `tarn_access_withheld_total`: requests that got nothing because the upstream does not let the agent have it.
         withheld: Family<Outcome, Counter>,
+        /// `tarn_access_tokens`: tokens of a file that count now.
+        tokens: Family<TokenFile, Gauge>,
     }
     /// Answers to requests for packs.
     packs: PacksMetrics {

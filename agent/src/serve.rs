@@ -43,7 +43,7 @@ use tarn_crds::{repo::RepoId, v1alpha1::Access};
 use tokio::time::timeout;
 
 use crate::{
-    access::{Guard, Voucher, caller::Caller},
+    access::{AccessRequest, Guard, Voucher, caller::Caller},
     audit::Audit,
     fleet::{Fleet, Found},
     git::{
@@ -238,8 +238,9 @@ impl Serving {
         }
         let caller = match (purpose, origin) {
             (Purpose::Read, Origin::Client) => {
-                let admitted = self.guard.admit(&mirror, &settings, &parts.headers, address(parts)).await;
-                admitted.map_err(|refusal| match settings.access {
+                let (headers, address) = (&parts.headers, address(parts));
+                let request = AccessRequest { mirror: &mirror, settings: &settings, headers, address };
+                self.guard.admit(request).await.map_err(|refusal| match settings.access {
                     Access::Upstream => Failure::from(refusal).asking_for(&settings.url),
                     Access::Anonymous | Access::Authenticated | Access::Rbac => refusal.into(),
                 })?

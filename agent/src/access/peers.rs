@@ -1,9 +1,9 @@
-//! What the agents of one cache know each other by: in a cluster a token of their service account, for an audience of its
-//! own, which the receiver has the API server review; elsewhere a secret that all of them share.
+//! Authenticates the agents of one cache to each other. In a cluster, an agent shows a token of the cache's service account
+//! for the audience [`AUDIENCE`], and the receiver has the API server review the token. Elsewhere, all agents share a secret.
 //!
-//! An agent that hands a caller's request on says who the caller is and by which access it let them in. The receiver
-//! believes that of an agent of its own cache only, and only where the mirror has the same access here: where the two
-//! know different declarations, the receiver refuses. An agent whose own token is gone vouches for nobody and believes nobody.
+//! An agent that forwards a request names the caller, and the access by which it admitted the caller. The receiver checks
+//! both: the sender must be an agent of its own cache, and the mirror must have the same access here. Two agents that know
+//! different declarations refuse each other. An agent without a token of its own sends no such request, and accepts none.
 
 use std::{
     io,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use prometheus_client::metrics::gauge::Gauge;
 use tarn_crds::v1alpha1::Access;
 
 use super::{
@@ -26,7 +27,7 @@ use crate::{files, upstream::Secret};
 /// The audience of the tokens by which agents prove themselves to each other; for nothing else.
 pub const AUDIENCE: &str = tarn_crds::PEER_AUDIENCE;
 
-/// Who the caller is for whom an agent asks, and by which access it let them in.
+/// The header with the caller for whom an agent asks, and the access by which the agent admitted the caller.
 pub const CALLER: HeaderName = HeaderName::from_static("tarn-caller");
 
 /// The longest token.
@@ -56,46 +57,50 @@ pub enum PeersError {
     },
 }
 
-/// Knows the agents of the cache.
+/// Authenticates agents of the cache.
 pub struct Peers {
     own: Arc<OwnToken>,
     reviews: Option<Reviews>,
 }
 
-/// What this agent proves itself with, as the file has it now.
+/// This agent's own token, as the file has it now.
 pub struct OwnToken {
     path: PathBuf,
     judge: Judge,
     now: RwLock<Option<Arc<Own>>>,
+    /// Shows whether there is one.
+    count: Gauge,
 }
 
-/// Who tells a peer's token from any other.
+/// The judge of other agents' tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judge {
-    /// The API server.
+    /// The API server reviews each token.
     Cluster,
-    /// Whoever has the same.
+    /// Each agent compares a token with its own.
     Shared,
 }
 
 struct Own {
     token: Secret,
     header: HeaderValue,
-    /// Whose it is; of no use where it is shared.
+    /// The service account; empty where agents share a secret.
     subject: String,
 }
 
 impl OwnToken {
-    /// Reads the token.
+    /// Reads the token. `count` shows from now on whether there is one.
     ///
     /// # Errors
     /// It cannot be read, or is none.
-    pub fn open(path: &Path, judge: Judge) -> Result<Arc<Self>, PeersError> {
+    pub fn open(path: &Path, judge: Judge, count: Gauge) -> Result<Arc<Self>, PeersError> {
         let read = files::read_bounded(path, MAX_FILE);
         let text = read.map_err(|source| PeersError::Read { path: path.to_owned(), source })?;
         let content = |problem| PeersError::Content { path: path.to_owned(), problem };
         let own = parse(&text, judge).map_err(content)?;
-        Ok(Arc::new(Self { path: path.to_owned(), judge, now: RwLock::new(Some(Arc::new(own))) }))
+        let token = Self { path: path.to_owned(), judge, now: RwLock::default(), count };
+        token.take(Some(Arc::new(own)));
+        Ok(Arc::new(token))
     }
 
     /// Reads the file again whenever it changes, for ever: the kubelet renews it before it expires. A file that is gone or
@@ -115,6 +120,7 @@ impl OwnToken {
     }
 
     fn take(&self, own: Option<Arc<Own>>) {
+        self.count.set(i64::from(own.is_some()));
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = own;
     }
 
@@ -142,12 +148,12 @@ fn parse(text: &[u8], judge: Judge) -> Result<Own, &'static str> {
 }
 
 impl Peers {
-    /// Proves itself with `own`; others by `reviews`, or by having the same.
+    /// Shows `own` to other agents, and checks theirs with `reviews`, or by comparison.
     pub fn new(own: Arc<OwnToken>, reviews: Option<&Reviews>) -> Self {
         Self { own, reviews: reviews.map(|reviews| reviews.for_audience(AUDIENCE)) }
     }
 
-    /// Whether this is the secret that the agents share.
+    /// Whether `text` is the secret that the agents share.
     pub(super) fn is_shared_secret(&self, hashes: &Hashes, text: &str) -> bool {
         // Hashes are compared in constant time.
         let of = |secret: &str| hashes.key("peer", &[secret.as_bytes()]);
@@ -155,7 +161,7 @@ impl Peers {
         own.is_some_and(|own| self.own.judge == Judge::Shared && of(text) == of(own.token.expose()))
     }
 
-    /// The headers by which another agent knows this one, and the caller.
+    /// The headers that name this agent and the caller to another agent.
     pub(super) fn vouch(&self, access: Access, caller: &Caller) -> Option<HeaderMap> {
         let told = HeaderValue::from_str(&format!("{} {}", access.as_str(), caller.encode())).ok()?;
         let own = self.own.now()?;
@@ -209,7 +215,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         std::fs::write(&path, token).unwrap();
-        Peers::new(OwnToken::open(&path, Judge::Shared).unwrap(), None)
+        Peers::new(OwnToken::open(&path, Judge::Shared, Gauge::default()).unwrap(), None)
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
-//! How often, and how many at a time, callers' credentials are tried at upstreams: whoever guesses does not do so through
-//! this agent any faster than a person types, and a flood reaches no upstream.
+//! Bounds how often callers' credentials are tried at upstreams, and how many at a time: nobody guesses passwords through
+//! this agent, and no flood of credentials reaches an upstream.
 //!
-//! Refusals are counted by address and by user. A credential that the upstream has taken within an hour is never held
-//! up, whoever else guesses from the same address or for the same user. Nothing is kept but keyed hashes and times.
+//! After [`REFUSALS`] refusals within [`WITHIN`], an address or a user waits. A credential that the upstream has accepted
+//! within an hour never waits, even if others guess from the same address or for the same user. The agent keeps keyed
+//! hashes and times, and no credential.
 
 use std::{
     collections::HashMap,
@@ -19,24 +20,25 @@ use tokio::{
 };
 
 use super::{Refusal, answers::Key, credential::Credential};
+use crate::upstream::LookError;
 
-/// Questions under way at one upstream host.
+/// Attempts under way at one upstream host, at most.
 const AT_ONCE: usize = 16;
 
-/// Refusals within [`WITHIN`] after which no more is tried.
+/// So many refusals within [`WITHIN`], and the next attempt waits.
 const REFUSALS: usize = 5;
 
-/// See [`REFUSALS`].
+/// The time in which refusals add up.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a credential counts as good: as long as the shortest tokens of forges live.
+/// The time for which an accepted credential does not wait: the shortest tokens of forges live so long.
 const GOOD: Duration = Duration::from_secs(3600);
 
-/// The most addresses, users and good credentials remembered, each: 2 MB.
+/// Addresses and users that are remembered, and accepted credentials, each at most: 2 MB.
 const MAX_KEPT: usize = 10_000;
 
-/// Users that stand for "a token follows" in the documentation of GitHub, GitLab, Bitbucket and Gitea: many callers share
-/// them, and nobody guesses a token.
+/// User names that GitHub, GitLab, Bitbucket and Gitea document for tokens. Many callers share such a name, so its refusals
+/// count by address only. Nobody guesses a token.
 const PLACEHOLDERS: [&str; 8] = [
     "",
     "git",
@@ -48,7 +50,7 @@ const PLACEHOLDERS: [&str; 8] = [
     "gitlab-ci-token",
 ];
 
-/// See the module.
+/// Remembers refusals and accepted credentials.
 #[derive(Default)]
 pub struct Throttle {
     hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
@@ -63,20 +65,20 @@ enum Source {
     User(Key),
 }
 
-/// One credential that is tried. What comes of it is noted with [`Attempt::ended`].
+/// An attempt with one credential. Its outcome goes to [`Attempt::ended`].
 pub struct Attempt<'a> {
     throttle: &'a Throttle,
-    /// The credential at this host; none where the caller has sent none, which is no guess.
+    /// The credential at this host. None where the caller sent none: that is not a guess.
     credential: Option<Key>,
     sources: Vec<Source>,
 }
 
 impl Throttle {
-    /// Begins an attempt with `credential`, which is called `key` at the host that judges it; `user` is what its user at that
-    /// host is called.
+    /// Begins an attempt with `credential` at one host. `key` stands for the credential at that host, and `user` gives the
+    /// key of a user name there.
     ///
     /// # Errors
-    /// Too many have been refused to this address, or to this user.
+    /// The host has refused too many credentials from this address, or of this user.
     pub(super) fn attempt(
         &self,
         credential: &Credential,
@@ -102,10 +104,10 @@ impl Throttle {
         }
     }
 
-    /// Waits for a place among the questions at `host`, held until the permit is dropped.
+    /// Waits for one of the [`AT_ONCE`] places at `host`. Dropping the permit frees the place.
     ///
     /// # Errors
-    /// None is free within `patience`.
+    /// No place is free within `patience`.
     pub(super) async fn place(
         &self,
         host: &str,
@@ -129,7 +131,7 @@ impl Attempt<'_> {
         let now = Instant::now();
         if status.is_success() {
             keep(&mut lock(&self.throttle.good), credential, now, |at| *at);
-        } else if matches!(status.as_u16(), 401 | 403 | 404) {
+        } else if LookError::refusal(status).is_some() {
             lock(&self.throttle.good).remove(&credential);
             let mut refused = lock(&self.throttle.refused);
             for source in self.sources {
@@ -143,7 +145,7 @@ impl Attempt<'_> {
     }
 }
 
-/// For how long nothing more is tried after refusals at these times.
+/// The rest of the wait after refusals at these times, if there is one.
 fn held(times: &[Instant], now: Instant) -> Option<Duration> {
     let first = times.len().checked_sub(REFUSALS).and_then(|at| times.get(at))?;
     WITHIN.checked_sub(now.duration_since(*first)).filter(|left| !left.is_zero())
@@ -250,6 +252,18 @@ mod tests {
             desk.attempt("ada", "pw", 1).ok().unwrap().ended(StatusCode::BAD_GATEWAY);
         }
         assert!(desk.attempt("ada", "pw", 1).is_ok());
+    }
+
+    #[test]
+    fn every_status_that_refuses_counts_and_no_other() {
+        for code in 100..600 {
+            let (desk, status) = (Desk::new(), StatusCode::from_u16(code).unwrap());
+            for _ in 0..REFUSALS {
+                desk.attempt("ada", "pw", 1).ok().unwrap().ended(status);
+            }
+            let held = desk.attempt("ada", "pw", 1).is_err();
+            assert_eq!(held, LookError::refusal(status).is_some(), "{code}");
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
+use prometheus_client::metrics::gauge::Gauge;
+
 use crate::files;
 
 /// The longest file: ten thousand tokens.
@@ -41,18 +43,20 @@ pub struct Tokens {
     path: PathBuf,
     key: [u8; 32],
     known: RwLock<Arc<Names>>,
+    /// Shows how many they are.
+    count: Gauge,
 }
 
 /// The callers' names by the keyed hashes of their tokens: how long a lookup takes tells of hashes, and nothing of tokens.
 type Names = HashMap<blake3::Hash, String>;
 
 impl Tokens {
-    /// Reads the file.
+    /// Reads the file. `count` shows from now on how many tokens count.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn open(path: &Path) -> Result<Arc<Self>, TokensError> {
-        let tokens = Self { path: path.to_owned(), key: rand::random(), known: RwLock::default() };
+    pub fn open(path: &Path, count: Gauge) -> Result<Arc<Self>, TokensError> {
+        let tokens = Self { path: path.to_owned(), key: rand::random(), known: RwLock::default(), count };
         let text = files::read_bounded(path, MAX_FILE)
             .map_err(|source| TokensError { path: path.to_owned(), source })?;
         tokens.take(&text);
@@ -91,6 +95,7 @@ impl Tokens {
         for BadLine { line, problem } in bad.iter().take(MAX_TOLD) {
             tracing::warn!(path = %self.path.display(), line, problem, "a line of the callers' tokens does not count");
         }
+        self.count.set(i64::try_from(known.len()).unwrap_or(i64::MAX));
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = known.into();
     }
 
@@ -139,7 +144,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokens");
         std::fs::write(&path, text).unwrap();
-        Tokens::open(&path).unwrap()
+        Tokens::open(&path, Gauge::default()).unwrap()
     }
 
     #[test]
@@ -177,7 +182,9 @@ mod tests {
         tokens.take(b"a short\nb fedcba9876543210\n");
         assert_eq!(tokens.find("0123456789abcdef"), None, "broken, and not as it was");
         assert_eq!(tokens.find("fedcba9876543210").as_deref(), Some("b"));
+        assert_eq!(tokens.count.get(), 1);
         tokens.take(b"");
+        assert_eq!(tokens.count.get(), 0, "an alert can tell");
         assert_eq!(tokens.find("fedcba9876543210"), None);
     }
 }

@@ -11,7 +11,7 @@ use rand::seq::IndexedRandom;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
-    Guard, Refusal,
+    AccessRequest, Guard, Refusal,
     answers::Key,
     caller::{Caller, Kind},
     credential::Credential,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     git::{Head, RefSet},
-    mirror::{Mirror, Settings},
+    mirror::Mirror,
     upstream::{Looker, admission::Admission},
 };
 
@@ -43,13 +43,8 @@ enum Judged {
 }
 
 impl Guard {
-    pub(super) async fn by_upstream(
-        &self,
-        mirror: &Mirror,
-        settings: &Settings,
-        headers: &HeaderMap,
-        address: Option<IpAddr>,
-    ) -> Result<Caller, Refusal> {
+    pub(super) async fn by_upstream(&self, request: AccessRequest<'_>) -> Result<Caller, Refusal> {
+        let AccessRequest { mirror, settings, headers, address } = request;
         let credential = Credential::of(headers)?;
         let given = self.delegated(&settings.url, headers).map_err(|refusal| match refusal {
             Refusal::Denied(text) => Refusal::Unauthenticated(text),

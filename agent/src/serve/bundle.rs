@@ -120,7 +120,13 @@ async fn since(
     let mut chunks = Box::pin(pack.read());
     drop(pack);
     let first = chunks.next().await.unwrap_or_else(|| Ok(Bytes::new())).map_err(failed)?;
-    let rest = futures_util::stream::once(async { Ok(first) }).chain(chunks);
+    let sent = serving.metrics.serve.sent.clone();
+    let count = move |chunk: &Result<Bytes, _>| {
+        if let Ok(chunk) = chunk {
+            sent.inc_by(chunk.len() as u64);
+        }
+    };
+    let rest = futures_util::stream::once(async { Ok(first) }).chain(chunks).inspect(count);
     let kind = [(header::CONTENT_TYPE, "application/x-git-bundle")];
     Ok(Some((StatusCode::OK, kind, Body::from_stream(rest)).into_response()))
 }

@@ -57,8 +57,9 @@ pub enum LookError {
 }
 
 impl LookError {
-    /// The refusal that an answer's status is in so many words, if it is one: RFC 9110 and, for 451, RFC 7725.
-    pub(super) fn refusal(status: StatusCode) -> Option<Self> {
+    /// The refusal that a status means, if it means one: RFC 9110 and, for 451, RFC 7725. No other code has a list of such
+    /// statuses, but that of git's messages, which a test compares with this one.
+    pub(crate) fn refusal(status: StatusCode) -> Option<Self> {
         match status.as_u16() {
             status @ (401 | 403 | 451) => Some(Self::Unauthorized(status)),
             status @ (404 | 410) => Some(Self::NotFound(status)),
@@ -131,5 +132,23 @@ impl From<Paused> for LookError {
 impl From<reqwest::Error> for LookError {
     fn from(error: reqwest::Error) -> Self {
         Self::Http(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::stderr::classify;
+
+    #[test]
+    fn what_refuses_over_http_refuses_when_git_tells_of_it() {
+        let refuses = |code: &u16| {
+            let error = LookError::refusal(StatusCode::from_u16(*code).unwrap());
+            let text =
+                format!("fatal: unable to access 'http://h/x/': The requested URL returned error: {code}");
+            assert_eq!(error.is_some(), classify("fetch", &text).is_refusal(), "{code}");
+            error.inspect(|error| assert!(error.kind().is_refusal(), "{code}")).is_some()
+        };
+        assert_eq!((400..600).filter(refuses).collect::<Vec<_>>(), [401, 403, 404, 410, 451]);
     }
 }

@@ -228,6 +228,7 @@ async fn git_sends_a_token_as_a_password_and_shows_why_one_is_refused() -> Resul
 
 #[tokio::test]
 async fn a_token_counts_for_as_long_as_the_file_has_it_and_is_there() -> Result<()> {
+    const COUNT: &str = "tarn_access_tokens{file=\"tokens\"}";
     let guarded = Guarded::with("Authenticated").await?;
     let (first, second) = (guarded.url("tarn", TOKEN)?, guarded.url("tarn", "a-token-of-another-caller")?);
     guarded.git.ls_remote(&first).await?;
@@ -242,6 +243,7 @@ async fn a_token_counts_for_as_long_as_the_file_has_it_and_is_there() -> Result<
     })
     .await?;
     ensure!(guarded.agent.logs()?.contains("shorter than 16 characters"), "nobody was told");
+    ensure!(guarded.agent.metric::<u64>(COUNT).await? == 1, "{}", guarded.agent.metrics().await?);
     // Without the file there are no tokens.
     let (file, away) = (guarded.place("tokens"), guarded.place("away"));
     std::fs::rename(&file, &away)?;
@@ -251,6 +253,10 @@ async fn a_token_counts_for_as_long_as_the_file_has_it_and_is_there() -> Result<
     })
     .await?;
     ensure!(guarded.agent.logs()?.contains("no token counts until it is back"), "nobody was told");
+    // An alert can tell: the series is there, and 0.
+    let metrics = guarded.agent.metrics().await?;
+    ensure!(metrics.lines().any(|line| line == format!("{COUNT} 0")), "{metrics}");
+    ensure!(!metrics.contains("file=\"admin-tokens\""), "there is no such file");
     std::fs::rename(&away, &file)?;
     eventually(Duration::from_secs(20), "the token to count again", async || {
         ensure!(opens(&second).await?, "not yet");

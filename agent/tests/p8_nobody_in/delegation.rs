@@ -14,6 +14,7 @@ use crate::scene::agent;
 
 const TOKEN: &str = "kanarienvogel-7f3a-of-a-caller";
 const SHARED: &str = "kanarienvogel-7f3a-of-the-agents";
+const ADMINISTRATOR: &str = "kanarienvogel-7f3a-of-an-administrator";
 
 /// Two upstreams behind one agent, both of which want credentials and let in whom the upstream lets in.
 struct Two {
@@ -41,11 +42,16 @@ impl Two {
             documents.push(manifest(name, &upstream.url("a.git"), &[&format!("access: {access}")]));
             upstreams.push(upstream);
         }
-        for (file, text) in [("tokens", format!("ci {TOKEN}\n")), ("peers", SHARED.to_owned())] {
+        for (file, text) in [
+            ("tokens", format!("ci {TOKEN}\n")),
+            ("peers", SHARED.to_owned()),
+            ("admin-tokens", format!("ada {ADMINISTRATOR}\n")),
+        ] {
             std::fs::write(dir.path().join(file), text)?;
         }
         let agent = agent.arg("--tokens").arg(dir.path().join("tokens"));
         let agent = agent.arg("--peer-token").arg(dir.path().join("peers"));
+        let agent = agent.arg("--admin-tokens").arg(dir.path().join("admin-tokens"));
         let agent = agent.start_with(&[("a.yaml", &documents.join("---\n"))]).await?;
         for upstream in &upstreams {
             agent.wait_phase(&repo_id(&upstream.url("a.git")), "Ready").await?;
@@ -189,7 +195,7 @@ async fn a_token_of_tarns_leaves_in_no_part_of_a_request() -> Result<()> {
     let word = ada(&two.right).replace("ada@", "");
     let locks = READS.into_iter().filter(|route| route.1.contains("locks"));
     for route in PUSHES.into_iter().chain(locks) {
-        for token in [TOKEN, SHARED] {
+        for token in [TOKEN, SHARED, ADMINISTRATOR] {
             let basic = |text: String| format!("Basic {}", BASE64_STANDARD.encode(text));
             for (name, value) in [
                 ("Authorization", format!("Bearer {token}")),

@@ -34,6 +34,8 @@ async fn a_bundle_brings_a_snapshot_to_what_was_pushed_a_moment_ago() -> Result<
         clone.git(&["merge", "--ff-only", "-q", "origin/main"]).await?;
         ensure!(clone.rev_parse("HEAD").await? == stage.origin.rev_parse("HEAD").await?, "behind");
     }
+    let sent: usize = agent.metric("tarn_serve_sent_bytes_total").await?;
+    ensure!(sent > 3 * 100, "bundles are not counted: {sent} bytes");
     // Who is ahead of, or at, the branch needs nothing.
     let head = stage.origin.rev_parse("HEAD").await?;
     stage.origin.set_ref("refs/heads/ahead", &head).await?;
