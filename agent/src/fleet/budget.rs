@@ -26,6 +26,7 @@ use crate::{
     mirror::{
         Mirror, demand,
         disk::{Disk, Volume, size},
+        room::WriteKind,
     },
     packs::Packs,
 };
@@ -122,14 +123,14 @@ impl Keeper {
             let sizes = mirrors.iter().map(|mirror| (mirror.id().clone(), mirror.bytes()));
             memory.growth.seen(sizes, demand::now());
             let mut need = need(own, usage.budget, usage.volume, plea);
-            if let Some((id, cut)) = cut(&self.growers(), usage.budget, usage.volume) {
+            if let Some((id, cut)) = cut(&self.growers(), own.mirrors, usage.budget, usage.volume) {
                 tracing::warn!(
                     repo = %id,
                     used = usage.used,
                     growing = own.growing,
                     budget = usage.budget,
                     free = usage.volume.free,
-                    "the disk is short: the mirror that grows most is ended, so that the others stay"
+                    "the disk is short: the work on the mirror that grows most is ended, so that the others stay"
                 );
                 room.cut(&id, cut);
                 memory.cut = Some(Instant::now());
@@ -168,8 +169,12 @@ impl Keeper {
         let mut growers: BTreeMap<RepoId, Grower> = BTreeMap::new();
         for writer in self.fleet.room().writing() {
             let bytes = self.fleet.get(&writer.id).map_or(0, |mirror| mirror.bytes());
-            let new = || Grower { id: writer.id.clone(), bytes, grown: 0 };
-            growers.entry(writer.id.clone()).or_insert_with(new).grown += writer.grown;
+            let new = || Grower { id: writer.id.clone(), bytes, grown: 0, stays: 0 };
+            let grower = growers.entry(writer.id.clone()).or_insert_with(new);
+            grower.grown += writer.grown;
+            if writer.kind != WriteKind::Rewrite {
+                grower.stays += writer.grown;
+            }
         }
         growers.into_values().collect()
     }
@@ -183,7 +188,8 @@ impl Keeper {
         let disk = self.disk.clone();
         let staged = blocking(move || Ok(disk.staged())).await?;
         let writing = self.fleet.room().writing();
-        let in_place: u64 = writing.iter().filter(|writer| writer.in_place).map(|writer| writer.grown).sum();
+        let in_place = writing.iter().filter(|writer| writer.kind != WriteKind::Staged);
+        let in_place: u64 = in_place.map(|writer| writer.grown).sum();
         let own = Own {
             mirrors,
             soft: leftovers + snapshots + objects.kept.bytes + answers.kept.bytes,

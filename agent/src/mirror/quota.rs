@@ -8,7 +8,7 @@ use tokio::{sync::Mutex, time::sleep};
 
 use super::{
     disk::size,
-    room::{Cut, Room},
+    room::{Cut, Room, WriteKind},
 };
 
 /// How often the files are measured: this soon after the start, each time twice as late, …
@@ -50,7 +50,7 @@ pub enum QuotaError {
     },
     /// The disk is short.
     #[error(
-        "the disk is full, and this mirror was growing most: ended after {grown} bytes, so that the other mirrors stay; \
+        "the disk is full, or its budget, and this mirror was growing most: ended after {grown} bytes, so that the other mirrors stay; \
          grow the volume, or mirror less"
     )]
     Disk {
@@ -83,7 +83,7 @@ impl Quota {
         work: impl Future<Output = Result<T, E>>,
         ended: impl FnOnce(QuotaError) -> E,
     ) -> Result<T, E> {
-        let mut writing = self.room.write(self.id.clone(), !matches!(writes, Writes::Aside(_)));
+        let mut writing = self.room.write(self.id.clone(), writes.kind());
         let before = writes.size().await;
         let watched = async {
             let (mut grown, mut wait) = (0, FIRST);
@@ -130,6 +130,14 @@ impl Writes {
         };
         let sum = move || dirs.iter().map(|dir| size(dir)).sum();
         tokio::task::spawn_blocking(sum).await.unwrap_or(0)
+    }
+
+    fn kind(&self) -> WriteKind {
+        match self {
+            Self::Aside(_) => WriteKind::Staged,
+            Self::Into(..) => WriteKind::InPlace,
+            Self::Rewrites(_) => WriteKind::Rewrite,
+        }
     }
 
     /// How many there may be where the mirror may take `max`.

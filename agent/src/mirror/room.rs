@@ -37,9 +37,20 @@ pub struct Writer {
     pub id: RepoId,
     /// Bytes that the work has written and not yet put in place.
     pub grown: u64,
-    /// Whether these bytes lie in the mirror itself, and not in staging.
-    pub in_place: bool,
+    /// Where these bytes are, and whether they stay.
+    pub kind: WriteKind,
     cut: watch::Sender<Option<Cut>>,
+}
+
+/// Where work writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteKind {
+    /// Into staging.
+    Staged,
+    /// Into the mirror itself.
+    InPlace,
+    /// Into the mirror itself, in place of what is there: the mirror is twice as large for a while.
+    Rewrite,
 }
 
 /// Why work is to end: the disk is short.
@@ -84,11 +95,11 @@ impl Drop for Writing {
 }
 
 impl Room {
-    /// Work on the mirror begins to write, into the mirror itself or to staging.
-    pub fn write(self: &Arc<Self>, id: RepoId, in_place: bool) -> Writing {
+    /// Work on the mirror begins to write.
+    pub fn write(self: &Arc<Self>, id: RepoId, kind: WriteKind) -> Writing {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, cut) = watch::channel(None);
-        self.writers.lock().insert(number, Writer { id, grown: 0, in_place, cut: sender });
+        self.writers.lock().insert(number, Writer { id, grown: 0, kind, cut: sender });
         self.begun.notify_one();
         Writing { room: self.clone(), number, cut }
     }
@@ -159,8 +170,8 @@ mod tests {
     async fn work_is_listed_while_it_lasts_and_ended_by_the_mirror_it_is_for() {
         let room = Arc::new(Room::default());
         let id = |name: &str| RepoId::from_route(&format!("h/o/{name}")).unwrap();
-        let mut one = room.write(id("one"), false);
-        let two = room.write(id("two"), true);
+        let mut one = room.write(id("one"), WriteKind::Staged);
+        let two = room.write(id("two"), WriteKind::InPlace);
         one.grown(7);
         let listed: Vec<_> = room.writing().into_iter().map(|writer| (writer.id, writer.grown)).collect();
         assert_eq!(listed, [(id("one"), 7), (id("two"), 0)]);

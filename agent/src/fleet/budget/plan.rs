@@ -145,25 +145,35 @@ pub struct Grower {
     pub bytes: u64,
     /// Bytes that are being added.
     pub grown: u64,
+    /// Of those, the ones that stay: a repack's do not.
+    pub stays: u64,
 }
 
 impl Grower {
     fn all(&self) -> u64 {
         self.bytes.saturating_add(self.grown)
     }
+
+    /// Whether the budget has no room for it even once other mirrors, `mirrors` in all, have made way. Half of the budget
+    /// stays with them.
+    fn outgrows(&self, mirrors: u64, budget: u64) -> bool {
+        let others = mirrors.saturating_sub(self.bytes).min(budget / 2);
+        self.bytes.saturating_add(self.stays) > budget - others
+    }
 }
 
-/// Whose work is to be ended now, and how: while the volume is short, whoever grows loses before any mirror that is quiet.
-/// That is the mirror which is growing by most, if that is more than what is to stay free: small fetches are not what
-/// fills a disk.
-pub fn cut(growers: &[Grower], budget: u64, volume: Volume) -> Option<(RepoId, Cut)> {
+/// Whose work is to be ended now, and how. While the volume is short, whoever grows loses before any mirror that is quiet:
+/// the mirror which is growing by most. Where the volume has room, a mirror that outgrows the budget is ended all the same.
+/// In either case a mirror that grows by less than what is to stay free goes on: small fetches are not what fills a disk.
+pub fn cut(growers: &[Grower], mirrors: u64, budget: u64, volume: Volume) -> Option<(RepoId, Cut)> {
     let floor = floor(volume);
-    let most = growers.iter().max_by_key(|grower| grower.grown)?;
-    if volume.free >= floor || most.grown <= floor {
-        return None;
+    let most = growers.iter().filter(|grower| grower.grown > floor).max_by_key(|grower| grower.grown)?;
+    if volume.free < floor {
+        let modest = most.all() <= budget / MODEST_PART;
+        return Some((most.id.clone(), if modest { Cut::MayPlead } else { Cut::Final }));
     }
-    let modest = most.all() <= budget / MODEST_PART;
-    Some((most.id.clone(), if modest { Cut::MayPlead } else { Cut::Final }))
+    let outgrown = growers.iter().find(|grower| grower.stays > floor && grower.outgrows(mirrors, budget))?;
+    Some((outgrown.id.clone(), Cut::Final))
 }
 
 /// Whether one mirror, whose data take `share` and grew by `grown` lately, is by itself why bytes are to go.
@@ -208,6 +218,10 @@ mod tests {
 
     fn item(what: What, bytes: u64, used: u64) -> Item {
         Item { what, bytes, used }
+    }
+
+    fn grower(name: &str, bytes: u64, grown: u64) -> Grower {
+        Grower { id: id(name), bytes, grown, stays: grown }
     }
 
     fn firm(all: u64) -> Need {
@@ -287,15 +301,37 @@ mod tests {
 
     #[test]
     fn whoever_grows_is_ended_before_a_quiet_mirror_goes() {
-        let grower = |name: &str, bytes, grown| Grower { id: id(name), bytes, grown };
         let full = Volume { total: 10_000, free: 199 };
         let growers = [grower("small", 100, 201), grower("huge", 0, 600), grower("large", 700, 10)];
-        assert_eq!(cut(&growers, 5000, ROOMY), None, "there is room");
-        assert_eq!(cut(&growers, 5000, full), Some((id("huge"), Cut::MayPlead)));
-        assert_eq!(cut(&growers, 1000, full), Some((id("huge"), Cut::Final)));
-        assert_eq!(cut(&growers[..1], 1000, full), Some((id("small"), Cut::Final)));
-        assert_eq!(cut(&growers[2..], 1000, full), None, "a small fetch does not fill a disk");
-        assert_eq!(cut(&[], 1000, full), None, "others fill it");
+        assert_eq!(cut(&growers, 800, 5000, ROOMY), None, "there is room");
+        assert_eq!(cut(&growers, 800, 5000, full), Some((id("huge"), Cut::MayPlead)));
+        assert_eq!(cut(&growers, 800, 1000, full), Some((id("huge"), Cut::Final)));
+        assert_eq!(cut(&growers[..1], 100, 1000, full), Some((id("small"), Cut::Final)));
+        assert_eq!(cut(&growers[2..], 700, 1000, full), None, "a small fetch does not fill a disk");
+        assert_eq!(cut(&[], 0, 1000, full), None, "others fill it");
+    }
+
+    #[test]
+    fn a_mirror_that_outgrows_the_budget_is_ended_though_the_volume_has_room() {
+        let table = [
+            // The others' bytes, the mirror's own, and by how much it grows: within 1000 bytes, 200 of them to stay free.
+            (0, 0, 1000, None, "alone it may take all"),
+            (0, 0, 1001, Some(Cut::Final), "but no more"),
+            (300, 0, 700, None, "beside the others"),
+            (300, 0, 701, Some(Cut::Final), "more than beside the others"),
+            (900, 0, 500, None, "half of the budget is for those that are asked for now"),
+            (900, 0, 501, Some(Cut::Final), "and half stays with those that are here"),
+            (400, 300, 300, None, "its own bytes are no other's"),
+            (400, 300, 301, Some(Cut::Final), "and count"),
+            (0, 950, 190, None, "a small fetch goes on"),
+        ];
+        for (others, bytes, grown, expected, why) in table {
+            let growers = [grower("quiet", others, 0), grower("one", bytes, grown)];
+            let ended = cut(&growers, others + bytes, 1000, ROOMY);
+            assert_eq!(ended, expected.map(|cut| (id("one"), cut)), "{why}");
+        }
+        let repack = Grower { stays: 0, ..grower("one", 600, 600) };
+        assert_eq!(cut(&[repack], 600, 1000, ROOMY), None, "what a repack writes replaces what was there");
     }
 
     #[test]
