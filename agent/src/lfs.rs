@@ -24,11 +24,11 @@ use std::{
 use futures_util::StreamExt;
 use http::StatusCode;
 use tarn_crds::{repo::RepoId, v1alpha1::conditions::Reason};
-use tokio::sync::Semaphore;
 
 use crate::{
     metrics::{Metrics, Outcome},
     protocol::lfs::{Action, LfsOid, Object, ObjectError},
+    queue::{Activity, Priority, Queue},
     spool::{Sink, Usage},
     upstream::{
         Looker,
@@ -38,9 +38,6 @@ use crate::{
 use actions::Actions;
 use cache::{Cache, LfsReader};
 use intake::{Intake, Shown};
-
-/// Downloads from upstreams that run at once in the whole agent: git-lfs itself runs 8.
-const MAX_DOWNLOADS: usize = 32;
 
 /// Chunks that are written in one go, where so many have come.
 const WRITTEN_AT_ONCE: usize = 32;
@@ -132,7 +129,7 @@ impl FetchError {
 pub struct Lfs {
     cache: Cache,
     actions: Arc<Actions>,
-    downloads: Arc<Semaphore>,
+    queue: Queue,
     metrics: Metrics,
 }
 
@@ -142,10 +139,15 @@ impl Lfs {
     ///
     /// # Errors
     /// The directories cannot be made or read.
-    pub fn open(root: PathBuf, incoming: &Path, budget: u64, metrics: Metrics) -> io::Result<Self> {
+    pub fn open(
+        root: PathBuf,
+        incoming: &Path,
+        budget: u64,
+        queue: Queue,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
         let cache = Cache::open(root, incoming, budget, metrics.clone())?;
-        let downloads = Arc::new(Semaphore::new(MAX_DOWNLOADS));
-        Ok(Self { cache, actions: Arc::default(), downloads, metrics })
+        Ok(Self { cache, actions: Arc::default(), queue, metrics })
     }
 
     /// Which of `objects` can be had: those in the cache, and those that the upstream offers, which is asked for the
@@ -255,7 +257,11 @@ impl Lfs {
         sink: Sink<FetchError>,
     ) -> Result<u64, FetchError> {
         let upstream = upstream.ok_or(FetchError::NoUpstream)?;
-        let _place = self.downloads.acquire().await;
+        let priority = match length_from {
+            LengthFrom::Pointer => Priority::Background,
+            LengthFrom::Caller => Priority::Awaited,
+        };
+        let _turn = self.queue.acquire(Activity::Object, repo, priority).await;
         let remembered = self.actions.take(repo, object.oid);
         let known = remembered.is_some();
         let mut action = match remembered {

@@ -233,7 +233,58 @@ fn key(agent: &str, time: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use tarn_crds::repo::RepoId;
+
     use super::*;
+    use crate::{
+        access::caller::Caller,
+        audit::{Audit, MAX_WAITING},
+        store::dir::DirStore,
+    };
+
+    #[tokio::test]
+    async fn what_finds_no_room_is_dropped_and_counted_and_the_next_batch_says_how_many() {
+        let (dir, metrics) = (tempfile::tempdir().unwrap(), Metrics::new());
+        let (audit, inbox) = Audit::in_batches(metrics.audit.dropped.clone());
+        let entry = Entry {
+            time: Timestamp::UNIX_EPOCH,
+            caller: Caller::anonymous(),
+            client: [127, 0, 0, 1].into(),
+            repo: RepoId::from_route("h/o/r").unwrap(),
+            what: "clone",
+            wants: String::new(),
+            status: 200,
+            bytes: 1,
+            whole: true,
+            cache: "hit",
+            seconds: 0.1,
+        };
+        // Nobody reads yet: were a writer to wait, this would not end.
+        (0..MAX_WAITING + 7).for_each(|_| audit.write(entry.clone()));
+        assert_eq!(metrics.audit.dropped.get(), 7);
+        let store = Arc::new(DirStore::open(dir.path()).unwrap());
+        let ended = CancellationToken::new();
+        ended.cancel();
+        run(inbox, store, "agent".into(), metrics.clone(), ended).await;
+        let mut text = String::new();
+        for file in walk(dir.path()).iter().filter(|file| file.extension().is_some_and(|end| end == "zst")) {
+            let packed = fs::read(file).unwrap();
+            text.push_str(&String::from_utf8(zstd::stream::decode_all(&packed[..]).unwrap()).unwrap());
+        }
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let told: Vec<_> = lines.iter().filter(|line| line["what"] == "dropped").collect();
+        assert_eq!((lines.len() - told.len(), told.len()), (MAX_WAITING, 1));
+        assert_eq!(told[0]["entries"], 7);
+    }
+
+    /// All files below a directory.
+    fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+    }
 
     #[test]
     fn a_batch_is_named_by_its_day_its_agent_and_its_time() {

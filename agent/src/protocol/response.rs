@@ -35,6 +35,9 @@ pub enum Broken {
     /// The server gave up, in words.
     #[error("the server gives up: {0}")]
     GaveUp(String),
+    /// Git would download packs from there, though nobody asked it to.
+    #[error("the answer leads to other servers (packfile-uris)")]
+    Elsewhere,
     /// A pack without packets whose checksum does not fit.
     #[error("the pack's checksum is wrong")]
     Checksum,
@@ -106,10 +109,19 @@ impl AnswerCheck {
         self.walk(bytes, &mut |_| {});
     }
 
-    /// Looks at the next bytes, and blanks the control characters of what is text for people.
+    /// Whether it leads to other servers: nothing of it from there on is for a client.
+    pub fn leads_elsewhere(&self) -> bool {
+        self.broken == Some(Broken::Elsewhere)
+    }
+
+    /// Looks at the next bytes, and blanks the control characters of what is text for people. Nothing is left where the
+    /// answer leads to other servers.
     pub fn pass(&mut self, chunk: Bytes) -> Bytes {
         let mut texts = Vec::new();
         self.walk(&chunk, &mut |range| texts.push(range));
+        if self.leads_elsewhere() {
+            return Bytes::new();
+        }
         let before = self.before;
         self.before = chunk.last().copied().unwrap_or(before);
         let mut bad = Vec::new();
@@ -241,9 +253,11 @@ impl AnswerCheck {
             Band::Line if line.starts_with(b"ERR ") => {
                 self.broken.get_or_insert_with(|| Broken::GaveUp(words()));
             }
-            Band::Line if self.version == ProtocolVersion::V2 && line.trim_ascii_end() == b"packfile" => {
-                self.pack = true;
-            }
+            Band::Line if self.version == ProtocolVersion::V2 => match line.trim_ascii_end() {
+                b"packfile" => self.pack = true,
+                b"packfile-uris" if !self.pack => self.broken = Some(Broken::Elsewhere),
+                _ => {}
+            },
             _ => {}
         }
     }
@@ -326,6 +340,24 @@ mod tests {
         let sum = ring::digest::digest(&SHA1_FOR_LEGACY_USE_ONLY, &pack);
         pack.extend_from_slice(sum.as_ref());
         pack
+    }
+
+    #[test]
+    fn nothing_is_handed_on_of_an_answer_that_leads_to_other_servers() {
+        let uris: [&[u8]; 5] =
+            [b"packfile-uris\n", b"1111 http://h/pack\n", b"--", b"packfile\n", b"\x01PACK"];
+        let answer = packets(&[&uris[..], &[b""]].concat());
+        for size in 1..answer.len() {
+            let mut check = AnswerCheck::new(ProtocolVersion::V2, ObjectFormat::Sha1, Expect::Pack);
+            let chunks = answer.chunks(size).map(Bytes::copy_from_slice);
+            let passed: Vec<u8> = chunks.flat_map(|chunk| check.pass(chunk)).collect();
+            assert!(passed.len() < packets(&uris[..1]).len(), "{size}: {passed:?}");
+            assert!(check.leads_elsewhere() && check.end() == Err(Broken::Elsewhere), "{size}");
+        }
+        // A pack's bytes and messages may be like it.
+        let fine =
+            packets(&[b"packfile\n", b"\x01PACK", b"\x02packfile-uris\n", b"\x01packfile-uris\n", b""]);
+        assert_eq!(judge(ProtocolVersion::V2, Expect::Pack, &fine), Ok(()));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Activity {
     Pack(Option<IpAddr>),
     /// A child that says whether objects are in a mirror.
     Lookup,
+    /// Downloading an object of LFS from an upstream.
+    Object,
 }
 
 /// What is counted, and among whom.
@@ -57,6 +59,7 @@ enum Counted {
     Finds,
     Packs,
     Lookups,
+    Objects,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,6 +87,9 @@ const FINDS: usize = 8;
 /// Children that make answers, for each processor: they write to files, so they never wait for a client, and more of
 /// them would only take turns. Each has about 18 MB of its own besides the packs it maps.
 const PACKS_PER_PROCESSOR: usize = 2;
+
+/// Objects of LFS that are downloaded at once: git-lfs itself downloads 8.
+const OBJECTS: usize = 32;
 
 /// What the agent's flags and its machine say about the bounds.
 #[derive(Clone, Copy, Debug)]
@@ -155,6 +161,11 @@ impl Capacities {
                 [all(C::Lookups, Capacity::of(packs)), Bound { key, capacity: Capacity::of(packs / 2) }]
                     .into()
             }
+            Activity::Object => [
+                all(C::Objects, awaited(three_quarters(OBJECTS), OBJECTS)),
+                of_host(C::Objects, awaited(three_quarters(OBJECTS / 2), OBJECTS / 2)),
+            ]
+            .into(),
         }
     }
 }
@@ -174,6 +185,7 @@ impl Activity {
             Self::Find => "find",
             Self::Pack(_) => "pack",
             Self::Lookup => "lookup",
+            Self::Object => "object",
         };
         Work { work }
     }
@@ -219,7 +231,7 @@ mod tests {
     #[test]
     fn no_host_client_or_mirror_has_more_than_half_of_what_others_need() {
         let client = Some("10.0.0.1".parse().unwrap());
-        for activity in [Activity::Fetch, Activity::Pack(client), Activity::Lookup] {
+        for activity in [Activity::Fetch, Activity::Pack(client), Activity::Lookup, Activity::Object] {
             let bounds = bounds(activity, "h/a");
             assert_eq!(bounds[0].key.1, Among::All, "{activity:?}");
             assert_ne!(bounds[1].key.1, Among::All, "{activity:?}");

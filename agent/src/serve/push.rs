@@ -14,7 +14,7 @@ use crate::{
     audit,
     mirror::{Mirror, freshness::Unavailable},
     protocol::pktline::{Packet, Packets},
-    upstream::{LookError, Looker},
+    upstream::{LookError, Looker, forward::Pushed},
 };
 
 const REQUEST: &str = "application/x-git-receive-pack-request";
@@ -130,23 +130,23 @@ async fn forward(
 ) -> Result<Response, Failure> {
     let upstream = upstream(mirror)?;
     let attempt = serving.guard.attempt(mirror, &parts.headers, address(parts))?;
-    let body = reqwest::Body::wrap_stream(body.into_data_stream());
     let answer = upstream
-        .push(parts.method.clone(), verb, &parts.headers, body)
+        .push(parts.method.clone(), verb, &parts.headers, body.into_data_stream())
         .await
         .map_err(|error: LookError| Failure::upstream(error))?;
-    attempt.ended(answer.status());
-    if answer.status() != StatusCode::OK {
+    let Pushed { status, headers, chunks } = answer;
+    attempt.ended(status);
+    if status != StatusCode::OK {
         // Its body may be a page of a server that was not meant.
-        return Err(Failure::push_refused(answer.status(), answer.headers(), &mirror.settings().url));
+        return Err(Failure::push_refused(status, &headers, &mirror.settings().url));
     }
-    let mut response = Response::builder().status(answer.status());
+    let mut response = Response::builder().status(status);
     for name in RETURNED {
-        if let Some(value) = answer.headers().get(&name) {
+        if let Some(value) = headers.get(&name) {
             response = response.header(name, value);
         }
     }
-    response.body(Body::from_stream(answer.bytes_stream())).map_err(Failure::upstream)
+    response.body(Body::from_stream(chunks)).map_err(Failure::upstream)
 }
 
 #[cfg(test)]

@@ -1,15 +1,21 @@
 //! Requests handed on to the upstream: reads while the mirror is not there yet, with the mirror's
 //! credentials; pushes, with the caller's own.
 
+use std::{error::Error, time::Duration};
+
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use reqwest::{Body, Response};
 use tarn_crds::repo::Scheme;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     error::LookError,
-    http::{SILENCE, chunks},
+    http::{HttpError, SILENCE, chunks},
     look::{Looker, check_type, redirected},
 };
 use crate::{
@@ -27,8 +33,22 @@ pub enum Ending {
     GaveUp,
 }
 
+/// How long an upstream may neither take nor say anything of a push: its hooks may run for minutes.
+const PUSH_SILENCE: Duration = Duration::from_secs(600);
+
 /// Chunks that are written in one go, where so many have come.
 const WRITTEN_AT_ONCE: usize = 32;
+
+/// An upstream's answer to a request of a push.
+#[derive(Debug)]
+pub struct Pushed<S> {
+    /// Its status: a success, or an error.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub chunks: S,
+}
 
 const PUSH_ADVERTISEMENT: &str = "application/x-git-receive-pack-advertisement";
 const PUSH_RESULT: &str = "application/x-git-receive-pack-result";
@@ -90,6 +110,9 @@ impl Looker {
             let work = move || (chunks.into_iter().map(|chunk| check.pass(chunk)).collect(), check);
             (length, check) = sink.append(work).await.map_err(stored)?;
             sink.growth().grown(length);
+            if check.leads_elsewhere() {
+                break;
+            }
         }
         match check.end() {
             Ok(()) => Ok((length, Ending::Whole)),
@@ -102,29 +125,42 @@ impl Looker {
     }
 
     /// Hands one request of a push on, with the caller's own credentials and never the mirror's. A good answer is git's; of
-    /// any other only the head may be handed on.
+    /// any other only the head may be handed on. The upstream may be silent for a minute before it shows its refs, and for
+    /// [`PUSH_SILENCE`] while it takes a push.
     ///
     /// # Errors
-    /// The upstream cannot be reached, leads elsewhere, or answers with something else than git does.
-    pub async fn push(
+    /// The upstream cannot be reached, says nothing, leads elsewhere, or answers with something else than git does.
+    pub async fn push<S, E>(
         &self,
         method: Method,
         verb: &str,
         from: &HeaderMap,
-        body: Body,
-    ) -> Result<Response, LookError> {
+        body: S,
+    ) -> Result<Pushed<impl Stream<Item = Result<Bytes, HttpError>> + Send + use<S, E>>, LookError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
         let mut headers = kept(from);
         // Many a server, and many a proxy before one, takes no body of unknown length.
         if let Some(length) = from.get(header::CONTENT_LENGTH) {
             headers.insert(header::CONTENT_LENGTH, length.clone());
         }
-        let kind = if method == Method::GET { PUSH_ADVERTISEMENT } else { PUSH_RESULT };
-        let response = self.hand_on(method, format!("{}{verb}", self.url()), headers, body).await?;
+        let (kind, patience) = match method {
+            Method::GET => (PUSH_ADVERTISEMENT, SILENCE),
+            _ => (PUSH_RESULT, PUSH_SILENCE),
+        };
+        let (taken, progress) = watch::channel(());
+        let body = Body::wrap_stream(body.inspect(move |_| taken.send_replace(())));
+        let asked = self.hand_on(method, format!("{}{verb}", self.url()), headers, body);
+        let response = heard(asked, progress, patience).await??;
         match response.status() {
-            StatusCode::OK => check_type(&response, kind).map(|()| response),
-            status if status.is_redirection() => Err(redirected(&response)),
-            _ => Ok(response),
+            StatusCode::OK => check_type(&response, kind)?,
+            status if status.is_redirection() => return Err(redirected(&response)),
+            _ => {}
         }
+        let (status, headers) = (response.status(), response.headers().clone());
+        Ok(Pushed { status, headers, chunks: chunks(response, patience) })
     }
 
     /// Sends a caller's request to `url`, with the caller's own `headers` and never the mirror's.
@@ -139,8 +175,57 @@ impl Looker {
     }
 }
 
+/// Waits for what `asked` answers: for no longer than `patience` after the last `progress` of the request.
+async fn heard<T>(
+    asked: impl Future<Output = T>,
+    mut progress: watch::Receiver<()>,
+    patience: Duration,
+) -> Result<T, HttpError> {
+    let mut asked = std::pin::pin!(asked);
+    loop {
+        tokio::select! {
+            answer = &mut asked => return Ok(answer),
+            moved = progress.changed() => if moved.is_err() {
+                // All has been sent.
+                return timeout(patience, asked).await.map_err(|_| HttpError::TimedOut(patience));
+            },
+            () = sleep(patience) => return Err(HttpError::TimedOut(patience)),
+        }
+    }
+}
+
 /// Those of a caller's headers that are handed on.
 pub(super) fn kept(from: &HeaderMap) -> HeaderMap {
     let kept = FORWARDED.into_iter().filter_map(|name| Some((name.clone(), from.get(&name)?.clone())));
     kept.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, time::Instant};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_is_waited_for_while_it_moves_and_for_its_patience_after() {
+        let (patience, pace) = (Duration::from_millis(500), Duration::from_millis(150));
+        let began = Instant::now();
+        let (taken, progress) = watch::channel(());
+        let moves = async {
+            for _ in 0..5 {
+                sleep(pace).await;
+                taken.send_replace(());
+            }
+            drop(taken);
+        };
+        let (ended, ()) = tokio::join!(heard(pending::<()>(), progress, patience), moves);
+        assert!(matches!(ended, Err(HttpError::TimedOut(after)) if after == patience));
+        assert!(began.elapsed() >= 5 * pace + patience, "{:?}", began.elapsed());
+        // One that stands still in the middle ends, too.
+        let (taken, progress) = watch::channel(());
+        assert!(heard(pending::<()>(), progress.clone(), patience).await.is_err());
+        // And one that is answered is answered.
+        assert!(heard(sleep(pace), progress, Duration::from_secs(60)).await.is_ok());
+        drop(taken);
+    }
 }

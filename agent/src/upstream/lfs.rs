@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use reqwest::Response;
 use tarn_crds::{repo::Scheme, v1alpha1::conditions::Reason};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     egress::NotAllowed,
@@ -22,6 +23,9 @@ use crate::protocol::lfs::{Action, Answered, MEDIA_TYPE, Object, ask, cleaned, p
 
 /// The longest answer of the API: 1,000 objects with signed URLs of 2 KB are 2 MB.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
+
+/// The least that a download brings within [`SILENCE`]: there are few places for downloads, and one that drips keeps its own.
+const LEAST: usize = 60 * 1024;
 
 /// How often a download is sent elsewhere.
 const MAX_REDIRECTS: usize = 5;
@@ -157,12 +161,11 @@ impl Looker {
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
                 return Err(LfsError::Absent);
             }
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                return Err(LookError::Unauthorized(status.as_u16()).into());
+            status => {
+                return Err(LookError::refusal(status).unwrap_or(LookError::Status(status.as_u16())).into());
             }
-            status => return Err(LookError::Status(status.as_u16()).into()),
         }
-        let body = read(response, MAX_ANSWER, SILENCE).await?;
+        let body = answer(response).await?;
         parse_answer(&body).map_err(LfsError::NotLfs)
     }
 
@@ -194,7 +197,7 @@ impl Looker {
                 return Ok(Download {
                     length,
                     own,
-                    chunks: chunks(response, SILENCE).map(|chunk| Ok(chunk?)),
+                    chunks: flowing(chunks(response, SILENCE), SILENCE, LEAST),
                 });
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
@@ -231,7 +234,7 @@ impl Looker {
         }
         // Anything else may be a page of a server that was not meant.
         let body = match is_lfs(&headers) {
-            true => cleaned(&read(response, MAX_ANSWER, SILENCE).await?).map_err(LfsError::NotLfs)?,
+            true => cleaned(&answer(response).await?).map_err(LfsError::NotLfs)?,
             false if status.is_success() => {
                 return Err(LfsError::NotLfs("its answer is not the API's JSON"));
             }
@@ -239,6 +242,30 @@ impl Looker {
         };
         Ok(Answer { status, headers, body: body.into() })
     }
+}
+
+/// An answer of the API: all of it within [`SILENCE`].
+async fn answer(response: Response) -> Result<Bytes, HttpError> {
+    let whole = timeout(SILENCE, read(response, MAX_ANSWER, SILENCE)).await;
+    whole.unwrap_or(Err(HttpError::TimedOut(SILENCE)))
+}
+
+/// The same chunks, as long as they bring at least so many bytes in each span of time.
+fn flowing(
+    chunks: impl Stream<Item = Result<Bytes, HttpError>> + Send,
+    span: Duration,
+    least: usize,
+) -> impl Stream<Item = Result<Bytes, LfsError>> + Send {
+    let began = (Instant::now(), 0);
+    chunks.scan(began, move |(since, came), chunk| {
+        *came += chunk.as_ref().map_or(0, Bytes::len);
+        let slow = since.elapsed() > span && *came < least;
+        if since.elapsed() > span {
+            (*since, *came) = (Instant::now(), 0);
+        }
+        let chunk = if slow { Err(HttpError::TimedOut(span)) } else { chunk };
+        std::future::ready(Some(chunk.map_err(LfsError::from)))
+    })
 }
 
 /// Whether an answer is of the API's type.
@@ -273,6 +300,19 @@ mod tests {
     fn action(names: &[&str]) -> Action {
         let header = names.iter().map(|name| ((*name).to_owned(), "v".to_owned())).collect();
         Action { href: String::new(), header, authenticated: true, expires: None }
+    }
+
+    #[tokio::test]
+    async fn a_download_that_drips_is_ended_and_a_slow_one_is_not() {
+        let (span, pace) = (Duration::from_millis(200), Duration::from_millis(20));
+        for (bytes, ends) in [(10_000, false), (1, true)] {
+            let dripping = futures_util::stream::unfold((), move |()| async move {
+                tokio::time::sleep(pace).await;
+                Some((Ok(Bytes::from(vec![0; bytes])), ()))
+            });
+            let came: Vec<_> = flowing(dripping.take(30), span, 100).collect().await;
+            assert_eq!(came.iter().any(Result::is_err), ends, "{bytes}");
+        }
     }
 
     #[test]
