@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tarn_testkit::agent::{Agent, Builder, manifest, repo_id};
+use tarn_testkit::agent::{Agent, Builder, PATIENCE, manifest, repo_id};
+use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::{Git, Refs, Repo};
 use tarn_testkit::upstream::Upstream;
 use tarn_testkit::wire::Connection;
@@ -113,6 +114,20 @@ impl Scene {
     /// A connection to the git port.
     pub(crate) async fn connect(&self) -> Result<Connection> {
         Connection::open(self.agent.git_address()?).await
+    }
+
+    /// Suspends the mirror, and waits until requests for this path below it are refused for that.
+    pub(crate) async fn suspend(&self, refused: &str) -> Result<()> {
+        let yaml = manifest("a", &self.upstream.url("a.git"), &["suspend: true"]);
+        self.agent.write_manifest("a.yaml", &yaml)?;
+        let target = format!("{}{refused}", self.path());
+        eventually(PATIENCE, "the refusal of a suspended mirror", async || {
+            let answer = self.agent.get(&target).await?;
+            let said = answer.status == 503 && answer.text().contains("Suspended");
+            ensure!(said, "{} {}", answer.status, answer.text());
+            Ok(())
+        })
+        .await
     }
 
     /// What the answer to a look through Tarn says of its freshness.

@@ -1,10 +1,12 @@
 //! A new agent, an empty disk: the mirror comes from the store.
 
 use anyhow::{Result, ensure};
-use tarn_testkit::agent::Agent;
+use tarn_testkit::agent::{Agent, PATIENCE, manifest};
+use tarn_testkit::eventually::eventually;
 use tarn_testkit::upstream::Operation;
 
 use super::{Kind, Stage, on_both_stores};
+use crate::p4_never_stuck::files;
 
 on_both_stores!(
     a_new_agent_restores_instead_of_cloning,
@@ -13,6 +15,7 @@ on_both_stores!(
     tags_and_odd_refs_come_back,
     the_restored_pack_answers_a_full_clone_as_it_is,
     a_restored_pack_that_holds_more_than_the_refs_reach_is_not_given_away,
+    a_checkpoint_that_is_larger_than_the_mirror_may_be_is_not_restored,
 );
 
 async fn a_new_agent_restores_instead_of_cloning(kind: Kind) -> Result<()> {
@@ -115,4 +118,33 @@ async fn a_restored_pack_that_holds_more_than_the_refs_reach_is_not_given_away(k
     ensure!(!there.status.success(), "what the upstream has deleted came with the pack");
     ensure!(answered_by_pack(&second).await? == 0, "the pack was given away");
     Ok(())
+}
+
+async fn a_checkpoint_that_is_larger_than_the_mirror_may_be_is_not_restored(kind: Kind) -> Result<()> {
+    let mut stage = Stage::new(kind).await?;
+    stage.origin.grow("main", 10, 500_000, 7).await?;
+    stage.one_generation().await?;
+    // Whatever comes, comes from the store.
+    stage.upstream.down().await;
+    stage.spec.push("limits: {maxBytes: 1Mi}");
+    let agent = stage.agent().await?;
+    let refused = "tarn_checkpoint_restores_total{outcome=\"MirrorTooLarge\"}";
+    eventually(PATIENCE, "the restore to be refused", async || {
+        ensure!(agent.metric::<u64>(refused).await? > 0, "{}", agent.metrics().await?);
+        Ok(())
+    })
+    .await?;
+    let status = agent.mirror_status(&stage.repo()).await?;
+    ensure!(status["bytes"] == 0 && status["refCount"] == 0, "{status}");
+    ensure!(
+        agent.get(&format!("/git/{}/info/refs?service=git-upload-pack", stage.repo())).await?.status >= 500
+    );
+    let bad = files(&stage.objects())?.into_iter().any(|file| file.to_string_lossy().ends_with(".bad"));
+    ensure!(!bad, "what is too large here is not damaged");
+    // The limit is raised.
+    stage.spec.pop();
+    stage.spec.push("limits: {maxBytes: 100Mi}");
+    let yaml = manifest("a", &stage.upstream.url("a.git"), &stage.spec);
+    agent.write_manifest("a.yaml", &yaml)?;
+    stage.wait_restored(&agent).await
 }

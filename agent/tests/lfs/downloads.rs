@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
-use tarn_testkit::upstream::{Fault, Operation, lfs};
+use tarn_testkit::agent::{PATIENCE, manifest, repo_id};
+use tarn_testkit::eventually::eventually;
+use tarn_testkit::upstream::{Fault, Operation, Upstream, lfs};
 
 use super::{
     ATTRIBUTES, TOKEN, cloned, expect_content, json_of, noise, object, post, scene, transfers, wanted,
@@ -202,5 +204,43 @@ async fn clients_are_told_for_how_long_the_upstream_wants_to_be_left_alone() -> 
         ensure!((60..=77).contains(&seconds), "{seconds}");
     }
     ensure!(scene.upstream.count("a.git", Operation::LfsBatch) == 1, "asked again");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_holds_its_downloads_keeps_no_other_host_waiting() -> Result<()> {
+    let content = noise(50_000);
+    let scene = scene(&content).await?;
+    let dir = tempfile::tempdir()?;
+    let slow = Upstream::start(dir.path())?;
+    slow.seed("a.git").await?;
+    slow.lfs().enable(TOKEN);
+    scene.agent.write_manifest("slow.yaml", &manifest("slow", &slow.url("a.git"), &[]))?;
+    let repo = repo_id(&slow.url("a.git"));
+    scene.agent.wait_phase(&repo, "Ready").await?;
+    slow.fault_on(Operation::LfsObject, Fault::Hang);
+    // More than there are places for downloads.
+    let held: Vec<_> = (0_usize..40)
+        .map(|number| {
+            let wanted = noise(1000 + number);
+            slow.lfs().put("a.git", &wanted);
+            let target = format!("/git/{repo}/info/lfs/objects/{}?size={}", lfs::oid(&wanted), wanted.len());
+            let address = scene.agent.git_address();
+            tokio::spawn(async move { tarn_testkit::wire::get(address?, &target).await })
+        })
+        .collect();
+    eventually(PATIENCE, "all that may be held to be held", async || {
+        let running: u64 = scene.agent.metric("tarn_queue_running{work=\"object\"}").await?;
+        let waiting: u64 = scene.agent.metric("tarn_queue_waiting{work=\"object\"}").await?;
+        ensure!(running + waiting == 40 && running == 16, "{running} run, {waiting} wait");
+        Ok(())
+    })
+    .await?;
+    ensure!(slow.count("a.git", Operation::LfsObject) <= 16, "more than half of the places");
+    let fresh = noise(60_000);
+    scene.upstream.lfs().put("a.git", &fresh);
+    let answer = scene.agent.get(&object(&scene, &fresh)).await?;
+    ensure!(answer.status == 200 && answer.body == fresh, "{}", answer.status);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())
 }

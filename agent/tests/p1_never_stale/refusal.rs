@@ -198,3 +198,24 @@ async fn while_it_is_refused_the_upstream_is_asked_seldom() -> Result<()> {
     ensure!(looks <= most, "{looks} questions within {:?}", began.elapsed());
     Ok(())
 }
+
+#[tokio::test]
+async fn a_push_after_the_upstream_lets_the_agent_in_again_ends_the_refusal_at_once() -> Result<()> {
+    let mut scene = refused(403, &[]).await?;
+    let (repo, work) =
+        (scene.repo(), scene.git.clone_repo(&scene.origin.file_url(), &scene.place("work"), &[]).await?);
+    outlast_the_grace(&mut scene).await?;
+    scene.agent.wait_status(&repo, "Withheld", |status| condition(status, "Withheld")).await?;
+    expect_nothing(&scene.agent, &scene.path(), "UpstreamRefuses", 403).await?;
+    work.git(&["commit", "--quiet", "--allow-empty", "--message", "mine"]).await?;
+    // A push that the upstream refuses changes nothing.
+    ensure!(work.push(&scene.url()?, &["HEAD:refs/heads/main"]).await.is_err(), "it was pushed");
+    ensure!(condition(&scene.status().await?, "Withheld"), "a refused push let somebody in");
+    scene.upstream.mend();
+    work.push(&scene.url()?, &["HEAD:refs/heads/main"]).await?;
+    // Nobody has asked for anything since.
+    let ended = |status: &Value| !condition(status, "Withheld");
+    scene.agent.wait_status(&repo, "the refusal's end", ended).await?;
+    ensure!(scene.refs().await?["refs/heads/main"] == work.rev_parse("HEAD").await?, "another commit");
+    scene.clone("after", &[]).await?.fsck().await
+}

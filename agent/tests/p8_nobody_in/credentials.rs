@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, ensure};
 use tarn_testkit::agent::{Agent, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
@@ -17,10 +19,14 @@ pub(crate) const CANARY: &str = "kanarienvogel-7f3a";
 pub(crate) const CANARY_BASE64: &str = "YWRhOmthbmFyaWVudm9nZWwtN2YzYQ==";
 
 pub(super) fn secret(upstream: &Upstream, data: &[(&str, &str)]) -> String {
+    secret_for(upstream.address(), data)
+}
+
+/// The same for whatever listens at this address.
+pub(super) fn secret_for(address: SocketAddr, data: &[(&str, &str)]) -> String {
     let mut yaml = format!(
         "apiVersion: v1\nkind: Secret\nmetadata:\n  name: creds\n  labels: {{tarn.dev/credentials: 'true'}}\n  \
-         annotations: {{tarn.dev/hosts: 'http://{}'}}\nstringData:\n",
-        upstream.address()
+         annotations: {{tarn.dev/hosts: 'http://{address}'}}\nstringData:\n"
     );
     for (key, value) in data {
         yaml.push_str(&format!("  {key}: {value}\n"));

@@ -7,11 +7,13 @@ use anyhow::{Context, Result, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use tarn_testkit::agent::{PATIENCE, manifest, repo_id};
 use tarn_testkit::eventually::eventually;
+use tarn_testkit::hostile::PAINT;
 use tarn_testkit::trap::{SECRET, Trap};
 use tarn_testkit::upstream::{Auth, Fault, Operation, Upstream, lfs};
 use tarn_testkit::wire::Answer;
 
 use super::access::{PUSHES, READS, Route, ask};
+use crate::p4_never_stuck::files;
 use crate::scene::{Scene, agent, message};
 
 const TOKEN: &str = "kanarienvogel-of-lfs-77aa";
@@ -212,7 +214,13 @@ async fn an_object_from_elsewhere_is_given_out_once_it_is_known_and_brought_thou
         status.context("not answered yet").map(drop)
     })
     .await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    eventually(PATIENCE, "a part of it is here", async || {
+        let files = files(&scene.agent.data().join("incoming"))?;
+        let came: u64 = files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+        ensure!(came > 100_000, "{came} bytes");
+        Ok(())
+    })
+    .await?;
     ensure!(!leaving.is_finished(), "a byte was given out before the last had come");
     leaving.abort();
     let kept = format!("{}/info/lfs/objects/{}", scene.path(), lfs::oid(&content));
@@ -273,28 +281,6 @@ async fn a_mirror_of_a_host_that_the_list_does_not_name_is_stalled_and_nobody_is
         let status = agent.wait_phase(&repo_id(&named), "Backoff").await?;
         ensure!(message(&status).contains("--allow-upstream"), "{status}");
         ensure!(upstream.log().is_empty(), "{list}: {:?}", upstream.log());
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_name_that_begins_to_lead_to_this_machine_is_not_asked_though_it_is_the_upstreams() -> Result<()> {
-    // Every name that is this machine's, and is not localhost: as if its owner had moved it here.
-    let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
-    let names = hosts.lines().filter(|line| line.starts_with("127.") || line.starts_with("::1"));
-    let names =
-        names.flat_map(|line| line.split_whitespace().skip(1)).filter(|name| !name.contains("localhost"));
-    let plain =
-        |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
-    let dir = tempfile::tempdir()?;
-    let upstream = Upstream::start(dir.path())?;
-    upstream.seed("a.git").await?;
-    for name in names.filter(plain).collect::<std::collections::BTreeSet<_>>() {
-        let url = format!("http://{name}:{}/a.git", upstream.address().port());
-        let agent = agent().start_with(&[("a.yaml", &manifest("a", &url, &[]))]).await?;
-        let status = agent.wait_phase(&repo_id(&url), "Backoff").await?;
-        ensure!(message(&status).contains("--allow-upstream"), "{name}: {status}");
-        ensure!(upstream.log().is_empty(), "{name}: {:?}", upstream.log());
     }
     Ok(())
 }
@@ -364,16 +350,32 @@ async fn pushes_locks_and_uploads_hand_on_what_git_and_lfs_answer_and_nothing_el
 
 #[tokio::test]
 async fn an_upstreams_lfs_error_is_one_short_plain_line() -> Result<()> {
-    let (scene, content) = scene(&[], &[]).await?;
-    let forged = "x\n2026-01-01T00:00:00Z  INFO tarn_agent::audit: served caller=\"forged\"\u{1b}[2J";
-    scene.upstream.lfs().refuse(&format!("{forged}{}", "y".repeat(1_000_000)));
-    let answer = seen(&scene, &object(&scene, &content, 9)).await?.context("an answer")?;
-    ensure!(answer.status == 404 && answer.body.len() < 1000, "{} {}", answer.status, answer.body.len());
-    let answer = ask(&scene.agent, &scene.path(), DOWNLOAD, &[]).await?;
-    ensure!(answer.body.len() < 1000 && !answer.text().contains("u001b"), "{}", answer.text());
-    let logs = scene.agent.logs()?;
-    ensure!(!logs.lines().any(|line| line.starts_with("2026-01-01")), "a line of the log is forged");
-    ensure!(logs.len() < 1_000_000, "{} bytes of log", logs.len());
+    for format in ["text", "json"] {
+        let (scene, content) = scene(&["--log-format", format], &[]).await?;
+        scene.upstream.lfs().refuse(&format!("{PAINT}{}", "y".repeat(1_000_000)));
+        let answer = seen(&scene, &object(&scene, &content, 9)).await?.context("an answer")?;
+        let size = answer.body.len();
+        ensure!(answer.status == 404 && size < 1000, "{} {size}", answer.status);
+        ensure!(!answer.text().contains("u001b") && !answer.text().contains('\u{1b}'), "{}", answer.text());
+        let answer = ask(&scene.agent, &scene.path(), DOWNLOAD, &[]).await?;
+        ensure!(answer.body.len() < 1000 && !answer.text().contains("u001b"), "{}", answer.text());
+        // It is told, and is one line.
+        let logs = eventually(PATIENCE, "the line of the log", async || {
+            let logs = scene.agent.logs()?;
+            ensure!(logs.contains("an LFS object cannot be had") && logs.contains("owned"), "not yet");
+            Ok(logs)
+        })
+        .await?;
+        ensure!(!logs.lines().any(|line| line.starts_with("2026-01-01")), "a line of the log is forged");
+        let control = |c: char| c.is_control() && c != '\n';
+        ensure!(!logs.contains(control), "{format}: {:?}", logs.lines().find(|line| line.contains(control)));
+        ensure!(logs.len() < 1_000_000, "{} bytes of log", logs.len());
+        let told: Vec<_> = logs.lines().filter(|line| line.contains("an LFS object cannot be had")).collect();
+        ensure!(told.iter().all(|line| line.contains("caller=forged")), "it is cut into lines: {told:?}");
+        for line in logs.lines().filter(|_| format == "json") {
+            serde_json::from_str::<serde_json::Value>(line).with_context(|| line.to_owned())?;
+        }
+    }
     Ok(())
 }
 

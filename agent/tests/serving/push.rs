@@ -79,23 +79,10 @@ async fn a_push_of_known_length_arrives_with_its_length() -> Result<()> {
 
 #[tokio::test]
 async fn a_suspended_mirror_hands_no_push_to_its_upstream() -> Result<()> {
-    let scene = Scene::with(&["suspend: false"]).await?;
+    let scene = Scene::ready().await?;
     let clone = scene.clone("clone", &[]).await?;
     clone.git(&["commit", "--quiet", "--allow-empty", "--message", "mine"]).await?;
-    let yaml = tarn_testkit::agent::manifest("a", &scene.upstream.url("a.git"), &["suspend: true"]);
-    scene.agent.write_manifest("a.yaml", &yaml)?;
-    let target = format!("{}/info/refs?service=git-receive-pack", scene.path());
-    tarn_testkit::eventually::eventually(std::time::Duration::from_secs(20), "the refusal", async || {
-        let answer = scene.agent.get(&target).await?;
-        ensure!(
-            answer.status == 503 && answer.text().starts_with("Suspended"),
-            "{} {}",
-            answer.status,
-            answer.text()
-        );
-        Ok(())
-    })
-    .await?;
+    scene.suspend("/info/refs?service=git-receive-pack").await?;
     scene.upstream.clear_log();
     ensure!(clone.push("origin", &["HEAD:refs/heads/main"]).await.is_err(), "it was pushed");
     ensure!(scene.upstream.log().is_empty(), "{:?}", scene.upstream.log());
