@@ -23,6 +23,7 @@ pub mod store;
 pub mod popularity;
 pub mod config;
 pub mod packs;
+pub mod recipe;
 pub mod lfs;
 pub mod blockfile;
 pub mod generations;

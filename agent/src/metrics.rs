@@ -78,7 +78,7 @@ labels! {
     }
     /// How a request for a pack met the cache.
     Lookup {
-        /// `hit`, `joined`, `miss`, or `pack`.
+        /// `hit`, `joined` or `miss`.
         result
         /// The answer was whole already.
         HIT = "hit"
@@ -86,8 +86,15 @@ labels! {
         JOINED = "joined"
         /// The answer is made for this request.
         MISS = "miss"
-        /// A pack of the mirror is the answer, as it is.
-        PACK = "pack"
+    }
+    /// An answer that is put together.
+    Composed {
+        /// `history` or `tree`.
+        base
+        /// Of a mirror's base.
+        HISTORY = "history"
+        /// Of its seed.
+        TREE = "tree"
     }
     /// A file with tokens.
     TokenFile {
@@ -283,6 +290,8 @@ metrics! {
     packs: PacksMetrics {
         /// `tarn_packs_lookups_total`: requests for packs, by how they met the cache.
         lookups: Family<Lookup, Counter>,
+        /// `tarn_packs_composed_total`: answers that were put together from a base and what is new since.
+        composed: Family<Composed, Counter>,
         /// `tarn_packs_ahead_total`: answers made before anyone asked for them.
         ahead: Family<Ahead, Counter>,
         /// `tarn_packs_ahead_seconds_total`: time spent on them.

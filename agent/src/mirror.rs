@@ -59,7 +59,7 @@ use presence::Presence;
 pub use services::Services;
 pub use settings::{CheckpointSettings, Settings, SnapshotSettings};
 use snapshots::{Keeper, Snapshots};
-pub use view::{Changes, Stored, Trouble, View, WholePack};
+pub use view::{Changes, Stored, Trouble, View};
 use worktree_lfs::WorktreeLfs;
 
 /// Requests that wait for one mirror's task; more are turned away, the client retries.
@@ -78,6 +78,8 @@ enum Message {
     },
     /// Fetch these objects by id, whatever refs lead to them; answers with those that the upstream does not have.
     ById(Vec<Oid>, oneshot::Sender<Result<HashSet<Oid>, BringError>>),
+    /// Someone asks for all history, and no base fits.
+    Base,
     /// Someone clones shallowly: a seed pays.
     Shallow,
     /// Publish a checkpoint now, if the refs have moved since the last.
@@ -293,6 +295,11 @@ impl Mirror {
     pub fn asked_shallow(&self) {
         // A full queue has better things to do.
         let _ = self.messages.try_send(Message::Shallow);
+    }
+
+    /// Says that someone asks for all history, and that no pack fits as the base of the answer: making one pays.
+    pub fn asked_base(&self) {
+        let _ = self.messages.try_send(Message::Base);
     }
 
     /// Says that a checkpoint is to be published now, and not only after the interval, if the refs have moved.

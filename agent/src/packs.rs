@@ -128,6 +128,40 @@ impl Packs {
         Some(pack)
     }
 
+    /// What an answer has beyond a base: kept, growing, or filled by `make`. With `ahead` nobody has asked for it yet.
+    /// The answer counts as a lookup, and not this.
+    ///
+    /// # Errors
+    /// It has gone in this moment.
+    pub async fn layer_or_make<F>(
+        &self,
+        of: &RepoId,
+        key: Key,
+        ahead: bool,
+        make: impl FnOnce(Sink<MakeError>) -> F + Send + 'static,
+    ) -> Result<Pack, PackError>
+    where
+        F: Future<Output = Result<u64, MakeError>> + Send + 'static,
+    {
+        let key = (of.clone(), key);
+        if !ahead {
+            return Ok(self.spool.get_or_make(key, always(), make).await);
+        }
+        match self.spool.make_ahead(key.clone(), always(), make) {
+            Some(layer) => Ok(layer),
+            None => self.spool.get(&key).await.ok_or(SpoolError::GivenUp),
+        }
+    }
+
+    /// What an answer has beyond a base, if it is there.
+    pub async fn layer(&self, of: &RepoId, key: Key) -> Option<Pack> {
+        let layer = self.spool.get(&(of.clone(), key)).await?;
+        if layer.is_first() {
+            self.metrics.packs.ahead.get_or_create(&Ahead::USED).inc();
+        }
+        Some(layer)
+    }
+
     /// Lets the whole answer called `key` go.
     pub fn discard(&self, of: &RepoId, key: Key) {
         self.spool.discard(&(of.clone(), key));
@@ -154,7 +188,7 @@ impl Packs {
     }
 }
 
-/// Keeps an answer, whatever is in it.
+/// Keeps it, whatever is in it.
 pub fn always() -> Keep {
     Keep::As(Box::new(|path| Ok(Some(path.to_owned()))))
 }

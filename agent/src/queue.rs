@@ -151,7 +151,7 @@ impl Inner {
         if activity.is_upstream() {
             metrics.upstream.connections.inc_by(more.into());
         }
-        if matches!(activity, Activity::Pack(_)) {
+        if activity.is_pack() {
             metrics.serve.upload_packs.inc_by(more.into());
             self.packs.send_modify(|packs| *packs = packs.saturating_add_signed(more.into()));
         }

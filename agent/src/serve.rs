@@ -15,6 +15,7 @@ pub mod moving;
 pub mod ensure_refs;
 pub mod limits;
 mod sent;
+mod turns;
 pub mod hooks;
 pub mod info_refs;
 pub mod snapshot;
@@ -40,7 +41,6 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use tarn_crds::{repo::RepoId, v1alpha1::Access};
-use tokio::time::timeout;
 
 use crate::{
     access::{AccessRequest, Guard, Voucher, caller::Caller},
@@ -54,7 +54,6 @@ use crate::{
     packs::Packs,
     popularity::{Popularity, day::Taken},
     protocol::advertisement::{AdvertisementError, Capabilities},
-    queue::{Activity, Priority, Ticket},
 };
 use error::Failure;
 use headers::Account;
@@ -64,10 +63,7 @@ use limits::Requests;
 use proxy::{Ask, Origin, Proxy, is_cold};
 use rendered::Rendered;
 use routes::{Endpoint, Purpose, Verb};
-use upload_pack::Passed;
-
-/// How long a request waits for its turn to start a child.
-const QUEUE_WAIT: Duration = Duration::from_secs(60);
+use upload_pack::{Passed, Recipes};
 
 /// Says what an answer about refs rests on: `verified`, `reused; age=seconds` or `stale; age=seconds`.
 pub const FRESHNESS: HeaderName = HeaderName::from_static("tarn-freshness");
@@ -104,6 +100,7 @@ pub struct Serving {
     hooks: Hooks,
     requests: Requests,
     passed: Passed,
+    recipes: Recipes,
     /// What is asked for, where packs are made ahead.
     lately: Option<Lately>,
     rendered: Rendered,
@@ -156,6 +153,7 @@ impl Serving {
             hooks: Hooks::new(None),
             requests: Requests::new(limits::RequestLimits::default()),
             passed: Passed::default(),
+            recipes: Recipes::default(),
             lately: None,
             popularity,
             rendered: Rendered::default(),
@@ -185,19 +183,6 @@ impl Serving {
     #[must_use]
     pub fn with_lately(self, lately: Option<Lately>) -> Self {
         Self { lately, ..self }
-    }
-
-    /// Waits for the turn of a child that makes an answer for `client`; without one, ahead of who will ask. The turn lasts
-    /// until the ticket is dropped.
-    ///
-    /// # Errors
-    /// Too many wait, or it takes too long.
-    async fn turn(&self, client: Option<IpAddr>, mirror: &RepoId) -> Result<Ticket, Failure> {
-        let priority = client.map_or(Priority::Background, |_| Priority::Awaited);
-        let queue = self.fleet.queue();
-        let mut ticket = queue.admit(Activity::Pack(client), mirror, priority).ok_or_else(Failure::busy)?;
-        timeout(QUEUE_WAIT, ticket.called()).await.map_err(|_| Failure::busy())?;
-        Ok(ticket)
     }
 
     /// Somebody is given something of `mirror`.

@@ -17,6 +17,7 @@ mod hooks;
 mod lfs;
 mod limits;
 mod manifests;
+mod p10_one_base;
 mod p1_never_stale;
 mod p2_never_torn;
 mod p4_never_stuck;

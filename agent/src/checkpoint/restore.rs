@@ -29,7 +29,7 @@ use super::{
 use crate::{
     blockfile::{Blame, BlockFileError, Digest, Download, Options, Source},
     files::remove_tree,
-    git::{Git, Oid, RefSet, pack, remote, stderr::Culprit},
+    git::{Git, Oid, RefSet, base, pack, remote, stderr::Culprit},
     upstream::Provenance,
 };
 
@@ -65,8 +65,6 @@ pub struct Restored {
     pub refs: Arc<RefSet>,
     /// What it was made from.
     pub checkpoint: Checkpoint,
-    /// The name of the file that holds all that the refs reach, where it is in one pack.
-    pub pack: Option<String>,
     /// With what it was fetched, by whoever published it.
     pub provenance: Provenance,
 }
@@ -138,25 +136,21 @@ impl Restore {
         remote::init(&self.git, &self.staged, format).await?;
         self.download(&manifest).await?;
         FailPoint::RestoreDownloaded.reached();
-        self.check(&manifest, &refs).await?;
+        let base_refs = self.check(&manifest, &refs).await?;
         FailPoint::RestoreChecked.reached();
         let (written, staged) = (refs.clone(), self.staged.clone());
-        let write = move || written.write(&staged).map_err(io::Error::other);
+        let name = manifest.packs.first().and_then(base_name);
+        let write = move || {
+            written.write(&staged).map_err(io::Error::other)?;
+            name.map_or(Ok(()), |name| base::note(&staged, &name, base_refs.tips()))
+        };
         tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
         FailPoint::RestoreStaged.reached();
         let checkpoint = Checkpoint::of(&manifest, 0);
         let (bytes, millis) = (checkpoint.bytes, started.elapsed().as_millis());
         tracing::info!(%generation, bytes, millis, packs = manifest.packs.len(), "restored from the store");
-        let pack = match &manifest.packs[..] {
-            [base] => base
-                .files
-                .iter()
-                .find(|file| file.kind == FileKind::Pack)
-                .map(|file| parts::name(base.name, file)),
-            _ => None,
-        };
         let provenance = manifest.provenance.unwrap_or_default();
-        Ok(Restored { refs, checkpoint, pack, provenance })
+        Ok(Restored { refs, checkpoint, provenance })
     }
 
     /// Brings all files of all packs, in parallel, each block checked as it arrives.
@@ -203,8 +197,8 @@ impl Restore {
     }
 
     /// Whether the packs hold all that the refs reach. The digests have proved the bytes; a missing increment
-    /// shows only here: what the refs reach beyond the base's must be there, link by link.
-    async fn check(&self, manifest: &Manifest, refs: &RefSet) -> Result<(), CheckpointError> {
+    /// shows only here: what the refs reach beyond the base's must be there, link by link. Gives the base's.
+    async fn check(&self, manifest: &Manifest, refs: &Arc<RefSet>) -> Result<Arc<RefSet>, CheckpointError> {
         let generation = manifest.generation;
         let tips: Vec<Oid> = refs.tips().collect();
         let missing = remote::missing(&self.git, &self.staged, &tips).await?;
@@ -215,16 +209,22 @@ impl Restore {
         let base = match manifest.packs.get(1).and_then(|first| first.since) {
             Some(since) => self.lineage.refs(generation, since, manifest.object_format()).await?,
             // A base alone: its publisher walked all of it.
-            None => return Ok(()),
+            None => return Ok(refs.clone()),
         };
-        let base: Vec<Oid> = base.tips().collect();
-        match pack::check_closure(&self.git, &self.staged, &tips, &base).await {
+        let without: Vec<Oid> = base.tips().collect();
+        match pack::check_closure(&self.git, &self.staged, &tips, &without).await {
             Err(error) if error.culprit() == Culprit::Repository => {
                 Err(generation.damaged(format!("it is incomplete: {error}")))
             }
-            result => Ok(result?),
+            result => result.map(|()| Arc::new(base)).map_err(Into::into),
         }
     }
+}
+
+/// The name of a pack's file in a repository.
+fn base_name(pack: &Pack) -> Option<String> {
+    let file = pack.files.iter().find(|file| file.kind == FileKind::Pack)?;
+    Some(parts::name(pack.name, file))
 }
 
 /// An error of a download, as what it means for the generation.

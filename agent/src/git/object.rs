@@ -30,7 +30,7 @@ impl ObjectFormat {
     }
 
     /// How many bytes its names have.
-    pub(super) const fn bytes(self) -> usize {
+    pub const fn bytes(self) -> usize {
         match self {
             Self::Sha1 => 20,
             Self::Sha256 => 32,
@@ -68,6 +68,11 @@ impl Oid {
         let mut hash = [0; 32];
         hash.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(Self { hash, len })
+    }
+
+    /// Its 20 or 32 bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.hash.get(..usize::from(self.len)).unwrap_or_default()
     }
 
     /// The hash function it was made with.

@@ -8,7 +8,9 @@ use std::{
 };
 
 use super::{
+    base,
     command::{Command, Git, GitError},
+    index::files,
     object::Oid,
     refs::RefSet,
 };
@@ -18,7 +20,7 @@ use super::{
 const NEAR: usize = 100;
 
 /// Local work on packs; a repack of gigabytes on a slow disk takes minutes.
-const PACK_LIMIT: Duration = Duration::from_secs(3600);
+pub(super) const PACK_LIMIT: Duration = Duration::from_secs(3600);
 
 /// With more objects than this no bitmaps are made. They take some 700 bytes of memory for each while they are made (263 MB
 /// for git's own repository), which the whole pod would be killed for.
@@ -38,9 +40,10 @@ pub async fn is_near(git: &Git, dir: &Path, wants: &[Oid], haves: &[Oid]) -> boo
 /// Makes, in the new directory `view`, a repository that has the commit `tip` without history in a pack of
 /// its own and borrows everything else from the repository `dir`.
 ///
-/// A depth-1 clone of it, or of a commit soon after, reuses the deltas of that pack: 0.07 s of CPU
+/// A shallow clone of it, or of a commit soon after, reuses the deltas of that pack: 0.07 s of CPU
 /// instead of 2.8 s. `old`, an earlier such view, makes the making as cheap. The mirror itself never sees
-/// the pack, so it cannot harm full clones or be lost in a repack (docs/decisions/0005).
+/// the pack, so it cannot harm full clones or be lost in a repack (docs/decisions/0005). It is the base of `view`, and
+/// holds the commit's tree, not the commit: a client that gets it with another commit would have one without parents.
 ///
 /// # Errors
 /// Git fails, or files cannot be written; what was made so far is left in `view`.
@@ -58,7 +61,8 @@ pub async fn make_seed(
     let listing = view.join("objects/listing");
     let (written, read) =
         (fs::File::create(&listing).map_err(io_error)?, fs::File::open(&listing).map_err(io_error)?);
-    list.input(format!("{tip}\n").into_bytes()).output_to(written).run(PACK_LIMIT).await?;
+    list.input(format!("{tip}^{{tree}}\n").into_bytes()).output_to(written).run(PACK_LIMIT).await?;
+    let tree = first_oid(&listing, tip).map_err(io_error)?;
     fs::remove_file(&listing).map_err(io_error)?;
     let mut pack = git.command("pack-objects").git_dir(old.unwrap_or(dir));
     if old.is_some() {
@@ -70,7 +74,17 @@ pub async fn make_seed(
         .input_from(read)
         .run(PACK_LIMIT)
         .await?;
-    Ok(())
+    let Some(pack) = files(view, "pack").map_err(io_error)?.pop() else { return Ok(()) };
+    let name = pack.file_name().unwrap_or_default().to_string_lossy();
+    base::note(view, &name, [tree]).map_err(io_error)
+}
+
+/// The object that a listing begins with; its name is as long as `like`.
+fn first_oid(listing: &Path, like: Oid) -> io::Result<Oid> {
+    let mut hex = vec![0; like.to_hex().len()];
+    io::Read::read_exact(&mut fs::File::open(listing)?, &mut hex)?;
+    Oid::from_hex(&hex)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the listing names no object"))
 }
 
 /// A repository without objects of its own. Refs are read through a link, for the tags a client may want
@@ -98,18 +112,6 @@ pub fn count(dir: &Path) -> usize {
     files(dir, "pack").map_or(0, |packs| packs.len())
 }
 
-/// The files with this extension among the packs of the repository `dir`.
-fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir.join("objects/pack"))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|found| found == extension) {
-            found.push(path);
-        }
-    }
-    Ok(found)
-}
-
 /// Moves the temporary packs that ended children have left in the repository `dir` into the directory `to`. None may be
 /// writing.
 ///
@@ -132,14 +134,29 @@ pub fn has_bitmaps(dir: &Path) -> bool {
     files(dir, "bitmap").is_ok_and(|bitmaps| !bitmaps.is_empty())
 }
 
-/// Rolls small packs up so that each is at least twice as large as all smaller ones together, and writes
-/// a multi-pack index with bitmaps and the commit-graph: what makes full clones, and the reckoning of near
+/// Rolls small packs up so that each is at least twice as large as all smaller ones together, and writes a multi-pack index with bitmaps and the commit-graph: what makes full clones, and the reckoning of near
 /// haves, cheap. No object is dropped, reachable or not. Children that read the old packs go on. The
 /// bitmaps take a few hundred bytes of memory per object while they are made.
 ///
 /// # Errors
 /// What git says.
 pub async fn put_in_order(git: &Git, dir: &Path) -> Result<(), GitError> {
+    repack(git, dir, "--geometric=2").await
+}
+
+/// Makes all that the refs reach one pack, which becomes the base, and all else another; indexes both as [`put_in_order`] does.
+/// `refs` are the refs as they are, or were a moment ago.
+///
+/// # Errors
+/// What git says.
+pub async fn make_base(git: &Git, dir: &Path, refs: &RefSet) -> Result<(), GitError> {
+    let io_error = |source| GitError::Io { verb: "repack".into(), source };
+    let before = files(dir, "pack").map_err(io_error)?;
+    repack(git, dir, "--cruft").await?;
+    base::note_new(dir, &before, refs).map_err(io_error)
+}
+
+async fn repack(git: &Git, dir: &Path, how: &str) -> Result<(), GitError> {
     if count(dir) == 0 {
         return Ok(());
     }
@@ -151,7 +168,7 @@ pub async fn put_in_order(git: &Git, dir: &Path) -> Result<(), GitError> {
         tracing::info!(objects = all, "no bitmaps are made: they would take too much memory");
     }
     let repack = frugal(git, "repack", dir);
-    repack.args(["--geometric=2", "-d", "--quiet", "--write-midx"]).args(bitmaps).run(PACK_LIMIT).await?;
+    repack.args([how, "-d", "--quiet", "--write-midx"]).args(bitmaps).run(PACK_LIMIT).await?;
     let graph = git.command("commit-graph").git_dir(dir);
     graph.args(["write", "--reachable", "--no-progress"]).run(PACK_LIMIT).await?;
     Ok(())
@@ -229,19 +246,6 @@ pub async fn pack_whole(git: &Git, dir: &Path) -> Result<Option<(PathBuf, u64)>,
     Ok((objects > 0).then_some((path, objects)))
 }
 
-/// Whether the pack at `path` in the repository `dir`, which holds all that `tips` reach, holds nothing else: by the
-/// number of its objects.
-///
-/// # Errors
-/// Git fails, or the index of the pack cannot be read.
-pub async fn is_exact(git: &Git, dir: &Path, path: &Path, tips: &[Oid]) -> Result<bool, GitError> {
-    let io_error = |source| GitError::Io { verb: "rev-list".into(), source };
-    let held = objects(&path.with_extension("idx")).map_err(io_error)?;
-    let count = git.command("rev-list").git_dir(dir).args(["--count", "--objects", "--use-bitmap-index"]);
-    let count = count.args(["--stdin"]).input(revisions(tips, &[])).run(PACK_LIMIT).await?.stdout;
-    Ok(number(&count) == Some(held))
-}
-
 /// Makes sure that the repository `dir` has everything that `tips` reach and `without` do not.
 ///
 /// # Errors
@@ -266,16 +270,16 @@ pub async fn fsck(git: &Git, dir: &Path) -> Result<(), GitError> {
 }
 
 /// A command that packs beside those who serve: one thread, and little memory for the search for deltas.
-fn frugal(git: &Git, verb: &'static str, dir: &Path) -> Command {
+pub(super) fn frugal(git: &Git, verb: &'static str, dir: &Path) -> Command {
     git.command(verb).git_dir(dir).config("pack.threads=1").config("pack.windowMemory=64m")
 }
 
 /// The number that `rev-list --count` says.
-fn number<N: std::str::FromStr>(said: &[u8]) -> Option<N> {
+pub(super) fn number<N: std::str::FromStr>(said: &[u8]) -> Option<N> {
     str::from_utf8(said).ok()?.trim().parse().ok()
 }
 
-fn revisions(tips: &[Oid], without: &[Oid]) -> Vec<u8> {
+pub(super) fn revisions(tips: &[Oid], without: &[Oid]) -> Vec<u8> {
     let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
     input.extend(without.iter().map(|oid| format!("^{oid}\n")));
     input.into_bytes()

@@ -6,7 +6,10 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::runtime::Handle;
 
 use super::disk::Disk;
-use crate::git::Oid;
+use crate::{
+    git::{Oid, base::Base},
+    recipe::Proof,
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -15,12 +18,14 @@ pub struct Seed {
     pub dir: PathBuf,
     /// The commit it was made for.
     pub tip: Oid,
+    /// Its pack, and what is known of it.
+    pub proof: Arc<Proof>,
     disk: Arc<Disk>,
 }
 
 impl Seed {
-    pub(super) fn new(dir: PathBuf, tip: Oid, disk: Arc<Disk>) -> Self {
-        Self { dir, tip, disk }
+    pub(super) fn new(dir: PathBuf, tip: Oid, base: Base, disk: Arc<Disk>) -> Self {
+        Self { dir, tip, proof: Arc::new(Proof::new(Arc::new(base))), disk }
     }
 }
 
@@ -44,6 +49,7 @@ mod tests {
     use std::{fs, time::Duration};
 
     use super::*;
+    use crate::git::base;
 
     #[tokio::test]
     async fn a_seed_stays_while_someone_holds_it_and_goes_with_the_last() {
@@ -51,7 +57,8 @@ mod tests {
         let disk = Arc::new(Disk::open(data.path(), None).unwrap());
         let dir = disk.staging();
         fs::create_dir(&dir).unwrap();
-        let seed = Arc::new(Seed::new(dir.clone(), Oid::from_hex(&[b'1'; 40]).unwrap(), disk));
+        let base = base::tests::empty(data.path());
+        let seed = Arc::new(Seed::new(dir.clone(), Oid::from_hex(&[b'1'; 40]).unwrap(), base, disk));
         let reader = seed.clone();
         drop(seed);
         assert!(dir.exists());

@@ -34,7 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::{
-    BringError, Message, Services, Settings, Settled, Stored, View, WholePack,
+    BringError, Message, Services, Settings, Settled, Stored, View,
     demand::Demand,
     fetch::FetchError,
     life::{Action, Event, Life},
@@ -195,6 +195,7 @@ impl Task {
             Message::Evict(reply) => self.evict(reply),
             Message::Damaged(trouble) => self.damaged(trouble),
             Message::Shallow => self.upkeep.shallow_asked(),
+            Message::Base => self.upkeep.base_asked(),
             Message::Checkpoint => self.publishing.order(),
             Message::Configure(settings) => self.configure(&settings),
         }
@@ -361,7 +362,7 @@ impl Task {
         let held = self.looks.held_until();
         let held = [held, self.healing.changes_at()].into_iter().flatten().min();
         let Some(stored) = self.stored.clone() else { return held.map(Into::into) };
-        let upkeep = self.upkeep.start(self.bytes);
+        let upkeep = self.upkeep.start(&stored.refs, self.bytes);
         let sound = self.is_sound() && !self.settings.suspend;
         let (coming, settings) = (self.fetches.is_running(), self.settings.checkpoint);
         let provenance = self.entitled.known().provenance();
@@ -416,7 +417,7 @@ impl Task {
             self.demand.touch();
         }
         let behind = self.looks.seen().is_none_or(|(seen, _)| *seen != target);
-        let stored = Arc::new(Stored::new(target).after(self.stored.as_deref()));
+        let stored = Arc::new(Stored::new(target));
         tracing::info!(refs = stored.refs.refs().len(), bytes, behind, "fetched");
         self.stored = Some(stored);
         self.entitled.change(|known| known.place(fetch.provenance.clone()));
@@ -444,11 +445,9 @@ impl Task {
         let Some((restored, began)) = self.publishing.restored(result, self.life.failures) else {
             return self.happened(Event::RestoreFailed);
         };
-        let Restored { refs, checkpoint: _, pack, provenance } = restored;
+        let Restored { refs, checkpoint: _, provenance } = restored;
         self.upkeep.restored(&refs, began);
-        let path = pack.map(|name| self.site.dir.join("objects/pack").join(name));
-        let pack = path.map(|path| Arc::new(WholePack { path, exact: tokio::sync::OnceCell::new() }));
-        self.stored = Some(Arc::new(Stored { pack, ..Stored::new(refs) }));
+        self.stored = Some(Arc::new(Stored::new(refs)));
         self.entitled.change(|known| known.place(provenance));
         self.healing.healed();
         self.demand.touch();

@@ -23,9 +23,13 @@ use super::{
 };
 use crate::{
     backoff::backoff,
-    git::{Git, GitError, Oid, pack},
+    git::{Git, GitError, Oid, RefSet, base::Base, pack},
     queue::{Activity, Priority, Queue},
 };
+
+/// A seed or a base serves commits around those it was made for, at the price of what has changed since. Making another takes
+/// at most this part of the time.
+const REMADE_PART: u32 = 20;
 
 /// Packs are put in order once no fetch has come for this long, …
 const QUIET: Duration = Duration::from_secs(5);
@@ -51,6 +55,8 @@ pub enum Chore {
     Seed(Oid),
     /// Repack, and index what is there.
     Repack,
+    /// Make all that the refs reach one pack.
+    Base,
 }
 
 /// What the decision rests on.
@@ -66,10 +72,21 @@ pub struct Facts {
     pub fetched: Option<Instant>,
     /// When the packs were last put in order.
     pub repacked: Option<Instant>,
+    /// When another seed may be made.
+    pub seed_from: Option<Instant>,
+    /// Someone asked for all history, and there is no base that fits.
+    pub base_asked: bool,
+    /// When another base may be made.
+    pub base_from: Option<Instant>,
     /// When upkeep last failed.
     pub failed: Option<Instant>,
     /// Failures in a row.
     pub failures: u32,
+}
+
+/// When what took so long may be made again, after it was made at `now`.
+pub fn remade_from(now: Instant, took: Duration) -> Instant {
+    now + took * REMADE_PART
 }
 
 /// What is due at `now`, or when to ask again; `None` until something happens.
@@ -78,15 +95,22 @@ pub fn plan(facts: &Facts, now: Instant) -> Option<Result<Chore, Instant>> {
     if let Some(again) = facts.failed.map(|failed| failed + retry).filter(|again| *again > now) {
         return Some(Err(again));
     }
-    if let Some(head) = facts.head.filter(|head| facts.shallow_asked && facts.seeded != Some(*head)) {
-        return Some(Ok(Chore::Seed(head)));
+    let moved = facts.head.filter(|head| facts.shallow_asked && facts.seeded != Some(*head));
+    let seed = moved.map(|head| (Chore::Seed(head), facts.seed_from));
+    let base = facts.base_asked.then_some((Chore::Base, facts.base_from));
+    let mut later = None;
+    for (chore, from) in seed.into_iter().chain(base) {
+        match from.filter(|from| *from > now) {
+            None => return Some(Ok(chore)),
+            from => later = later.into_iter().chain(from).min(),
+        }
     }
-    let fetched =
-        facts.fetched.filter(|fetched| facts.repacked.is_none_or(|repacked| repacked < *fetched))?;
+    let unordered = facts.fetched.filter(|fetched| facts.repacked.is_none_or(|repacked| repacked < *fetched));
+    let Some(fetched) = unordered else { return later.map(Err) };
     // A new mirror is put in order at once: without bitmaps every clone costs five times as much.
     let due =
         facts.repacked.map_or(fetched, |repacked| (fetched + QUIET).min((repacked + AT_MOST).max(fetched)));
-    Some(if due <= now { Ok(Chore::Repack) } else { Err(due) })
+    Some(if due <= now { Ok(Chore::Repack) } else { Err(later.map_or(due, |later| due.min(later))) })
 }
 
 /// What upkeep works with.
@@ -103,6 +127,8 @@ pub struct Workshop {
     pub queue: Queue,
     /// Held while packs may disappear.
     pub packs: Arc<Mutex<()>>,
+    /// The refs on the disk.
+    pub refs: Arc<RefSet>,
     /// The mirror's size.
     pub bytes: u64,
     /// How far the mirror may grow.
@@ -114,7 +140,7 @@ impl Workshop {
     ///
     /// # Errors
     /// Git fails; the mirror is as good as before.
-    pub async fn run(self, chore: Chore, seed: Option<Arc<Seed>>) -> Result<Option<PathBuf>, GitError> {
+    pub async fn run(self, chore: Chore, seed: Option<Arc<Seed>>) -> Result<Option<Arc<Seed>>, GitError> {
         // Before the turn: who waits for a calm moment keeps no other from working.
         calm(&self.queue).await;
         let activity = if self.bytes < LARGE { Activity::Upkeep } else { Activity::LargeUpkeep };
@@ -122,11 +148,16 @@ impl Workshop {
         let started = Instant::now();
         let made = match chore {
             Chore::Seed(tip) => Some(self.make_seed(tip, seed.as_ref().map(|seed| &*seed.dir)).await?),
-            Chore::Repack => {
+            Chore::Repack | Chore::Base => {
                 let _packs = self.packs.lock().await;
                 let ended =
                     |why: QuotaError| GitError::Io { verb: "repack".into(), source: io::Error::other(why) };
-                let repack = pack::put_in_order(&self.git, &self.dir);
+                let repack = async {
+                    match chore {
+                        Chore::Base => pack::make_base(&self.git, &self.dir, &self.refs).await,
+                        _ => pack::put_in_order(&self.git, &self.dir).await,
+                    }
+                };
                 self.quota.hold(Writes::Rewrites(self.dir.clone()), repack, ended).await?;
                 None
             }
@@ -140,14 +171,19 @@ impl Workshop {
         Ok(made)
     }
 
-    async fn make_seed(&self, tip: Oid, old: Option<&Path>) -> Result<PathBuf, GitError> {
+    async fn make_seed(&self, tip: Oid, old: Option<&Path>) -> Result<Arc<Seed>, GitError> {
         let view = self.disk.staging();
-        let made = pack::make_seed(&self.git, &self.dir, &view, old, tip).await;
+        let made = match pack::make_seed(&self.git, &self.dir, &view, old, tip).await {
+            Ok(()) => Base::find(&view, tip.format())
+                .and_then(|base| base.ok_or_else(|| io::ErrorKind::NotFound.into()))
+                .map_err(|source| GitError::Io { verb: "pack-objects".into(), source }),
+            Err(error) => Err(error),
+        };
         if made.is_err() {
             // Removed at the next start at the latest.
             let _ = self.disk.discard(&view);
         }
-        made.map(|()| view)
+        made.map(|base| Arc::new(Seed::new(view, tip, base, self.disk.clone())))
     }
 }
 
@@ -196,9 +232,25 @@ mod tests {
         assert_eq!(plan(&facts, now), None);
         let asked = Facts { shallow_asked: true, ..facts };
         assert_eq!(plan(&asked, now), Some(Ok(Chore::Seed(oid(b'1')))));
-        let seeded = Facts { seeded: Some(oid(b'1')), ..asked };
+        let later = now + Duration::from_secs(9);
+        let seeded = Facts { seeded: Some(oid(b'1')), seed_from: Some(later), ..asked };
         assert_eq!(plan(&seeded, now), None);
-        assert_eq!(plan(&Facts { head: Some(oid(b'2')), ..seeded }, now), Some(Ok(Chore::Seed(oid(b'2')))));
+        let moved = Facts { head: Some(oid(b'2')), ..seeded };
+        assert_eq!(plan(&moved, now), Some(Err(later)), "the former one still serves");
+        assert_eq!(plan(&moved, later), Some(Ok(Chore::Seed(oid(b'2')))));
+    }
+
+    #[test]
+    fn a_base_is_made_when_someone_asks_and_seldom() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(9);
+        let asked = Facts { base_asked: true, ..Facts::default() };
+        assert_eq!(plan(&asked, now), Some(Ok(Chore::Base)));
+        let again = Facts { base_from: Some(later), ..asked };
+        assert_eq!(plan(&again, now), Some(Err(later)));
+        assert_eq!(plan(&again, later), Some(Ok(Chore::Base)));
+        let unordered = Facts { fetched: Some(now), ..again };
+        assert_eq!(plan(&unordered, now), Some(Ok(Chore::Repack)), "meanwhile the packs are put in order");
     }
 
     #[test]

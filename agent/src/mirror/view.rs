@@ -1,10 +1,10 @@
 //! What a mirror's task publishes of it.
 
-use std::{collections::HashSet, fmt, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::HashSet, fmt, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use tarn_crds::v1alpha1::{OnUpstreamRefusal, Phase, conditions::Reason};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 
 use super::{
     entitlement::{Entitlement, Verdict},
@@ -183,30 +183,12 @@ pub struct Stored {
     pub digest: String,
     /// The objects they name.
     pub tips: HashSet<Oid>,
-    /// A pack that holds all that they reach, as it was restored.
-    pub pack: Option<Arc<WholePack>>,
 }
 
 impl Stored {
     pub(super) fn new(refs: Arc<RefSet>) -> Self {
-        Self { digest: refs.digest(), tips: refs.tips().collect(), refs, pack: None }
+        Self { digest: refs.digest(), tips: refs.tips().collect(), refs }
     }
-
-    /// Keeps what `former` knew of the same refs.
-    pub(super) fn after(mut self, former: Option<&Self>) -> Self {
-        let same = former.filter(|former| former.digest == self.digest);
-        self.pack = same.and_then(|former| former.pack.clone());
-        self
-    }
-}
-
-/// A pack that holds all that the refs of a mirror reach. It goes when packs are put in order.
-#[derive(Debug)]
-pub struct WholePack {
-    /// The file.
-    pub path: PathBuf,
-    /// Whether it holds nothing else, once somebody has asked.
-    pub exact: OnceCell<bool>,
 }
 
 /// Follows what is told of a mirror, and does not keep it.

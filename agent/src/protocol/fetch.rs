@@ -106,6 +106,22 @@ impl Fetch {
             && self.filter.is_none()
     }
 
+    /// Whether the wanted commits without their history answer it, deltas and all.
+    pub fn wants_tree(&self) -> bool {
+        self.deepen == Some(1)
+            && self.shallow.is_empty()
+            && !self.include_tag
+            && Self { deepen: None, ..self.clone() }.wants_all()
+    }
+
+    /// The wanted object, where there is but one.
+    pub fn single(&self) -> Option<Oid> {
+        match self.wants.as_slice() {
+            [only] => Some(*only),
+            _ => None,
+        }
+    }
+
     /// Whether the answer begins with the pack: nothing about acknowledgments or boundaries comes before it.
     pub fn begins_with_pack(&self) -> bool {
         self.done && !self.unusual && !self.wait_for_done && !self.is_shallow()

@@ -11,6 +11,9 @@ pub const MAX_DATA: usize = 65516;
 /// The flush packet.
 pub const FLUSH: &[u8] = b"0000";
 
+/// The end of a section.
+pub const DELIMITER: &[u8] = b"0001";
+
 /// One packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packet<'a> {

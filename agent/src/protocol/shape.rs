@@ -1,13 +1,9 @@
 //! What a request for objects asks for, told by refs instead of objects: what such clients will ask for once the refs
 //! have moved. Pure.
 //!
-//! A clone wants the tips of some refs and has nothing. A fetch wants tips that have moved. Some clients always begin with
-//! the same state, of a snapshot or an image, say; others were up to date before the move: what those say they
-//! have follows from the refs before it, for git walks from them, newest first, and says the first [`FIRST_HAVES`]
-//! commits ([git's negotiator](https://git-scm.com/docs/git-config#Documentation/git-config.txt-fetchnegotiationAlgorithm),
-//! `consecutive`).
-
-use std::collections::HashSet;
+//! A clone wants the tips of some refs and has nothing. Some clients always begin with the same state, of a snapshot or an
+//! image, say, and want the tip of one ref. What others have, who follow a repository, is not foreseen: their answers are
+//! small, and made in milliseconds.
 
 use bstr::{BString, ByteSlice};
 
@@ -15,7 +11,7 @@ use super::fetch::Fetch;
 use crate::git::{Head, Oid, Ref, RefSet};
 
 /// So many commits does git name in its first round (`INITIAL_FLUSH` in fetch-pack.c).
-pub const FIRST_HAVES: usize = 16;
+const FIRST_HAVES: usize = 16;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,8 +25,6 @@ pub struct Shape {
 /// Which objects are wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Wants {
-    /// The tips of branches that have moved.
-    Moved,
     /// One ref's.
     Of(BString),
     /// All branches' and tags'.
@@ -50,34 +44,12 @@ enum Has {
         haves: Vec<Oid>,
         shallow: Vec<Oid>,
     },
-    /// All that the wanted refs led to, and the tags.
-    Wanted,
-    /// All that branches and tags led to.
-    Everything,
-}
-
-/// What clients of some shape will ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foreseen {
-    /// The request; where there is a walk, what it finds is still to be put into `haves`.
-    pub request: Fetch,
-    /// How the client finds out what to say that it has.
-    pub walk: Option<Walk>,
-}
-
-/// The first commits of a walk from `tips`, newest first, that are no ancestors of any in `common`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Walk {
-    /// Where it begins.
-    pub tips: Vec<Oid>,
-    /// Commits that both sides are known to have.
-    pub common: Vec<Oid>,
 }
 
 impl Shape {
-    /// The shape of a request to a repository with the refs `now`, and `before` their last move. `None` for one that
-    /// names other objects than these refs lead to, or says that it has others.
-    pub fn of(request: &Fetch, now: &RefSet, before: Option<&RefSet>) -> Option<Self> {
+    /// The shape of a request to a repository with the refs `now`. `None` for one that names other objects than these refs
+    /// lead to, or goes on with a fetch.
+    pub fn of(request: &Fetch, now: &RefSet) -> Option<Self> {
         let rest = request.about(vec![], vec![], vec![]);
         if request.haves.is_empty() && request.shallow.is_empty() {
             let sets = [Wants::BranchesAndTags, Wants::Branches, Wants::All];
@@ -91,19 +63,8 @@ impl Shape {
             // A further round of the same fetch, or a client with a history of its own.
             return None;
         }
-        let former = |name: &BString| before?.get(name.as_bstr()).map(|r| r.oid);
-        let has = |oid: &Oid| request.haves.contains(oid);
-        let moved = before.map(|_| Wants::Moved).filter(|moved| moved.oids(now, before) == request.wants);
-        let wants = moved.or_else(|| sole(request, now))?;
-        let follows = request.shallow.is_empty()
-            && wants.refs(now, before).any(|r| former(&r.name).is_some_and(|oid| has(&oid)));
-        let Some(before) = before.filter(|_| follows) else {
-            let has = Has::This { haves: request.haves.clone(), shallow: request.shallow.clone() };
-            return sole(request, now).map(|wants| Self { wants, has, rest });
-        };
-        let other = |r: &Ref| is_branch(r) && wants != Wants::Of(r.name.clone());
-        let everything = wants == Wants::Moved || before.refs().iter().any(|r| has(&r.oid) && other(r));
-        Some(Self { wants, has: if everything { Has::Everything } else { Has::Wanted }, rest })
+        let has = Has::This { haves: request.haves.clone(), shallow: request.shallow.clone() };
+        sole(request, now).map(|wants| Self { wants, has, rest })
     }
 
     /// Whether `request` says the same, but for its objects.
@@ -116,81 +77,41 @@ impl Shape {
         if matches!(self.has, Has::This { .. }) { 2 } else { 1 }
     }
 
-    /// What clients of this shape ask for at the refs `now`, if those were `before` when they came last. `None` if there
-    /// is nothing to ask for.
-    pub fn foresee(&self, now: &RefSet, before: &RefSet) -> Option<Foreseen> {
-        let wants = self.wants.oids(now, Some(before));
-        let old: HashSet<Oid> = before.tips().collect();
-        let nothing_new = || wants.iter().all(|oid| old.contains(oid));
-        if wants.is_empty() || self.has != Has::Nothing && nothing_new() {
-            return None;
-        }
-        let request = |has: Vec<Oid>, shallow| self.rest.about(wants.clone(), has, shallow);
-        match &self.has {
-            Has::Nothing => Some(Foreseen { request: request(vec![], vec![]), walk: None }),
-            Has::This { haves, shallow } => {
-                Some(Foreseen { request: request(haves.clone(), shallow.clone()), walk: None })
-            }
-            Has::Wanted | Has::Everything => {
-                let kept = |r: &&Ref| match &self.has {
-                    Has::Everything => is_branch(r) || is_tag(r),
-                    _ => is_tag(r) || self.wants == Wants::Of(r.name.clone()),
-                };
-                let tips = before.refs().iter().filter(kept).map(peeled).collect();
-                // What the upstream shows is known to be common: all, or, to those who ask for one branch, that and tags.
-                let shown = |r: &&Ref| is_tag(r) || is_branch(r) && self.wants == Wants::Moved;
-                let common = now.refs().iter().filter(shown).filter(|r| old.contains(&r.oid)).map(peeled);
-                let walk = Walk { tips, common: common.collect() };
-                Some(Foreseen { request: request(vec![], vec![]), walk: Some(walk) })
-            }
-        }
+    /// What clients of this shape ask for at the refs `now`. `None` if there is nothing to ask for.
+    pub fn foresee(&self, now: &RefSet) -> Option<Fetch> {
+        let wants = self.wants.oids(now);
+        let (haves, shallow) = match &self.has {
+            Has::Nothing => (vec![], vec![]),
+            Has::This { haves, shallow } => (haves.clone(), shallow.clone()),
+        };
+        (!wants.is_empty()).then(|| self.rest.about(wants, haves, shallow))
     }
 }
 
 impl Wants {
     /// The refs that are meant.
-    fn refs<'a>(
-        &'a self,
-        now: &'a RefSet,
-        before: Option<&'a RefSet>,
-    ) -> Box<dyn Iterator<Item = &'a Ref> + 'a> {
+    fn refs<'a>(&'a self, now: &'a RefSet) -> Box<dyn Iterator<Item = &'a Ref> + 'a> {
         let all = now.refs().iter();
         match self {
             Self::Of(name) => Box::new(now.get(name.as_bstr()).into_iter()),
             Self::BranchesAndTags => Box::new(all.filter(|r| is_branch(r) || is_tag(r))),
             Self::Branches => Box::new(all.filter(|r| is_branch(r))),
             Self::All => Box::new(all),
-            Self::Moved => {
-                // Both are sorted by name.
-                let mut former = before.map_or(&[][..], RefSet::refs).iter().peekable();
-                Box::new(all.filter(move |r| {
-                    while former.next_if(|old| old.name < r.name).is_some() {}
-                    is_branch(r) && former.peek().is_none_or(|old| old.name != r.name || old.oid != r.oid)
-                }))
-            }
         }
     }
 
     /// Whether these are the objects that are wanted; what is not says so early, for there may be very many refs.
     fn fits(&self, wants: &[Oid], now: &RefSet) -> bool {
-        self.refs(now, None).all(|r| wants.binary_search(&r.oid).is_ok()) && self.oids(now, None) == wants
+        self.refs(now).all(|r| wants.binary_search(&r.oid).is_ok()) && self.oids(now) == wants
     }
 
     /// The objects that are wanted; sorted, each once.
-    fn oids(&self, now: &RefSet, before: Option<&RefSet>) -> Vec<Oid> {
-        let mut oids: Vec<Oid> = self.refs(now, before).map(|r| r.oid).collect();
+    fn oids(&self, now: &RefSet) -> Vec<Oid> {
+        let mut oids: Vec<Oid> = self.refs(now).map(|r| r.oid).collect();
         match (self, now.head()) {
-            (Self::Of(_) | Self::Moved, _) => {}
+            (Self::Of(_), _) => {}
             (_, Head::Detached(oid)) => oids.push(*oid),
             _ => {}
-        }
-        if let (Self::Moved, Some(before)) = (self, before) {
-            // A branch that was set to what another one held brings nothing new.
-            let mut new: HashSet<Oid> = oids.drain(..).collect();
-            for old in before.tips() {
-                new.remove(&old);
-            }
-            oids.extend(new);
         }
         oids.sort_unstable();
         oids.dedup();
@@ -213,10 +134,6 @@ fn is_branch(r: &Ref) -> bool {
 
 fn is_tag(r: &Ref) -> bool {
     r.name.starts_with(b"refs/tags/")
-}
-
-fn peeled(r: &Ref) -> Oid {
-    r.peeled.unwrap_or(r.oid)
 }
 
 #[cfg(test)]
@@ -264,60 +181,24 @@ mod tests {
             (&["want 1", "deepen 1", "done"], &["want 4", "deepen 1", "done"]),
             (&["want 2", "filter blob:none", "done"], &["want 2", "filter blob:none", "done"]),
         ] {
-            let shape = Shape::of(&request(asked), &before, None).unwrap();
-            let expected = Foreseen { request: request(foreseen), walk: None };
-            assert_eq!(shape.foresee(&now, &before), Some(expected), "{asked:?}");
+            let shape = Shape::of(&request(asked), &before).unwrap();
+            assert_eq!(shape.foresee(&now), Some(request(foreseen)), "{asked:?}");
         }
     }
 
     #[test]
-    fn a_fetch_wants_what_has_moved_and_has_what_was_there() {
-        let [first, second, third] = [
-            refs(&["heads/main=1", "heads/dev=2", "tags/v1=3"]),
-            refs(&["heads/main=4", "heads/dev=2", "tags/v1=3"]),
-            refs(&["heads/main=5", "heads/dev=6", "tags/v1=3"]),
-        ];
-        let asked = request(&["want 4", "have 1", "have 2", "have 3", "thin-pack"]);
-        let shape = Shape::of(&asked, &second, Some(&first)).unwrap();
-        let found = shape.foresee(&third, &second).unwrap();
-        assert_eq!(found.request, request(&["want 5", "want 6", "thin-pack"]));
-        let mut walk = found.walk.unwrap();
-        walk.tips.sort_unstable();
-        assert_eq!(walk, Walk { tips: vec![oid('2'), oid('3'), oid('4')], common: vec![oid('3')] });
-        // Once nothing has moved there is nothing to fetch.
-        assert_eq!(shape.foresee(&third, &third), None);
-    }
-
-    #[test]
-    fn a_fetch_of_one_branch_has_that_or_all() {
-        let before = refs(&["heads/main=1", "heads/dev=2"]);
-        let now = refs(&["heads/main=4", "heads/dev=5"]);
-        let alone = Shape::of(&request(&["want 4", "have 1"]), &now, Some(&before)).unwrap();
-        let beside = Shape::of(&request(&["want 4", "have 1", "have 2"]), &now, Some(&before)).unwrap();
-        let tips = |shape: &Shape| {
-            let mut tips = shape.foresee(&now, &before).unwrap().walk.unwrap().tips;
-            tips.sort_unstable();
-            tips
-        };
-        assert_eq!(tips(&alone), [oid('1')]);
-        assert_eq!(tips(&beside), [oid('1'), oid('2')]);
-    }
-
-    #[test]
     fn clients_that_begin_with_the_same_state_have_the_same_each_time() {
-        let [first, second, third] = ["1", "2", "3"].map(|digit| refs(&[&format!("heads/main={digit}")]));
+        let [second, third] = ["2", "3"].map(|digit| refs(&[&format!("heads/main={digit}")]));
         for has in [&["have 8", "have 9"][..], &["have 1", "shallow 1", "deepen 1"]] {
             let lines = |want| [&[want], has].concat();
-            let shape = Shape::of(&request(&lines("want 2")), &second, Some(&first)).unwrap();
+            let shape = Shape::of(&request(&lines("want 2")), &second).unwrap();
             assert_eq!(shape.expected_after(), 2, "anybody may be so far behind once");
-            let expected = request(&lines("want 3"));
-            assert_eq!(shape.foresee(&third, &second), Some(Foreseen { request: expected, walk: None }));
+            assert_eq!(shape.foresee(&third), Some(request(&lines("want 3"))));
         }
     }
 
     #[test]
     fn other_requests_have_no_shape() {
-        let before = refs(&["heads/main=1", "heads/dev=2"]);
         let now = refs(&["heads/main=4", "heads/dev=2"]);
         for asked in [
             &["want 9", "done"][..],
@@ -325,7 +206,7 @@ mod tests {
             &["want 9", "have 1"],
             &["want 2", "want 4", "have 8"],
         ] {
-            assert_eq!(Shape::of(&request(asked), &now, Some(&before)), None, "{asked:?}");
+            assert_eq!(Shape::of(&request(asked), &now), None, "{asked:?}");
         }
     }
 }

@@ -15,18 +15,33 @@ const DATA: u8 = 1;
 const ERROR: u8 = 3;
 
 /// A packet's length, and that byte.
-const HEAD: usize = 5;
+pub const HEAD: usize = 5;
+
+/// The most of a pack that one packet holds.
+pub const PIECE: usize = MAX_DATA - 1;
 
 /// A piece of a pack, in packets.
 pub fn data(piece: &[u8]) -> Bytes {
-    let most = MAX_DATA - 1;
-    let mut out = BytesMut::with_capacity(piece.len() + HEAD * piece.len().div_ceil(most));
-    for part in piece.chunks(most) {
-        out.put_slice(format!("{:04x}", part.len() + HEAD).as_bytes());
-        out.put_u8(DATA);
+    let mut out = BytesMut::with_capacity(piece.len() + HEAD * piece.len().div_ceil(PIECE));
+    for part in piece.chunks(PIECE) {
+        out.put_slice(&head(part.len()));
         out.put_slice(part);
     }
     out.freeze()
+}
+
+/// What stands before so much of a pack in one packet.
+pub fn head(length: usize) -> [u8; HEAD] {
+    let digit = |shift: usize| {
+        let digit = u8::try_from((length + HEAD) >> shift & 15).unwrap_or(0);
+        if digit < 10 { b'0' + digit } else { b'a' + digit - 10 }
+    };
+    [digit(12), digit(8), digit(4), digit(0), DATA]
+}
+
+/// How many bytes so much of a pack takes in packets that are as long as they may be, but for the last.
+pub fn framed(bytes: u64) -> u64 {
+    bytes + HEAD as u64 * bytes.div_ceil(PIECE as u64)
 }
 
 /// Pieces of nothing: signs of life, of about `bytes` in all.
@@ -60,6 +75,7 @@ mod tests {
             assert!(parts.iter().all(|part| part.len() <= MAX_DATA && part[0] == DATA));
             let joined: Vec<u8> = parts.iter().flat_map(|part| part[1..].to_vec()).collect();
             assert_eq!(joined, piece[..length], "{length}");
+            assert_eq!(framed(length as u64), out.len() as u64);
         }
     }
 }

@@ -32,6 +32,8 @@ pub enum Activity {
     Find,
     /// A child that makes an answer, for the client at this address; without one, ahead of who will ask.
     Pack(Option<IpAddr>),
+    /// The same, where the answer holds all history: it takes seconds of a processor, or minutes.
+    WholePack(Option<IpAddr>),
     /// A child that says whether objects are in a mirror.
     Lookup,
     /// Downloading an object of LFS from an upstream.
@@ -58,6 +60,7 @@ enum Counted {
     Snapshots,
     Finds,
     Packs,
+    WholePacks,
     Lookups,
     Objects,
 }
@@ -148,13 +151,16 @@ impl Capacities {
             }
             Activity::Snapshot => [all(C::Snapshots, Capacity::of(1))].into(),
             Activity::Find => [all(C::Finds, Capacity::of(FINDS))].into(),
-            Activity::Pack(client) => {
+            Activity::Pack(client) | Activity::WholePack(client) => {
                 let of_client = client.map(|client| Bound {
                     key: Key(C::Packs, Among::Client(client)),
                     capacity: Capacity::of(packs / 2),
                 });
+                // A storm of them leaves half of the places to what takes a moment.
+                let whole = matches!(activity, Activity::WholePack(_));
+                let of_whole = whole.then(|| all(C::WholePacks, Capacity::of(packs / 2)));
                 let all = all(C::Packs, awaited(packs / 2, packs));
-                [Some(all), of_client].into_iter().flatten().collect()
+                [Some(all), of_client, of_whole].into_iter().flatten().collect()
             }
             Activity::Lookup => {
                 let key = Key(C::Lookups, Among::Mirror(mirror.clone()));
@@ -183,7 +189,7 @@ impl Activity {
             Self::Upkeep | Self::LargeUpkeep => "upkeep",
             Self::Snapshot => "snapshot",
             Self::Find => "find",
-            Self::Pack(_) => "pack",
+            Self::Pack(_) | Self::WholePack(_) => "pack",
             Self::Lookup => "lookup",
             Self::Object => "object",
         };
@@ -202,7 +208,12 @@ impl Activity {
 
     /// Whether clients can make any number of them.
     pub(super) fn is_caused_by_clients(self) -> bool {
-        matches!(self, Self::Pack(_) | Self::Lookup)
+        self.is_pack() || self == Self::Lookup
+    }
+
+    /// Whether it is a child that makes an answer.
+    pub(super) fn is_pack(self) -> bool {
+        matches!(self, Self::Pack(_) | Self::WholePack(_))
     }
 }
 
@@ -243,6 +254,16 @@ mod tests {
         }
         let clones = bounds(Activity::Clone, "h/a");
         assert!(clones[1].capacity.awaited < clones[0].capacity.background + AWAITED);
+    }
+
+    #[test]
+    fn a_storm_of_dear_answers_leaves_half_of_the_places_to_small_ones() {
+        let client = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
+        let small = bounds(Activity::Pack(client(1)), "h/a");
+        let dear = bounds(Activity::WholePack(client(2)), "h/a");
+        assert_eq!(small[0], dear[0], "they share the processors");
+        let of_dear = dear.iter().find(|bound| !small.contains(bound) && bound.key.1 == Among::All).unwrap();
+        assert_eq!(of_dear.capacity.awaited * 2, small[0].capacity.awaited);
     }
 
     #[test]

@@ -27,13 +27,9 @@ use super::{
     upload_pack,
 };
 use crate::{
-    git::negotiation,
     metrics::{self, Metrics},
     mirror::Mirror,
-    protocol::{
-        fetch::Key,
-        shape::{FIRST_HAVES, Shape},
-    },
+    protocol::{fetch::Key, shape::Shape},
 };
 use credit::Credit;
 
@@ -131,41 +127,23 @@ async fn make(
     // Its files stay while they are read.
     let _reading = mirror.read();
     let lately = serving.lately.as_ref()?;
-    let foreseen = shape.foresee(&plan.now, &plan.before)?;
-    let mut request = foreseen.request;
-    if let Some(walk) = foreseen.walk {
-        let newest = negotiation::newest(&serving.git, mirror.dir(), &walk.tips, &walk.common, FIRST_HAVES);
-        match newest.await {
-            Ok(haves) => request.haves = haves,
-            Err(error) => {
-                attempt.outcome = Some(metrics::Ahead::FAILED);
-                tracing::debug!(repo = %mirror.id(), %error, "what clients have cannot be foreseen");
-                return None;
-            }
-        }
-        request.haves.sort_unstable();
-    }
+    let request = shape.foresee(&plan.now)?;
     attempt.outcome = Some(metrics::Ahead::ABANDONED);
-    let begun = upload_pack::begin_ahead(serving, mirror, request);
-    let (key, pack) = match begun {
-        Some((key, Some(pack))) => (key, pack),
-        there => {
-            attempt.outcome = None;
-            let (key, _) = there?;
-            lately.made(mirror.id(), shape, key, false);
-            return Some(key);
-        }
-    };
     // As long as a fetch may take: a child that hangs must not hold up all mirrors' packs.
-    let made = timeout(mirror.settings().timeout, pack.whole()).await;
+    let making = upload_pack::make_ahead(serving, mirror, request);
+    let made = timeout(mirror.settings().timeout, making).await;
     match made.map_err(|_| "it takes too long".to_owned()).and_then(|made| made.map_err(|e| e.to_string())) {
-        Ok(bytes) => {
-            attempt.outcome = Some(metrics::Ahead::MADE);
-            let (millis, repo) = (attempt.begun.elapsed().as_millis(), mirror.id());
-            tracing::debug!(%repo, ?shape, bytes, millis, "a pack is there ahead of who asks for it");
-            let large = bytes > serving.packs.budget() / LARGE;
-            lately.made(mirror.id(), shape, key, large);
-            Some(key)
+        Ok(made) => {
+            attempt.outcome = None;
+            let ahead = made?;
+            if let Some(bytes) = ahead.bytes {
+                attempt.outcome = Some(metrics::Ahead::MADE);
+                let (millis, repo) = (attempt.begun.elapsed().as_millis(), mirror.id());
+                tracing::debug!(%repo, ?shape, bytes, millis, "a pack is there ahead of who asks for it");
+            }
+            let large = ahead.bytes.is_some_and(|bytes| bytes > serving.packs.budget() / LARGE);
+            lately.made(mirror.id(), shape, &ahead, large);
+            Some(ahead.pack)
         }
         Err(error) => {
             tracing::debug!(repo = %mirror.id(), error, "a pack cannot be made ahead");

@@ -26,7 +26,7 @@ const MAX_NEW: usize = 1024;
 /// See the module.
 pub struct Lately {
     new: mpsc::Sender<New>,
-    mirrors: Mutex<HashMap<RepoId, Watched>>,
+    mirrors: Mutex<HashMap<RepoId, Shapes>>,
 }
 
 /// A mirror that is to be followed, because it is asked for something now.
@@ -39,30 +39,22 @@ pub struct New {
     pub(super) digest: String,
 }
 
-/// A mirror that is asked for something.
-struct Watched {
-    now: Arc<Stored>,
-    before: Option<Arc<Stored>>,
-    shapes: Shapes,
-}
-
-impl Watched {
-    /// Takes up the refs `stored`, if they are others.
-    fn advance(&mut self, stored: &Arc<Stored>) {
-        if self.now.digest != stored.digest {
-            self.before = Some(std::mem::replace(&mut self.now, stored.clone()));
-        }
-    }
-}
-
 /// What to make once refs have moved.
 pub(super) struct Plan {
     /// Each with the pack that was made for it last.
     pub shapes: Vec<(Shape, Option<Key>)>,
     /// The refs.
     pub now: Arc<RefSet>,
-    /// The refs before that.
-    pub before: Arc<RefSet>,
+}
+
+/// What was made before anyone asked.
+pub(super) struct MadeAhead {
+    /// Names the answer.
+    pub answer: Key,
+    /// Names the file that was made for it: the answer, or what it has beyond a base.
+    pub pack: Key,
+    /// How long that is; `None` if it was there.
+    pub bytes: Option<u64>,
 }
 
 impl Lately {
@@ -72,37 +64,26 @@ impl Lately {
         (Self { new, mirrors: Mutex::default() }, coming)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RepoId, Watched>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RepoId, Shapes>> {
         self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client asks for `request`, whose answer `key` names, while the refs of `mirror` are `stored`.
     pub(super) fn asked(&self, mirror: &Mirror, request: &Fetch, key: &Key, stored: &Arc<Stored>) {
-        let before = match self.lock().get_mut(mirror.id()) {
-            Some(watched) => {
-                // Other requests may have seen the next move already.
-                if watched.before.as_ref().is_none_or(|before| before.digest != stored.digest) {
-                    watched.advance(stored);
-                }
-                if watched.shapes.asked_again(request, key) {
-                    return;
-                }
-                watched.before.clone()
-            }
-            None => None,
-        };
+        if self.lock().get_mut(mirror.id()).is_some_and(|shapes| shapes.asked_again(request, key)) {
+            return;
+        }
         // Outside the lock: there may be very many refs.
-        let shape = Shape::of(request, &stored.refs, before.as_ref().map(|before| &*before.refs));
-        let Some(shape) = shape else { return };
+        let Some(shape) = Shape::of(request, &stored.refs) else { return };
         let mut mirrors = self.lock();
-        if let Some(watched) = mirrors.get_mut(mirror.id()) {
-            return watched.shapes.asked(shape, *key);
+        if let Some(shapes) = mirrors.get_mut(mirror.id()) {
+            return shapes.asked(shape, *key);
         }
         let (id, digest) = (mirror.id().clone(), stored.digest.clone());
         if self.new.try_send(New { id: id.clone(), changes: mirror.changes(), digest }).is_ok() {
-            let mut watched = Watched { now: stored.clone(), before: None, shapes: Shapes::default() };
-            watched.shapes.asked(shape, *key);
-            mirrors.insert(id, watched);
+            let mut shapes = Shapes::default();
+            shapes.asked(shape, *key);
+            mirrors.insert(id, shapes);
         }
     }
 
@@ -110,26 +91,24 @@ impl Lately {
     /// anything any more; the mirror is then forgotten.
     pub(super) fn moved(&self, id: &RepoId, stored: &Arc<Stored>) -> (Vec<Key>, Option<Plan>) {
         let mut mirrors = self.lock();
-        let Some(watched) = mirrors.get_mut(id) else { return (Vec::new(), None) };
-        watched.advance(stored);
-        let Moved { due: shapes, gone } = watched.shapes.moved();
-        if watched.shapes.is_empty() {
+        let Some(asked) = mirrors.get_mut(id) else { return (Vec::new(), None) };
+        let Moved { due: shapes, gone } = asked.moved();
+        if asked.is_empty() {
             mirrors.remove(id);
             return (gone, None);
         }
-        let before = watched.before.as_ref().unwrap_or(&watched.now).refs.clone();
-        (gone, Some(Plan { shapes, now: stored.refs.clone(), before }))
+        (gone, Some(Plan { shapes, now: stored.refs.clone() }))
     }
 
     /// The pack for a shape is there; `large` if it takes too much of the cache to be made again.
-    pub(super) fn made(&self, id: &RepoId, shape: &Shape, key: Key, large: bool) {
-        if let Some(watched) = self.lock().get_mut(id) {
-            watched.shapes.made(shape, key, large);
+    pub(super) fn made(&self, id: &RepoId, shape: &Shape, ahead: &MadeAhead, large: bool) {
+        if let Some(shapes) = self.lock().get_mut(id) {
+            shapes.made(shape, ahead, large);
         }
     }
 
     /// The mirror is not here any more; these packs were made for it.
     pub(super) fn forget(&self, id: &RepoId) -> Vec<Key> {
-        self.lock().remove(id).map(|watched| watched.shapes.all_made()).unwrap_or_default()
+        self.lock().remove(id).map(|shapes| shapes.all_made()).unwrap_or_default()
     }
 }

@@ -1,13 +1,13 @@
 //! `POST git-upload-pack`: refs from memory, objects from the spool.
 //!
-//! The ways to an answer, in this order: the upstream's own, while there is no mirror ([`pass_through`]); a restored pack as
-//! it is ([`restored`]); and a spooled answer that a child makes ([`child`]), shared by all whose requests are the same.
-//! Every answer is a file before it is sent, so a child never waits for a client.
+//! The ways to an answer, in this order: the upstream's own, while there is no mirror ([`pass_through`]); a base
+//! and what is new since ([`composed`]); and a spooled answer that a child makes ([`child`]), shared by all whose requests
+//! are the same. Whatever a child makes is a file before it is sent, so a child never waits for a client.
 
 mod child;
+mod composed;
 mod pass_through;
 mod respond;
-mod restored;
 mod waiting;
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
@@ -18,6 +18,7 @@ use http::{Method, request::Parts};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
+pub(super) use composed::Recipes;
 pub(super) use pass_through::Passed;
 pub(super) use respond::PackSeen;
 use respond::is_damage;
@@ -27,6 +28,7 @@ use super::{
     error::Failure,
     headers::Account,
     info_refs::{fresh_refs, known_format},
+    lately::MadeAhead,
     proxy::{Ask, Origin, is_cold},
     version,
 };
@@ -34,7 +36,7 @@ use crate::{
     audit,
     git::{ObjectFormat, Oid, RefSet, upload_pack::ProtocolVersion},
     mirror::{BringError, Mirror, View, demand::Reading},
-    packs::{self, Pack, PackError},
+    packs::{self, PackError},
     popularity::day::Taken,
     protocol::{
         fetch::{Fetch, Key, annotated},
@@ -127,19 +129,21 @@ pub(super) async fn handle(
     Ok(response)
 }
 
-/// Begins to make the answer to `request`, which nobody has asked yet. `None` where it cannot be shared, or the mirror is
-/// not here; no [`Pack`] if it is there, or being made.
-pub(super) fn begin_ahead(
+/// Makes the answer to `request` before anyone asks. `None` where it cannot be shared, or the mirror is not here.
+///
+/// # Errors
+/// It cannot be made.
+pub(super) async fn make_ahead(
     serving: &Arc<Serving>,
     mirror: &Mirror,
     request: Fetch,
-) -> Option<(Key, Option<Pack>)> {
+) -> Result<Option<MadeAhead>, PackError> {
     let reading = mirror.read();
     let view = mirror.view();
-    let stored = view.stored.clone()?;
-    let request = request.normalised(&stored.refs)?;
+    let Some(stored) = view.stored.clone() else { return Ok(None) };
+    let Some(request) = request.normalised(&stored.refs) else { return Ok(None) };
     let format = stored.refs.format();
-    let key = request.key(&mirror.edition(), format, &stored.refs);
+    let answer = request.key(&mirror.edition(), format, &stored.refs);
     let wanted = ObjectsWanted {
         serving: serving.clone(),
         client: None,
@@ -148,11 +152,19 @@ pub(super) fn begin_ahead(
         format,
         version: ProtocolVersion::V2,
         body: request.to_request(format).into(),
-        fetch: Some(request),
+        fetch: Some(request.clone()),
         expect: Expect::Pack,
         reading,
     };
-    Some((key, serving.packs.make_ahead(mirror.id(), key, move |sink| wanted.fill(view, sink))))
+    if let Some((pack, bytes)) = wanted.compose_ahead(&request, &view).await? {
+        return Ok(Some(MadeAhead { answer, pack: pack.unwrap_or(answer), bytes }));
+    }
+    let making = serving.packs.make_ahead(mirror.id(), answer, move |sink| wanted.fill(view, sink));
+    let bytes = match making {
+        Some(pack) => Some(pack.whole().await?),
+        None => None,
+    };
+    Ok(Some(MadeAhead { answer, pack: answer, bytes }))
 }
 
 /// What a client that asks so is about. One that has nothing and wants no ref's object fills up a partial clone.
@@ -252,7 +264,7 @@ impl ObjectsWanted {
         if let (Some(lately), Some(asked), Some(stored)) = (&self.serving.lately, &self.fetch, &view.stored) {
             lately.asked(&self.mirror, asked, &key, stored);
         }
-        if let Some(response) = self.restored(&request, &view).await {
+        if let Some(response) = self.composed(&request, &view).await {
             return Ok(response);
         }
         let normal = Self { body: request.to_request(self.format).into(), ..self };

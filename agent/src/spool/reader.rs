@@ -55,6 +55,14 @@ pub struct Follower<E> {
     pub(super) first: bool,
 }
 
+impl<E> Clone for Follower<E> {
+    fn clone(&self) -> Self {
+        let (open, progress) = (self.open.clone(), self.progress.clone());
+        let (interest, lookup) = (self.interest.clone(), self.lookup.clone());
+        Self { open, progress, interest, lookup, first: self.first }
+    }
+}
+
 impl<E: Send + Sync + 'static> Follower<E> {
     /// How the request met the cache.
     pub fn lookup(&self) -> Lookup {

@@ -76,7 +76,7 @@ async fn tags_and_odd_refs_come_back(kind: Kind) -> Result<()> {
 
 /// How many full clones were answered by the mirror's own pack.
 async fn answered_by_pack(agent: &Agent) -> Result<u64> {
-    agent.metric("tarn_packs_lookups_total{result=\"pack\"}").await
+    agent.metric("tarn_packs_composed_total{base=\"history\"}").await
 }
 
 async fn the_restored_pack_answers_a_full_clone_as_it_is(kind: Kind) -> Result<()> {
@@ -87,6 +87,10 @@ async fn the_restored_pack_answers_a_full_clone_as_it_is(kind: Kind) -> Result<(
     let second = stage.ready().await?;
     stage.expect_clone(&second, "clone").await?;
     ensure!(answered_by_pack(&second).await? == 1, "a child made it anew");
+    ensure!(
+        second.metric::<u64>("tarn_spool_bytes{spool=\"packs\",part=\"kept\"}").await? == 0,
+        "it is no file"
+    );
     // Other requests are not for all that the pack holds.
     let url = second.git_url(&stage.repo())?;
     for (name, options) in [("shallow", ["--depth=1"]), ("partial", ["--filter=blob:none"])] {
@@ -95,7 +99,7 @@ async fn the_restored_pack_answers_a_full_clone_as_it_is(kind: Kind) -> Result<(
     // And it does not hold what is pushed.
     stage.origin.commit("main", &[("later.txt", "later")]).await?;
     stage.expect_clone(&second, "later").await?;
-    ensure!(answered_by_pack(&second).await? == 1, "an old pack for new refs");
+    ensure!(answered_by_pack(&second).await? == 2, "the pack, and what is new");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Upkeep: starting what is due, and taking in what came of it.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
@@ -11,7 +11,7 @@ use crate::{
     metrics::Work,
     mirror::{
         seed::Seed,
-        upkeep::{Chore, Facts, Workshop, plan},
+        upkeep::{Chore, Facts, Workshop, plan, remade_from},
     },
     never::or_never,
     queue::Queue,
@@ -22,12 +22,12 @@ pub(super) struct Upkeep {
     site: Arc<Site>,
     queue: Queue,
     facts: Facts,
-    running: Option<(Chore, Running)>,
+    running: Option<(Chore, Running, Instant)>,
     seed: Option<Arc<Seed>>,
 }
 
 /// Ends with the new seed, if one was made.
-type Running = AbortOnDropHandle<Result<Option<PathBuf>, GitError>>;
+type Running = AbortOnDropHandle<Result<Option<Arc<Seed>>, GitError>>;
 
 impl Upkeep {
     pub(super) fn new(site: Arc<Site>, queue: Queue) -> Self {
@@ -46,6 +46,11 @@ impl Upkeep {
     /// Someone clones shallowly.
     pub(super) fn shallow_asked(&mut self) {
         self.facts.shallow_asked = true;
+    }
+
+    /// Someone asks for all history, and no base fits.
+    pub(super) fn base_asked(&mut self) {
+        self.facts.base_asked = true;
     }
 
     /// The mirror with these refs was found on the disk.
@@ -79,8 +84,8 @@ impl Upkeep {
         (self.running, self.facts, self.seed) = (None, Facts::default(), None);
     }
 
-    /// Starts the upkeep that is due for a mirror of so many `bytes`; otherwise says when to ask again.
-    pub(super) fn start(&mut self, bytes: u64) -> Option<Instant> {
+    /// Starts the upkeep that is due for a mirror with these refs, of so many `bytes`; otherwise says when to ask again.
+    pub(super) fn start(&mut self, refs: &Arc<RefSet>, bytes: u64) -> Option<Instant> {
         if self.running.is_some() {
             return None;
         }
@@ -94,43 +99,50 @@ impl Upkeep {
             dir: self.site.dir.clone(),
             id: self.site.id.clone(),
             queue: self.queue.clone(),
+            refs: refs.clone(),
             packs: self.site.packs.clone(),
             bytes,
             quota: self.site.quota(),
         };
         // What is fetched from now on is put in order the next time.
-        if chore == Chore::Repack {
+        if matches!(chore, Chore::Repack | Chore::Base) {
             self.facts.repacked = Some(Instant::now());
         }
         let run = workshop.run(chore, self.seed.clone()).in_current_span();
-        self.running = Some((chore, AbortOnDropHandle::new(tokio::spawn(run))));
+        self.running = Some((chore, AbortOnDropHandle::new(tokio::spawn(run)), Instant::now()));
         None
     }
 
     /// Waits for what runs; for ever where nothing does. A dropped future loses nothing.
-    pub(super) async fn result(&mut self) -> Result<Option<PathBuf>, GitError> {
-        let ended = or_never(self.running.as_mut().map(|(_, result)| result)).await;
+    pub(super) async fn result(&mut self) -> Result<Option<Arc<Seed>>, GitError> {
+        let ended = or_never(self.running.as_mut().map(|(_, result, _)| result)).await;
         ended.unwrap_or_else(|error| {
             Err(GitError::Io { verb: "repack".into(), source: std::io::Error::other(error) })
         })
     }
 
     /// Takes in what [`Self::result`] gave; says whether the mirror may have changed its size.
-    pub(super) fn ended(&mut self, result: Result<Option<PathBuf>, GitError>) -> bool {
-        let Some((chore, _)) = self.running.take() else { return false };
+    pub(super) fn ended(&mut self, result: Result<Option<Arc<Seed>>, GitError>) -> bool {
+        let Some((chore, _, began)) = self.running.take() else { return false };
+        let (now, took) = (Instant::now(), began.elapsed());
         if result.is_ok() {
             self.facts.failures = 0;
             let work = match chore {
                 Chore::Seed(_) => "seed",
                 Chore::Repack => "repack",
+                Chore::Base => "base",
             };
             self.site.metrics.mirror.upkeeps.get_or_create(&Work { work }).inc();
         }
         match (result, chore) {
-            (Ok(Some(view)), Chore::Seed(tip)) => {
-                self.facts.seeded = Some(tip);
-                self.seed = Some(Arc::new(Seed::new(view, tip, self.site.disk.clone())));
+            (Ok(Some(seed)), Chore::Seed(tip)) => {
+                (self.facts.seeded, self.facts.seed_from) = (Some(tip), Some(remade_from(now, took)));
+                self.seed = Some(seed);
                 false
+            }
+            (Ok(_), Chore::Base) => {
+                (self.facts.base_asked, self.facts.base_from) = (false, Some(remade_from(now, took)));
+                true
             }
             (Ok(_), _) => true,
             (Err(error), _) => {
@@ -139,7 +151,7 @@ impl Upkeep {
                 tracing::warn!(%error, ?chore, failures = self.facts.failures, "upkeep failed; it will be tried again");
                 self.site.doubt(&error);
                 self.facts.failed = Some(Instant::now());
-                self.facts.repacked = self.facts.repacked.filter(|_| chore != Chore::Repack);
+                self.facts.repacked = self.facts.repacked.filter(|_| matches!(chore, Chore::Seed(_)));
                 false
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::MadeAhead;
 use crate::protocol::{
     fetch::{Fetch, Key},
     shape::Shape,
@@ -109,9 +110,9 @@ impl Shapes {
     }
 
     /// Its pack is there; `large` if it takes too much of the cache to be made again.
-    pub(super) fn made(&mut self, shape: &Shape, key: Key, large: bool) {
+    pub(super) fn made(&mut self, shape: &Shape, ahead: &MadeAhead, large: bool) {
         if let Some(asked) = self.of.get_mut(shape) {
-            (asked.answer, asked.made, asked.large) = (Some(key), Some(key), large);
+            (asked.answer, asked.made, asked.large) = (Some(ahead.answer), Some(ahead.pack), large);
         }
     }
 
@@ -140,6 +141,10 @@ mod tests {
         Fetch::parse([deepen.as_bytes()]).unwrap().about(vec![tip()], vec![], vec![])
     }
 
+    fn ahead(number: u32) -> MadeAhead {
+        MadeAhead { answer: key(number), pack: key(number), bytes: None }
+    }
+
     fn tip() -> Oid {
         Oid::from_hex(&[b'1'; 40]).unwrap()
     }
@@ -147,7 +152,7 @@ mod tests {
     fn shape(depth: u32) -> Shape {
         let main = Ref { name: "refs/heads/main".into(), oid: tip(), peeled: None };
         let refs = RefSet::new(ObjectFormat::Sha1, Head::Missing, vec![main]);
-        Shape::of(&request(depth), &refs, None).unwrap()
+        Shape::of(&request(depth), &refs).unwrap()
     }
 
     fn key(depth: u32) -> Key {
@@ -181,13 +186,13 @@ mod tests {
         let mut asked = Shapes::default();
         asked.asked(shape(1), key(1));
         asked.moved();
-        asked.made(&shape(1), key(2), false);
+        asked.made(&shape(1), &ahead(2), false);
         // The same shape, other objects.
         asked.asked(shape(1), key(3));
         assert_eq!(asked.moved(), Moved { due: vec![(shape(1), Some(key(2)))], gone: vec![] });
         // The refs moved again before the next one was whole.
         assert_eq!(asked.moved(), Moved { due: vec![(shape(1), Some(key(2)))], gone: vec![] });
-        asked.made(&shape(1), key(4), false);
+        asked.made(&shape(1), &ahead(4), false);
         assert_eq!(asked.moved().due, [(shape(1), Some(key(4)))]);
     }
 
@@ -195,8 +200,8 @@ mod tests {
     fn packs_without_a_successor_are_told_once() {
         let mut asked = Shapes::default();
         [1, 2].into_iter().for_each(|depth| asked.asked(shape(depth), key(depth)));
-        asked.made(&shape(1), key(3), false);
-        asked.made(&shape(2), key(4), true);
+        asked.made(&shape(1), &ahead(3), false);
+        asked.made(&shape(2), &ahead(4), true);
         assert_eq!(asked.moved(), Moved { due: vec![(shape(1), Some(key(3)))], gone: vec![key(4)] });
         for _ in 1..MOVES {
             assert_eq!(asked.moved(), Moved { due: vec![(shape(1), Some(key(3)))], gone: vec![] });
@@ -214,7 +219,7 @@ mod tests {
         assert!(asked.asked_again(&request(1), &key(1)) && !asked.asked_again(&request(1), &key(2)));
         for _ in 0..=MOVES {
             asked.moved();
-            asked.made(&shape(1), key(2), false);
+            asked.made(&shape(1), &ahead(2), false);
             assert!(asked.asked_again(&request(1), &key(2)) && !asked.asked_again(&request(1), &key(1)));
         }
         assert!(!asked.asked_again(&request(2), &key(2)), "other words");

@@ -17,7 +17,14 @@ impl ObjectsWanted {
         let (file, growth) = sink.for_child()?;
         let _turn = loop {
             growth.room().await?;
-            let turn = self.serving.turn(self.client, self.mirror.id()).await;
+            // Only who begins with the pack can be told that it still comes.
+            let dear =
+                self.fetch.as_ref().is_some_and(|fetch| fetch.haves.is_empty() && fetch.begins_with_pack());
+            let turn = if dear {
+                self.serving.dear_turn(self.client, &self.mirror).await
+            } else {
+                self.serving.turn(self.client, self.mirror.id()).await
+            };
             let turn = turn.map_err(|_| MakeError::Busy)?;
             // Others may have filled the room while this one stood in line.
             if growth.has_room() {

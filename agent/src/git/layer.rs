@@ -1,0 +1,125 @@
+//! What a repository has beyond a base, as a thin pack on it: deltas may rest on the base's objects, so that finding them
+//! costs as much as what is new, and not as much as what there is.
+
+use std::{collections::HashSet, fs, io, path::Path, sync::Arc, time::Duration};
+
+use bstr::ByteSlice;
+
+use super::{
+    Git, GitError, Oid,
+    base::Base,
+    pack::{frugal, number, revisions},
+};
+use crate::files::blocking;
+
+/// How long a listing, a count or a thin pack may take; beyond that git had better make the answer.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What a base lacks.
+#[derive(Debug, Default)]
+pub struct Lacking {
+    /// The objects' names, sorted, each once.
+    pub oids: Vec<Oid>,
+    /// The objects, and where deltas may find their bases: as `pack-objects` reads them.
+    input: Vec<u8>,
+}
+
+/// Lists what `tips` reach in the repository `dir` and `base` does not hold. The walk marks what the edge of the base reaches and nothing older, so that it names objects again which an older commit brought; in a
+/// pack with its base these would stand twice.
+///
+/// # Errors
+/// What git says: above all, that an object is missing.
+pub async fn lacking(git: &Git, dir: &Path, base: &Arc<Base>, tips: &[Oid]) -> Result<Lacking, GitError> {
+    let list = git.command("rev-list").git_dir(dir).args(["--objects-edge", "--stdin"]);
+    let listed = list.input(revisions(tips, &base.tips)).run(LIMIT).await?.stdout;
+    sift(listed, base.clone()).await
+}
+
+/// As [`lacking`], of the commit `tip` and its tree alone; the tips of `base` are trees.
+///
+/// # Errors
+/// As there.
+pub async fn lacking_of_tree(git: &Git, dir: &Path, base: &Arc<Base>, tip: Oid) -> Result<Lacking, GitError> {
+    let list = git.command("rev-list").git_dir(dir).args(["--objects", "--stdin"]);
+    let mut trees = format!("{tip}^{{tree}}\n");
+    let mut all = format!("{tip}\n");
+    for tree in &base.tips {
+        trees.extend(["^", &tree.to_hex(), "\n"]);
+        all.extend(["-", &tree.to_hex(), "\n"]);
+    }
+    let listed = list.input(trees.into_bytes()).run(LIMIT).await?.stdout;
+    sift([all.as_bytes(), &listed].concat(), base.clone()).await
+}
+
+/// Keeps of a listing what `base` lacks, and the edges.
+async fn sift(listed: Vec<u8>, base: Arc<Base>) -> Result<Lacking, GitError> {
+    let sifted = blocking(move || sift_now(&listed, &base)).await;
+    sifted.map_err(|source| GitError::Io { verb: "rev-list".into(), source })
+}
+
+fn sift_now(listed: &[u8], base: &Base) -> io::Result<Lacking> {
+    // A line is an object and its path, or an edge: a minus and a commit.
+    let object = |line: &[u8]| Oid::from_hex(line.split_once_str(" ").map_or(line, |(oid, _)| oid));
+    let named: Vec<Oid> = listed.split_str("\n").filter_map(object).collect();
+    let mut oids = base.index.lacks(&named)?;
+    oids.sort_unstable();
+    oids.dedup();
+    if oids.is_empty() {
+        return Ok(Lacking::default());
+    }
+    let mut left: HashSet<Oid> = oids.iter().copied().collect();
+    let mut input = Vec::new();
+    for line in listed.split_str("\n") {
+        let wanted = object(line).map_or(line.starts_with(b"-"), |oid| left.remove(&oid));
+        if wanted {
+            input.extend_from_slice(line);
+            input.push(b'\n');
+        }
+    }
+    Ok(Lacking { oids, input })
+}
+
+/// Writes the objects into `file`, as a thin pack.
+///
+/// # Errors
+/// What git says; the file then holds part of a pack.
+pub async fn pack(git: &Git, dir: &Path, lacking: Lacking, file: fs::File) -> Result<(), GitError> {
+    let pack = frugal(git, "pack-objects", dir).args(["--stdout", "--quiet", "--delta-base-offset"]);
+    pack.input(lacking.input).output_to(file).run(LIMIT).await.map(drop)
+}
+
+/// Whether `tips` reach everything that `base` holds, in the repository `dir`: nothing has been taken away since.
+///
+/// # Errors
+/// What git says.
+pub async fn reach(git: &Git, dir: &Path, base: &Base, tips: &HashSet<Oid>) -> Result<bool, GitError> {
+    let gone: Vec<Oid> = base.tips.iter().filter(|tip| !tips.contains(tip)).copied().collect();
+    if gone.is_empty() {
+        return Ok(true);
+    }
+    let tips: Vec<Oid> = tips.iter().copied().collect();
+    let list = git.command("rev-list").git_dir(dir).args(["--count", "--objects", "--stdin"]);
+    Ok(number(&list.input(revisions(&gone, &tips)).run(LIMIT).await?.stdout) == Some(0))
+}
+
+/// The parents of the commit `oid`; `None` if it is no commit.
+///
+/// # Errors
+/// What git says: that the object is missing, say.
+pub async fn parents(git: &Git, dir: &Path, oid: Oid) -> Result<Option<Vec<Oid>>, GitError> {
+    let list = git.command("rev-list").git_dir(dir).args(["--no-walk", "--parents", "--stdin"]);
+    let listed = list.input(revisions(&[oid], &[])).run(LIMIT).await?.stdout;
+    // Of a tag it names the commit that the tag leads to.
+    let mut oids = listed.trim_ascii_end().split_str(" ").map_while(Oid::from_hex);
+    Ok(if oids.next() == Some(oid) { Some(oids.collect()) } else { None })
+}
+
+/// How many objects `wants` reach in the repository `dir`; quick where there are bitmaps.
+///
+/// # Errors
+/// What git says.
+pub async fn count(git: &Git, dir: &Path, wants: &[Oid]) -> Result<Option<u64>, GitError> {
+    let count = git.command("rev-list").git_dir(dir);
+    let count = count.args(["--count", "--objects", "--use-bitmap-index", "--stdin"]);
+    Ok(number(&count.input(revisions(wants, &[])).run(LIMIT).await?.stdout))
+}
