@@ -16,17 +16,15 @@ macro_rules! each {
         impl $name {
             /// All of them.
             pub fn all() -> Vec<Self> {
-                let mut all = Vec::new();
-                $(each!(all, Self::$variant $(, $inner)?);)+
-                all
+                [$(each!(Self::$variant $(, $inner)?)),+].concat()
             }
         }
     };
-    ($all:ident, $variant:expr) => {
-        $all.push($variant);
+    ($variant:expr) => {
+        vec![$variant]
     };
-    ($all:ident, $variant:expr, $inner:ident) => {
-        $all.extend($inner::all().into_iter().map($variant));
+    ($variant:expr, $inner:ident) => {
+        $inner::all().into_iter().map($variant).collect::<Vec<_>>()
     };
 }
 
