@@ -97,12 +97,12 @@ impl Recipe {
     /// `layer`, where it has one.
     pub fn read(
         self: Arc<Self>,
-        head: Bytes,
+        head: &[u8],
         file: Arc<fs::File>,
         layer: Option<Pack>,
     ) -> impl Stream<Item = Result<Bytes, PackError>> + Send + use<> {
         let ready = |bytes: Bytes| stream::once(async move { Ok(bytes) });
-        let header = [&head, &*sideband::data(&self.header())].concat();
+        let header = [head, &*sideband::data(&self.header())].concat();
         let disk = |error| SpoolError::Disk(Arc::new(error));
         let base = frames(self.proof.clone(), file.clone()).map_err(disk);
         let entries = layer.iter().map(|layer| entries(layer, self.layer)).collect::<Vec<_>>();

@@ -192,7 +192,7 @@ impl Source {
 /// The answer, and the pack in it.
 async fn read(recipe: &Arc<Recipe>, layer: Option<Pack>) -> Result<(u64, Vec<u8>), PackError> {
     let file = Arc::new(fs::File::open(&recipe.proof().base().pack).unwrap());
-    let mut chunks = Box::pin(recipe.clone().read(Bytes::from_static(sideband::PACKFILE), file, layer));
+    let mut chunks = Box::pin(recipe.clone().read(sideband::PACKFILE, file, layer));
     let mut answer = Vec::new();
     while let Some(chunk) = chunks.try_next().await? {
         answer.extend_from_slice(&chunk);

@@ -381,7 +381,7 @@ impl ObjectsWanted {
                 }
             });
         }
-        let sent = recipe.read(head, file, layer).inspect_err(move |error| {
+        let sent = recipe.read(&head, file, layer).inspect_err(move |error| {
             if is_damaged(error) {
                 own.mirror.doubt(&error.to_string());
                 own.serving.recipes.distrust(own.mirror.id(), key);
