@@ -15,6 +15,15 @@ use crate::scene::Scene;
 /// Java starts slowly, dulwich resolves deltas slowly, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// How a client asks for all objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    /// By protocol version 2, as git does: its answers are composed of the mirror's base.
+    V2,
+    /// By an older protocol, or in other words: git answers.
+    Otherwise,
+}
+
 /// What a client can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Able {
@@ -103,8 +112,16 @@ async fn expect_clone(scene: &Scene, place: &Path) -> Result<()> {
     Ok(())
 }
 
+/// So many answers were composed of the mirror's base, if the client's can be.
+async fn expect_composed(scene: &Scene, speaks: Speaks, count: u64) -> Result<()> {
+    let composed: u64 = scene.agent.metric("tarn_packs_composed_total{base=\"history\"}").await?;
+    let wanted = if speaks == Speaks::V2 { count } else { 0 };
+    ensure!(composed == wanted, "{composed} answers were composed, not {wanted}");
+    Ok(())
+}
+
 /// One client, from the fresh mirror to the single commit.
-async fn gets_what_the_upstream_has(name: &str, can: Able) -> Result<()> {
+async fn gets_what_the_upstream_has(name: &str, speaks: Speaks, can: Able) -> Result<()> {
     let mut edited = Edited::new();
     let scene = scene(&mut edited).await?;
     let url = scene.url()?;
@@ -113,17 +130,19 @@ async fn gets_what_the_upstream_has(name: &str, can: Able) -> Result<()> {
     let fresh = place("fresh");
     client(name, &scene.git, &["clone", &url, &fresh]).await?;
     expect_clone(&scene, Path::new(&fresh)).await.context("a clone of the fresh mirror")?;
+    expect_composed(&scene, speaks, 1).await?;
 
     push(&scene, &mut edited).await?;
     let pushed = place("pushed");
     client(name, &scene.git, &["clone", &url, &pushed]).await?;
     expect_clone(&scene, Path::new(&pushed)).await.context("a clone after pushes")?;
+    expect_composed(&scene, speaks, 2).await?;
 
     if can == Able::BranchesOfARemote {
         return Ok(());
     }
     // No ref names it, and it is younger than the base.
-    let commit = scene.origin.rev_parse("main~300").await?;
+    let commit = scene.origin.rev_parse("main~150").await?;
     let pinned = place("pinned");
     client(name, &scene.git, &["pin", &url, &pinned, &commit]).await?;
     let clone = Repo::open(scene.git.clone(), &pinned);
@@ -131,47 +150,47 @@ async fn gets_what_the_upstream_has(name: &str, can: Able) -> Result<()> {
     ensure!(clone.rev_parse("refs/heads/pinned").await? == commit);
     let (has, needs) = (objects(&clone, &[&commit]).await?, objects(&scene.origin, &[&commit]).await?);
     ensure!(has == needs, "{} objects of {commit}, not {}", has.len(), needs.len());
-    Ok(())
+    expect_composed(&scene, speaks, 3).await
 }
 
 #[tokio::test]
 #[ignore = "needs scripts/clients: make clients"]
 async fn git_that_checks_every_object_gets_what_the_upstream_has() -> Result<()> {
-    gets_what_the_upstream_has("git", Able::Whole).await
+    gets_what_the_upstream_has("git", Speaks::V2, Able::Whole).await
 }
 
 #[tokio::test]
 #[ignore = "needs scripts/clients: make clients"]
 async fn the_newest_git_that_checks_every_object_gets_what_the_upstream_has() -> Result<()> {
-    gets_what_the_upstream_has("newest-git", Able::Whole).await
+    gets_what_the_upstream_has("newest-git", Speaks::V2, Able::Whole).await
 }
 
 #[tokio::test]
 #[ignore = "needs scripts/clients: make clients"]
 async fn go_git_gets_what_the_upstream_has() -> Result<()> {
-    gets_what_the_upstream_has("go-git", Able::Whole).await
+    gets_what_the_upstream_has("go-git", Speaks::Otherwise, Able::Whole).await
 }
 
 #[tokio::test]
 #[ignore = "needs scripts/clients: make clients"]
 async fn jgit_gets_what_the_upstream_has() -> Result<()> {
-    gets_what_the_upstream_has("jgit", Able::Whole).await
+    gets_what_the_upstream_has("jgit", Speaks::V2, Able::Whole).await
 }
 
 #[tokio::test]
 #[ignore = "needs scripts/clients: make clients"]
 async fn libgit2_gets_what_the_upstream_has() -> Result<()> {
-    gets_what_the_upstream_has("libgit2", Able::Whole).await
+    gets_what_the_upstream_has("libgit2", Speaks::Otherwise, Able::Whole).await
 }
 
 #[tokio::test]
 #[ignore = "needs scripts/clients: make clients"]
 async fn dulwich_gets_what_the_upstream_has() -> Result<()> {
-    gets_what_the_upstream_has("dulwich", Able::Whole).await
+    gets_what_the_upstream_has("dulwich", Speaks::Otherwise, Able::Whole).await
 }
 
 #[tokio::test]
 #[ignore = "needs scripts/clients: make clients"]
 async fn isomorphic_git_gets_what_the_upstream_has() -> Result<()> {
-    gets_what_the_upstream_has("isomorphic-git", Able::BranchesOfARemote).await
+    gets_what_the_upstream_has("isomorphic-git", Speaks::Otherwise, Able::BranchesOfARemote).await
 }
