@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tarn_testkit::load::{Check, Client, Depth, Fetched, percentile};
+use tarn_testkit::load::{Ask, Check, Client, Depth, Fetched, clones, percentile};
 use tarn_testkit::measure::Usage;
 use tokio::task::JoinSet;
 
@@ -43,7 +43,7 @@ struct Outcome {
 }
 
 impl Storm {
-    /// Mirrors the repository and lets the agent come to rest.
+    /// Mirrors the repository and lets the agent come to rest; for storms of shallow fetches after a first shallow clone.
     pub(super) async fn set(
         agent: &Path,
         repository: &Repository,
@@ -57,6 +57,11 @@ impl Storm {
         let agent = Agent::start(agent, "storm-tarn", &[mirror], work).await?;
         agent.server.rest(REST).await?;
         let url = file_route(&agent.git, &repository.dir)?;
+        if depth == Depth::One {
+            // What serves shallow clones is made once somebody has asked for one.
+            clones(&url, 1, &Ask { depth, check: Check::Shape, wants: None }).await?;
+            agent.server.rest(REST).await?;
+        }
         let packs = pack_bytes(&agent.data.join("mirrors"));
         ensure!(packs > 0, "no packs in {}", agent.data.display());
         Ok(Self { agent, url, depth, commits, packs, objects: Mutex::default() })
