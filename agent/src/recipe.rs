@@ -46,17 +46,19 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Of a base and a layer of these objects, sorted, in a thin pack of so many bytes; both are 0 where there is none.
+    /// Of a base and a layer of these objects, sorted, in a thin pack of so many bytes; both are 0 where there is none. With
+    /// `searched` it can say what it holds.
     ///
     /// # Errors
     /// The base's index cannot be read.
-    pub fn new(proof: Arc<Proof>, oids: Vec<Oid>, bytes: u64) -> io::Result<Self> {
+    pub fn new(proof: Arc<Proof>, oids: Vec<Oid>, bytes: u64, searched: bool) -> io::Result<Self> {
         let base = proof.base();
         let added = u32::try_from(oids.len()).map_err(io::Error::other)?;
         let count = proof.total(added);
         let padding = proof::padding(base, &oids, count - base.index.count() - added)?;
         let around = HEADER + base.bytes - base.end();
         let layer = bytes.saturating_sub(around);
+        let oids = if searched { oids } else { Vec::new() };
         Ok(Self { proof, oids, layer, padding, count, trailer: OnceCell::new() })
     }
 
@@ -127,7 +129,7 @@ impl Recipe {
         let disk = |error| SpoolError::Disk(Arc::new(error));
         let find = || async {
             let Some(mut hash) = self.proof.prefix(self.count, file).await.map_err(disk)? else {
-                return self.proof.own().map_err(disk);
+                return self.proof.own(file).map_err(disk);
             };
             if let Some(layer) = layer {
                 let mut entries = Box::pin(entries(layer, self.layer));
@@ -140,6 +142,18 @@ impl Recipe {
         };
         self.trailer.get_or_try_init(find).await.cloned()
     }
+}
+
+/// Whether a whole layer says that it holds so many objects.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn counts(layer: &Pack, objects: usize) -> Result<bool, PackError> {
+    let header = layer
+        .read_part(0..HEADER)
+        .try_fold(Vec::new(), async |all, piece| Ok([all, piece.to_vec()].concat()));
+    let header = header.await?;
+    Ok(u32::try_from(objects).is_ok_and(|objects| header == proof::header(objects)))
 }
 
 /// The entries of a thin pack, which take so many bytes.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    ObjectFormat, Oid, RefSet,
+    ObjectFormat, Oid,
     index::{self, PackIndex},
 };
 use crate::files;
@@ -82,23 +82,22 @@ pub fn note(dir: &Path, name: &str, tips: impl IntoIterator<Item = Oid>) -> io::
     files::replace(&dir.join(NOTE), text.as_bytes())
 }
 
-/// Notes the pack of the repository `dir` that was made of all that refs reach, or fetched: the largest that was not there
-/// `before`. Nothing where it lacks a tip of `refs`, which moved while it was made.
+/// The pack of the repository `dir` that may hold just what its refs reach: the largest, with its index. `None` where a pack is
+/// noted already.
 ///
 /// # Errors
-/// The note cannot be written, or the pack's index not read.
-pub fn note_new(dir: &Path, before: &[PathBuf], refs: &RefSet) -> io::Result<()> {
+/// The note or the pack's index cannot be read.
+pub fn candidate(dir: &Path, format: ObjectFormat) -> io::Result<Option<(String, PackIndex)>> {
     let mut packs = index::files(dir, "pack")?;
-    // Of what nothing reaches git makes a pack of its own, with times.
-    packs.retain(|pack| !before.contains(pack) && !pack.with_extension("mtimes").exists());
-    let size = |pack: &PathBuf| fs::metadata(pack).map_or(0, |meta| meta.len());
-    let Some(largest) = packs.into_iter().max_by_key(size) else { return Ok(()) };
-    let index = PackIndex::open(&largest.with_extension("idx"), refs.format())?;
-    let tips: Vec<Oid> = refs.tips().collect();
-    match largest.file_name().and_then(|name| name.to_str()) {
-        Some(name) if index.lacks(&tips)?.is_empty() => note(dir, name, tips),
-        _ => Ok(()),
+    if read(dir)?.is_some_and(|(name, _)| packs.contains(&dir.join("objects/pack").join(name))) {
+        return Ok(None);
     }
+    // Of what nothing reaches git makes a pack of its own, with times.
+    packs.retain(|pack| !pack.with_extension("mtimes").exists());
+    let size = |pack: &PathBuf| fs::metadata(pack).map_or(0, |meta| meta.len());
+    let Some(largest) = packs.into_iter().max_by_key(size) else { return Ok(None) };
+    let index = PackIndex::open(&largest.with_extension("idx"), format)?;
+    Ok(largest.file_name().and_then(|name| name.to_str()).map(|name| (name.to_owned(), index)))
 }
 
 /// The file's name, and the tips.

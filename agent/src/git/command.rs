@@ -134,6 +134,8 @@ impl Git {
             .env("GIT_CONFIG_GLOBAL", self.shared.home.join(CONFIG))
             .env("GIT_ATTR_NOSYSTEM", "1")
             .env("GIT_TERMINAL_PROMPT", "0")
+            // An upstream's refs/replace/ are refs as others: what is packed and listed is what the names stand for.
+            .env("GIT_NO_REPLACE_OBJECTS", "1")
             .env("GIT_ASKPASS", "true")
             .env("GIT_ALLOW_PROTOCOL", transports)
             .env("LC_ALL", "C")

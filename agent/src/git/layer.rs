@@ -6,14 +6,36 @@ use std::{collections::HashSet, fs, io, path::Path, sync::Arc, time::Duration};
 use bstr::ByteSlice;
 
 use super::{
-    Git, GitError, Oid,
-    base::Base,
+    Git, GitError, Oid, RefSet,
+    base::{self, Base},
     pack::{frugal, number, revisions},
 };
 use crate::files::blocking;
 
 /// How long a listing, a count or a thin pack may take; beyond that git had better make the answer.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// Notes the largest pack of the repository `dir` as its base, where that holds what `refs` reach and nothing else, by the
+/// number of its objects: whoever sent or made it may have known other refs. Dear without bitmaps.
+///
+/// # Errors
+/// What git says, and the disk's.
+pub async fn note_base(git: &Git, dir: &Path, refs: &RefSet) -> Result<(), GitError> {
+    let io_error = |source| GitError::Io { verb: "rev-list".into(), source };
+    let (tips, at, format): (Vec<Oid>, _, _) = (refs.tips().collect(), dir.to_owned(), refs.format());
+    let asked = tips.clone();
+    let found = blocking(move || {
+        let Some((name, index)) = base::candidate(&at, format)? else { return Ok(None) };
+        let all = index.lacks(&asked)?.is_empty();
+        Ok(all.then_some((name, u64::from(index.count()))))
+    });
+    let Some((name, held)) = found.await.map_err(io_error)? else { return Ok(()) };
+    if tips.is_empty() || count(git, dir, &tips).await? != Some(held) {
+        return Ok(());
+    }
+    let dir = dir.to_owned();
+    blocking(move || base::note(&dir, &name, tips)).await.map_err(io_error)
+}
 
 /// What a base lacks.
 #[derive(Debug, Default)]
@@ -88,12 +110,12 @@ pub async fn pack(git: &Git, dir: &Path, lacking: Lacking, file: fs::File) -> Re
     pack.input(lacking.input).output_to(file).run(LIMIT).await.map(drop)
 }
 
-/// Whether `tips` reach everything that `base` holds, in the repository `dir`: nothing has been taken away since.
+/// Whether `tips` reach all that `former` reach, in the repository `dir`: nothing has been taken away since.
 ///
 /// # Errors
 /// What git says.
-pub async fn reach(git: &Git, dir: &Path, base: &Base, tips: &HashSet<Oid>) -> Result<bool, GitError> {
-    let gone: Vec<Oid> = base.tips.iter().filter(|tip| !tips.contains(tip)).copied().collect();
+pub async fn reach(git: &Git, dir: &Path, former: &[Oid], tips: &HashSet<Oid>) -> Result<bool, GitError> {
+    let gone: Vec<Oid> = former.iter().filter(|tip| !tips.contains(tip)).copied().collect();
     if gone.is_empty() {
         return Ok(true);
     }
@@ -112,6 +134,16 @@ pub async fn parents(git: &Git, dir: &Path, oid: Oid) -> Result<Option<Vec<Oid>>
     // Of a tag it names the commit that the tag leads to.
     let mut oids = listed.trim_ascii_end().split_str(" ").map_while(Oid::from_hex);
     Ok(if oids.next() == Some(oid) { Some(oids.collect()) } else { None })
+}
+
+/// How many objects the tree of the commit `tip` reaches.
+///
+/// # Errors
+/// What git says.
+pub async fn count_tree(git: &Git, dir: &Path, tip: Oid) -> Result<Option<u64>, GitError> {
+    let count = git.command("rev-list").git_dir(dir).args(["--objects", "--no-object-names", "--stdin"]);
+    let listed = count.input(format!("{tip}^{{tree}}\n").into_bytes()).run(LIMIT).await?.stdout;
+    Ok(u64::try_from(listed.lines().count()).ok())
 }
 
 /// How many objects `wants` reach in the repository `dir`; quick where there are bitmaps.

@@ -141,22 +141,19 @@ pub fn has_bitmaps(dir: &Path) -> bool {
 /// # Errors
 /// What git says.
 pub async fn put_in_order(git: &Git, dir: &Path) -> Result<(), GitError> {
-    repack(git, dir, "--geometric=2").await
+    repack(git, dir, &["--geometric=2"]).await
 }
 
-/// Makes all that the refs reach one pack, which becomes the base, and all else another; indexes both as [`put_in_order`] does.
-/// `refs` are the refs as they are, or were a moment ago.
+/// Makes all that the refs reach one pack, and all else another; indexes both as [`put_in_order`] does.
 ///
 /// # Errors
 /// What git says.
-pub async fn make_base(git: &Git, dir: &Path, refs: &RefSet) -> Result<(), GitError> {
-    let io_error = |source| GitError::Io { verb: "repack".into(), source };
-    let before = files(dir, "pack").map_err(io_error)?;
-    repack(git, dir, "--cruft").await?;
-    base::note_new(dir, &before, refs).map_err(io_error)
+pub async fn unite(git: &Git, dir: &Path) -> Result<(), GitError> {
+    // A fetch that runs beside this keeps its pack; what that repeats is not to be missing here.
+    repack(git, dir, &["--cruft", "--pack-kept-objects"]).await
 }
 
-async fn repack(git: &Git, dir: &Path, how: &str) -> Result<(), GitError> {
+async fn repack(git: &Git, dir: &Path, how: &[&str]) -> Result<(), GitError> {
     if count(dir) == 0 {
         return Ok(());
     }
@@ -168,7 +165,7 @@ async fn repack(git: &Git, dir: &Path, how: &str) -> Result<(), GitError> {
         tracing::info!(objects = all, "no bitmaps are made: they would take too much memory");
     }
     let repack = frugal(git, "repack", dir);
-    repack.args([how, "-d", "--quiet", "--write-midx"]).args(bitmaps).run(PACK_LIMIT).await?;
+    repack.args(how).args(["-d", "--quiet", "--write-midx"]).args(bitmaps).run(PACK_LIMIT).await?;
     let graph = git.command("commit-graph").git_dir(dir);
     graph.args(["write", "--reachable", "--no-progress"]).run(PACK_LIMIT).await?;
     Ok(())

@@ -15,7 +15,7 @@ use crate::{
     backoff::backoff,
     files::blocking,
     git::{
-        Git, GitError, Oid, RefSet, base,
+        Git, GitError, Oid, RefSet,
         refs::RefsError,
         remote::{self, Patience},
         stderr::FailureKind,
@@ -132,9 +132,7 @@ impl Fetch {
         let made = async {
             remote::init(&self.git, &staged, self.target.format()).await?;
             self.objects(&staged, self.target.tips().collect()).await?;
-            self.write_refs(staged.clone()).await?;
-            let (dir, refs) = (staged.clone(), self.target.clone());
-            Ok(blocking(move || base::note_new(&dir, &[], &refs)).await?)
+            self.write_refs(staged.clone()).await
         };
         let made = self.quota.hold(Writes::Aside(vec![staged.clone()]), made, FetchError::from).await;
         let made = match made {

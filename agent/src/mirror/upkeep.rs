@@ -23,13 +23,16 @@ use super::{
 };
 use crate::{
     backoff::backoff,
-    git::{Git, GitError, Oid, RefSet, base::Base, pack},
+    files::blocking,
+    git::{Git, GitError, Oid, RefSet, base::Base, layer, pack},
     queue::{Activity, Priority, Queue},
 };
 
 /// A seed or a base serves commits around those it was made for, at the price of what has changed since. Making another takes
 /// at most this part of the time.
 const REMADE_PART: u32 = 20;
+/// A base that could not be made counts as one that took so long.
+pub const BASE_FAILED: Duration = Duration::from_secs(60);
 
 /// Packs are put in order once no fetch has come for this long, …
 const QUIET: Duration = Duration::from_secs(5);
@@ -135,12 +138,20 @@ pub struct Workshop {
     pub quota: Quota,
 }
 
+/// What came of a chore.
+pub struct Done {
+    /// The new seed, if one was made.
+    pub seed: Option<Arc<Seed>>,
+    /// How long the work took, without the wait for its turn.
+    pub took: Duration,
+}
+
 impl Workshop {
-    /// Carries `chore` out; `seed` is the present one. Returns the new seed, if one was made.
+    /// Carries `chore` out; `seed` is the present one.
     ///
     /// # Errors
     /// Git fails; the mirror is as good as before.
-    pub async fn run(self, chore: Chore, seed: Option<Arc<Seed>>) -> Result<Option<Arc<Seed>>, GitError> {
+    pub async fn run(self, chore: Chore, seed: Option<Arc<Seed>>) -> Result<Done, GitError> {
         // Before the turn: who waits for a calm moment keeps no other from working.
         calm(&self.queue).await;
         let activity = if self.bytes < LARGE { Activity::Upkeep } else { Activity::LargeUpkeep };
@@ -152,13 +163,20 @@ impl Workshop {
                 let _packs = self.packs.lock().await;
                 let ended =
                     |why: QuotaError| GitError::Io { verb: "repack".into(), source: io::Error::other(why) };
+                // As they are now: a pack is compared with them that git makes of what it finds a moment later.
+                let (dir, format) = (self.dir.clone(), self.refs.format());
+                let refs = blocking(move || RefSet::read(&dir, format).map_err(io::Error::other));
+                let refs = refs.await.map_err(|source| GitError::Io { verb: "repack".into(), source })?;
                 let repack = async {
                     match chore {
-                        Chore::Base => pack::make_base(&self.git, &self.dir, &self.refs).await,
+                        Chore::Base => pack::unite(&self.git, &self.dir).await,
                         _ => pack::put_in_order(&self.git, &self.dir).await,
                     }
                 };
                 self.quota.hold(Writes::Rewrites(self.dir.clone()), repack, ended).await?;
+                if let Err(error) = layer::note_base(&self.git, &self.dir, &refs).await {
+                    tracing::debug!(%error, "no pack is noted as the base");
+                }
                 None
             }
         };
@@ -168,7 +186,7 @@ impl Workshop {
             packs = pack::count(&self.dir),
             "upkeep"
         );
-        Ok(made)
+        Ok(Done { seed: made, took: started.elapsed() })
     }
 
     async fn make_seed(&self, tip: Oid, old: Option<&Path>) -> Result<Arc<Seed>, GitError> {

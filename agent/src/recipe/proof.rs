@@ -4,7 +4,10 @@
 use std::{
     fs, io,
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -37,6 +40,7 @@ pub struct Proof {
     prefix: Mutex<Option<(u32, PackHash)>>,
     /// Held by whoever reads all of it.
     reading: AsyncMutex<()>,
+    damaged: AtomicBool,
 }
 
 /// The hash that ends a pack, as far as it is known.
@@ -72,7 +76,18 @@ impl PackHash {
 impl Proof {
     /// Of a base of which nothing is known yet.
     pub fn new(base: Arc<Base>) -> Self {
-        Self { base, sums: OnceLock::new(), prefix: Mutex::default(), reading: AsyncMutex::default() }
+        Self {
+            base,
+            sums: OnceLock::new(),
+            prefix: Mutex::default(),
+            reading: AsyncMutex::default(),
+            damaged: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the base has been found to be other than git wrote it.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
     }
 
     /// The base.
@@ -104,7 +119,8 @@ impl Proof {
             return Ok(found);
         }
         let (base, file, whole) = (self.base.clone(), file.clone(), self.sums.get().is_some());
-        let read = blocking(move || read_all(&base, &file, (!as_it_is).then_some(count), !whole)).await?;
+        let read = blocking(move || read_all(&base, &file, (!as_it_is).then_some(count), !whole)).await;
+        let read = read.inspect_err(|error| self.judge(error))?;
         let _ = self.sums.set(read.sums);
         if let Some(hash) = &read.prefix {
             *self.prefix.lock().unwrap_or_else(PoisonError::into_inner) = Some((count, hash.clone()));
@@ -116,9 +132,9 @@ impl Proof {
     ///
     /// # Errors
     /// It cannot be read.
-    pub(super) fn own(&self) -> io::Result<Bytes> {
+    pub(super) fn own(&self, file: &fs::File) -> io::Result<Bytes> {
         let mut own = vec![0; self.base.index.format().bytes()];
-        fs::File::open(&self.base.pack)?.read_exact_at(&mut own, self.base.end())?;
+        file.read_exact_at(&mut own, self.base.end())?;
         Ok(own.into())
     }
 
@@ -134,7 +150,13 @@ impl Proof {
         let Some(known) = self.sums.get().and_then(|sums| sums.get(number)) else { return Ok(()) };
         let mut sum = crc32fast::Hasher::new();
         pieces.for_each(|piece| sum.update(piece));
-        if sum.finalize() == *known { Ok(()) } else { Err(damaged()) }
+        if sum.finalize() == *known { Ok(()) } else { Err(damaged()).inspect_err(|error| self.judge(error)) }
+    }
+
+    fn judge(&self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::InvalidData {
+            self.damaged.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -149,7 +149,7 @@ impl Source {
         let lacking = layer::lacking(&self.git, &self.dir(), proof.base(), &new).await.unwrap();
         let oids = lacking.oids.clone();
         if oids.is_empty() {
-            return (Arc::new(Recipe::new(proof.clone(), oids, 0).unwrap()), None);
+            return (Arc::new(Recipe::new(proof.clone(), oids, 0, true).unwrap()), None);
         }
         let (git, dir) = (self.git.clone(), self.dir());
         let make = move |sink: crate::spool::Sink<_>| async move {
@@ -166,7 +166,7 @@ impl Source {
             .try_fold(Vec::new(), async |all, chunk| Ok([all, chunk.to_vec()].concat()));
         let header = header.await.unwrap();
         assert_eq!(header, proof::header(u32::try_from(oids.len()).unwrap()), "{oids:?}");
-        (Arc::new(Recipe::new(proof.clone(), oids, bytes).unwrap()), Some(layer))
+        (Arc::new(Recipe::new(proof.clone(), oids, bytes, true).unwrap()), Some(layer))
     }
 
     /// Has git take the pack, strictly, and compares all that the tips reach.

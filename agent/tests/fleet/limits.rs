@@ -142,7 +142,9 @@ async fn a_removed_mirror_leaves_no_answers() -> Result<()> {
     for name in ["gone", "stays"] {
         declare(&scene, &agent, name, &["snapshot: {suspend: true}"])?;
         agent.wait_phase(&scene.repo(name), "Ready").await?;
-        scene.clone(&agent, name, name).await?;
+        // With a filter: an answer that git makes, and that is a file.
+        let (url, dir) = (agent.git_url(&scene.repo(name))?, scene.place(name));
+        scene.git.clone_repo(&url, &dir, &["--filter=blob:limit=1g", "--no-checkout"]).await?;
     }
     let packs = agent.data().join("packs");
     ensure!(bytes(&packs)? > 2 * MEGABYTE as u64, "the answers of both are kept");

@@ -11,7 +11,7 @@ use crate::{
     metrics::Work,
     mirror::{
         seed::Seed,
-        upkeep::{Chore, Facts, Workshop, plan, remade_from},
+        upkeep::{BASE_FAILED, Chore, Done, Facts, Workshop, plan, remade_from},
     },
     never::or_never,
     queue::Queue,
@@ -22,12 +22,11 @@ pub(super) struct Upkeep {
     site: Arc<Site>,
     queue: Queue,
     facts: Facts,
-    running: Option<(Chore, Running, Instant)>,
+    running: Option<(Chore, Running)>,
     seed: Option<Arc<Seed>>,
 }
 
-/// Ends with the new seed, if one was made.
-type Running = AbortOnDropHandle<Result<Option<Arc<Seed>>, GitError>>;
+type Running = AbortOnDropHandle<Result<Done, GitError>>;
 
 impl Upkeep {
     pub(super) fn new(site: Arc<Site>, queue: Queue) -> Self {
@@ -109,22 +108,22 @@ impl Upkeep {
             self.facts.repacked = Some(Instant::now());
         }
         let run = workshop.run(chore, self.seed.clone()).in_current_span();
-        self.running = Some((chore, AbortOnDropHandle::new(tokio::spawn(run)), Instant::now()));
+        self.running = Some((chore, AbortOnDropHandle::new(tokio::spawn(run))));
         None
     }
 
     /// Waits for what runs; for ever where nothing does. A dropped future loses nothing.
-    pub(super) async fn result(&mut self) -> Result<Option<Arc<Seed>>, GitError> {
-        let ended = or_never(self.running.as_mut().map(|(_, result, _)| result)).await;
+    pub(super) async fn result(&mut self) -> Result<Done, GitError> {
+        let ended = or_never(self.running.as_mut().map(|(_, result)| result)).await;
         ended.unwrap_or_else(|error| {
             Err(GitError::Io { verb: "repack".into(), source: std::io::Error::other(error) })
         })
     }
 
     /// Takes in what [`Self::result`] gave; says whether the mirror may have changed its size.
-    pub(super) fn ended(&mut self, result: Result<Option<Arc<Seed>>, GitError>) -> bool {
-        let Some((chore, _, began)) = self.running.take() else { return false };
-        let (now, took) = (Instant::now(), began.elapsed());
+    pub(super) fn ended(&mut self, result: Result<Done, GitError>) -> bool {
+        let Some((chore, _)) = self.running.take() else { return false };
+        let now = Instant::now();
         if result.is_ok() {
             self.facts.failures = 0;
             let work = match chore {
@@ -135,18 +134,23 @@ impl Upkeep {
             self.site.metrics.mirror.upkeeps.get_or_create(&Work { work }).inc();
         }
         match (result, chore) {
-            (Ok(Some(seed)), Chore::Seed(tip)) => {
+            (Ok(Done { seed: Some(seed), took }), Chore::Seed(tip)) => {
                 (self.facts.seeded, self.facts.seed_from) = (Some(tip), Some(remade_from(now, took)));
                 self.seed = Some(seed);
                 false
             }
-            (Ok(_), Chore::Base) => {
+            (Ok(Done { took, .. }), Chore::Base) => {
                 (self.facts.base_asked, self.facts.base_from) = (false, Some(remade_from(now, took)));
                 true
             }
             (Ok(_), _) => true,
             (Err(error), _) => {
                 self.facts.failures += 1;
+                if chore == Chore::Base {
+                    // The packs are put in order all the same, and whoever asks again has it tried again.
+                    (self.facts.base_asked, self.facts.base_from) =
+                        (false, Some(remade_from(now, BASE_FAILED)));
+                }
                 self.site.littered();
                 tracing::warn!(%error, ?chore, failures = self.facts.failures, "upkeep failed; it will be tried again");
                 self.site.doubt(&error);

@@ -8,6 +8,8 @@ use crate::{
     },
     mirror::View,
     packs::MakeError,
+    popularity::day::Taken,
+    protocol::fetch::Fetch,
     spool::Sink,
 };
 
@@ -18,8 +20,12 @@ impl ObjectsWanted {
         let _turn = loop {
             growth.room().await?;
             // Only who begins with the pack can be told that it still comes.
-            let dear =
-                self.fetch.as_ref().is_some_and(|fetch| fetch.haves.is_empty() && fetch.begins_with_pack());
+            // What fills up a partial clone is small.
+            let fills = |fetch: &Fetch| fetch.filter.is_some() && self.taken != Taken::Clone;
+            let dear = self
+                .fetch
+                .as_ref()
+                .is_some_and(|fetch| fetch.haves.is_empty() && fetch.begins_with_pack() && !fills(fetch));
             let turn = if dear {
                 self.serving.dear_turn(self.client, &self.mirror).await
             } else {

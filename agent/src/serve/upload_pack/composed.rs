@@ -26,19 +26,22 @@ use crate::{
     files::blocking,
     git::{Oid, RefSet, base::Base, layer},
     metrics::{self, Lookup},
-    mirror::{Stored, View, seed::Seed},
+    mirror::{Stored, View},
     packs::{MakeError, Pack, PackError},
     protocol::{
         fetch::{Fetch, Key},
         pktline, sideband,
     },
     queue::Ticket,
-    recipe::{Proof, Recipe, is_damaged},
+    recipe::{self, Proof, Recipe, is_damaged},
     spool::{Sink, SpoolError},
 };
 
 /// An answer may hold so many percent of the objects that were asked for.
 const MOST_PERCENT: u64 = 130;
+
+/// A tree of so few objects more is no matter.
+const FEW: u64 = 64;
 
 /// A layer of more than this part of its base is not worth its making: the packs are soon put in order.
 const LARGEST_LAYER: u32 = 4;
@@ -46,8 +49,11 @@ const LARGEST_LAYER: u32 = 4;
 /// A layer of no more objects than this is always worth it.
 const SMALL_LAYER: u64 = 1000;
 
-/// Recipes and counts that are kept; some hundred bytes each, but for layers of many objects.
-const KEPT: usize = 4096;
+/// A layer of more is never: each object takes 33 bytes of memory.
+const MOST_LAYER: u64 = 250_000;
+
+/// Recipes and counts that are kept: some hundred bytes each, but for padding, and for what is new in a whole history.
+const KEPT: usize = 1024;
 
 /// How long a mirror for which no recipe fits is not asked again.
 const UNFIT: Duration = Duration::from_secs(30);
@@ -56,8 +62,8 @@ const UNFIT: Duration = Duration::from_secs(30);
 pub(in crate::serve) struct Recipes {
     /// By mirror and what is asked for.
     cells: Mutex<LruCache<(RepoId, Key), Arc<Cell>>>,
-    /// What is known of each mirror's base, by mirror.
-    proofs: Mutex<LruCache<RepoId, Arc<Proof>>>,
+    /// What is known of each mirror's base, by mirror and edition.
+    proofs: Mutex<LruCache<String, Arc<Proof>>>,
     /// How many objects requests ask for.
     counts: Mutex<LruCache<Key, u64>>,
 }
@@ -136,17 +142,16 @@ impl Recipes {
             let made = OnceCell::new_with(Some(Made::Unfit(Instant::now())));
             *cell = Arc::new(Cell { state: cell.state.clone(), made });
         }
-        lock(&self.proofs).pop(id);
     }
 
     /// What is known of the base of a mirror, if it is this one.
-    fn proof(&self, id: &RepoId, base: Base) -> Arc<Proof> {
+    fn proof(&self, edition: String, base: Base) -> Arc<Proof> {
         let mut proofs = lock(&self.proofs);
-        if let Some(proof) = proofs.get(id).filter(|proof| proof.base().pack == base.pack) {
+        if let Some(proof) = proofs.get(&edition).filter(|proof| proof.base().pack == base.pack) {
             return proof.clone();
         }
         let proof = Arc::new(Proof::new(Arc::new(base)));
-        proofs.put(id.clone(), proof.clone());
+        proofs.put(edition, proof.clone());
         proof
     }
 }
@@ -161,7 +166,7 @@ impl ObjectsWanted {
     pub(super) async fn composed(&self, request: &Fetch, view: &View) -> Option<Response> {
         let composed = match request.single() {
             _ if request.wants_all() => self.whole(request, view.stored.as_ref()?).await,
-            Some(want) if request.wants_tree() => self.tree(request, want, view.seed.as_ref()?).await,
+            Some(want) if request.wants_tree() => self.tree(request, want, view).await,
             _ => return None,
         };
         composed.unwrap_or_else(|error| {
@@ -177,11 +182,9 @@ impl ObjectsWanted {
         request: &Fetch,
         view: &View,
     ) -> Result<Option<(Option<Key>, Option<u64>)>, PackError> {
-        let found = match (request.single(), &view.stored, &view.seed) {
-            (_, Some(stored), _) if request.wants_all() => self.whole_recipe(request, stored).await?,
-            (Some(want), _, Some(seed)) if request.wants_tree() => {
-                self.tree_recipe(request, want, seed).await?
-            }
+        let found = match (request.single(), &view.stored) {
+            (_, Some(stored)) if request.wants_all() => self.whole_recipe(request, stored).await?,
+            (Some(want), _) if request.wants_tree() => self.tree_recipe(request, want, view).await?,
             _ => None,
         };
         let made = |(composed, lookup): (Composed, Lookup)| {
@@ -209,10 +212,10 @@ impl ObjectsWanted {
                 self.mirror.asked_base();
                 return Ok(None);
             };
-            let proof = self.serving.recipes.proof(self.mirror.id(), base);
+            let proof = self.serving.recipes.proof(self.mirror.edition(), base);
             let (git, dir) = (&self.serving.git, self.mirror.dir());
             // What a deleted or rewritten branch has left behind was taken away on purpose.
-            if !layer::reach(git, dir, proof.base(), &stored.tips).await? {
+            if !layer::reach(git, dir, &proof.base().tips, &stored.tips).await? {
                 self.mirror.asked_base();
                 return Ok(None);
             }
@@ -241,13 +244,8 @@ impl ObjectsWanted {
         Ok(found.filter(|_| fits))
     }
 
-    async fn tree(
-        &self,
-        request: &Fetch,
-        want: Oid,
-        seed: &Arc<Seed>,
-    ) -> Result<Option<Response>, PackError> {
-        let Some((composed, lookup)) = self.tree_recipe(request, want, seed).await? else { return Ok(None) };
+    async fn tree(&self, request: &Fetch, want: Oid, view: &View) -> Result<Option<Response>, PackError> {
+        let Some((composed, lookup)) = self.tree_recipe(request, want, view).await? else { return Ok(None) };
         self.send(composed, lookup, self.tree_key(request), &metrics::Composed::TREE).await
     }
 
@@ -261,13 +259,23 @@ impl ObjectsWanted {
         &self,
         request: &Fetch,
         want: Oid,
-        seed: &Arc<Seed>,
+        view: &View,
     ) -> Result<Option<(Composed, Lookup)>, PackError> {
+        let (Some(stored), Some(seed)) = (&view.stored, &view.seed) else { return Ok(None) };
         let (git, dir) = (&self.serving.git, self.mirror.dir());
         let make = || async {
             let _turn = self.place().await?;
             let Some(parents) = layer::parents(git, dir, want).await? else { return Ok(None) };
+            // What a rewritten branch has left behind was taken away on purpose.
+            if !layer::reach(git, dir, &[seed.tip], &stored.tips).await? {
+                return Ok(None);
+            }
             let lacking = layer::lacking_of_tree(git, dir, seed.proof.base(), want).await?;
+            let sent = u64::from(seed.proof.base().index.count()) + lacking.oids.len() as u64;
+            let asked = layer::count_tree(git, dir, want).await?.unwrap_or(0);
+            if sent * 100 > asked * MOST_PERCENT + FEW * 100 {
+                return Ok(None);
+            }
             let mut head = Vec::new();
             pktline::write(&mut head, &[b"shallow-info\n"]);
             if !parents.is_empty() {
@@ -277,7 +285,8 @@ impl ObjectsWanted {
             head.extend_from_slice(sideband::PACKFILE);
             Ok(Some((seed.proof.clone(), lacking, head.into())))
         };
-        self.recipe(self.tree_key(request), &seed.dir.to_string_lossy(), make).await
+        let state = format!("{} {}", seed.dir.display(), stored.digest);
+        self.recipe(self.tree_key(request), &state, make).await
     }
 
     /// The recipe called `key` in this `state`, from a base and what it lacks where `make` finds them.
@@ -301,15 +310,25 @@ impl ObjectsWanted {
         let (own, state) = (&mut lookup, &state);
         let made = cell.made.get_or_try_init(|| async move {
             *own = Lookup::MISS;
-            let parts = make().await.map_err(maker)?;
+            let parts = match make().await {
+                Ok(parts) => parts,
+                Err(error @ MakeError::Busy) => return Err(maker(error)),
+                // Not tried again at once by all who wait.
+                Err(error) => {
+                    tracing::debug!(repo = %self.mirror.id(), %error, "what is new cannot be told");
+                    None
+                }
+            };
             match parts.filter(|(proof, lacking, _)| !is_too_large(proof, lacking)) {
                 Some(parts) => self.put_together(key, state, parts).await.map(Made::Recipe),
                 None => Ok(Made::Unfit(Instant::now())),
             }
         });
         Ok(match made.await? {
-            Made::Recipe(composed) => Some((composed.clone(), lookup)),
-            Made::Unfit(_) => None,
+            Made::Recipe(composed) if !composed.recipe.proof().is_damaged() => {
+                Some((composed.clone(), lookup))
+            }
+            _ => None,
         })
     }
 
@@ -322,7 +341,9 @@ impl ObjectsWanted {
             let name = layer_key(key, state, &proof);
             (self.layer(name, lacking).await?, Some(name))
         };
-        let recipe = blocking(move || Recipe::new(proof, oids, bytes)).await.map_err(disk)?;
+        // Only who asks for all history may want what is new in it.
+        let whole = key == whole_key();
+        let recipe = blocking(move || Recipe::new(proof, oids, bytes, whole)).await.map_err(disk)?;
         Ok(Composed { recipe: Arc::new(recipe), layer, head })
     }
 
@@ -331,6 +352,7 @@ impl ObjectsWanted {
         let (git, dir, reading) =
             (self.serving.git.clone(), self.mirror.dir().to_owned(), self.reading.clone());
         let own = self.clone();
+        let objects = lacking.oids.len();
         let make = move |sink: Sink<MakeError>| async move {
             let _reading = reading;
             let (file, growth) = sink.for_child()?;
@@ -343,7 +365,13 @@ impl ObjectsWanted {
             Ok(length)
         };
         let (packs, ahead) = (&self.serving.packs, self.client.is_none());
-        packs.layer_or_make(self.mirror.id(), name, ahead, make).await?.whole().await
+        let layer = packs.layer_or_make(self.mirror.id(), name, ahead, make).await?;
+        let bytes = layer.whole().await?;
+        if recipe::counts(&layer, objects).await? {
+            return Ok(bytes);
+        }
+        packs.discard(self.mirror.id(), name);
+        Err(disk(std::io::Error::other("git packed other objects than it had listed")))
     }
 
     /// The base's file and the layer; `None` where one of them has gone, and the recipe with it.
@@ -403,9 +431,13 @@ impl ObjectsWanted {
             return Ok(*count);
         }
         let _turn = self.place().await.map_err(maker)?;
-        let count =
-            layer::count(&self.serving.git, self.mirror.dir(), &request.wants).await.map_err(maker)?;
-        let count = count.unwrap_or(0);
+        // Others may have asked the same meanwhile.
+        if let Some(count) = lock(&self.serving.recipes.counts).get(&name) {
+            return Ok(*count);
+        }
+        // What cannot be counted in time does not fit, and is not counted again.
+        let count = layer::count(&self.serving.git, self.mirror.dir(), &request.wants).await;
+        let count = count.ok().flatten().unwrap_or(0);
         lock(&self.serving.recipes.counts).put(name, count);
         Ok(count)
     }
@@ -419,7 +451,7 @@ impl ObjectsWanted {
 /// Whether so much is new that a recipe is not worth its making.
 fn is_too_large(proof: &Proof, lacking: &layer::Lacking) -> bool {
     let small = proof.base().index.count() / LARGEST_LAYER;
-    lacking.oids.len() as u64 > u64::from(small).max(SMALL_LAYER)
+    lacking.oids.len() as u64 > u64::from(small).clamp(SMALL_LAYER, MOST_LAYER)
 }
 
 /// What names the recipe of a mirror's whole history.
