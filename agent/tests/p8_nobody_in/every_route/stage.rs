@@ -271,7 +271,7 @@ impl Stage {
                 }
                 let honest = honest(name).or_else(|| honest(HEALTHY)).context("an unknown question")?;
                 ensure!(
-                    (answer.status, &answer.body) == (honest.status, &honest.body),
+                    (answer.status, same(&answer.body)) == (honest.status, same(&honest.body)),
                     "another answer than of an honest upstream: {} {text:.300}, not {} {:.300}",
                     answer.status,
                     honest.status,
@@ -333,4 +333,14 @@ impl Stage {
         .await?;
         self.git.clone_repo(&url, &self.dir.path().join(format!("clone-{name}")), &[]).await?.fsck().await
     }
+}
+
+/// What has to be the same in two answers to one question: not who had fetched first, nor how a pack is put together, of which
+/// clients check each object.
+fn same(body: &[u8]) -> Vec<u8> {
+    let pack = b"000dpackfile\n";
+    if body.starts_with(pack) && body.ends_with(b"0000") {
+        return pack.to_vec();
+    }
+    String::from_utf8_lossy(body).replace("\"fetched\":true", "\"fetched\":false").into_bytes()
 }
