@@ -1,8 +1,8 @@
 //! A pack that answers to clients which have nothing begin with, byte for byte: it holds all that some objects, its tips,
 //! reach. A note beside the refs says which pack that is, for a repository of many packs does not tell.
 //!
-//! The note is written where a mirror is made of one pack, and where one is made of all that its refs reach. A fetch only
-//! adds packs, so the note stays true for as long as its pack is there.
+//! The note is written where a pack is restored as the base, and after a repack where the largest pack holds just what the refs
+//! reach. A fetch only adds packs, so the note stays true for as long as its pack is there.
 
 use std::{
     fs,

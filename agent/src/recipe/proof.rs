@@ -5,12 +5,13 @@ use std::{
     fs, io,
     os::unix::fs::FileExt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex as AsyncMutex;
@@ -98,7 +99,7 @@ impl Proof {
     /// How many objects an answer has with so many beside the base's: padded so that pushes to come need no more, if the
     /// base is large.
     pub fn total(&self, added: u32) -> u32 {
-        let prefix = self.prefix.lock().unwrap_or_else(PoisonError::into_inner);
+        let prefix = self.prefix.lock();
         let former = prefix.as_ref().map(|(count, _)| *count);
         total(self.base.index.count(), added, self.base.bytes, former)
     }
@@ -114,7 +115,7 @@ impl Proof {
             prefix.as_ref().filter(|(known, _)| *known == count).map(|(_, hash)| hash.clone())
         };
         let as_it_is = count == self.base.index.count();
-        let found = known(&self.prefix.lock().unwrap_or_else(PoisonError::into_inner));
+        let found = known(&self.prefix.lock());
         if self.sums.get().is_some() && (as_it_is || found.is_some()) {
             return Ok(found);
         }
@@ -123,7 +124,7 @@ impl Proof {
         let read = read.inspect_err(|error| self.judge(error))?;
         let _ = self.sums.set(read.sums);
         if let Some(hash) = &read.prefix {
-            *self.prefix.lock().unwrap_or_else(PoisonError::into_inner) = Some((count, hash.clone()));
+            *self.prefix.lock() = Some((count, hash.clone()));
         }
         Ok(read.prefix)
     }

@@ -4,16 +4,14 @@
 //! Who wants one commit without history gets the seed and what its tree has beyond it. Where an answer would hold much more
 //! than was asked for, or nothing fits, git makes it.
 
-use std::{
-    fs,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{fs, sync::Arc};
 
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::{HeaderValue, header};
 use lru::LruCache;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tarn_crds::repo::RepoId;
 use tokio::{
@@ -118,7 +116,7 @@ impl Default for Recipes {
 impl Recipes {
     /// The cell of what is asked for, in this state. What is of another one is forgotten; its layer, if it has one, is to go.
     fn cell(&self, name: (RepoId, Key), state: &str) -> (Arc<Cell>, Option<Key>) {
-        let mut cells = lock(&self.cells);
+        let mut cells = self.cells.lock();
         let fits = |cell: &&Arc<Cell>| {
             let unfit = matches!(cell.made.get(), Some(Made::Unfit(then)) if then.elapsed() > UNFIT);
             cell.state == state && !unfit
@@ -133,12 +131,12 @@ impl Recipes {
 
     /// Forgets a recipe whose base or layer has gone.
     fn forget(&self, id: &RepoId, key: Key) {
-        lock(&self.cells).pop(&(id.clone(), key));
+        self.cells.lock().pop(&(id.clone(), key));
     }
 
     /// The base is damaged: git answers, which may find out more, until the mirror is whole again.
     fn distrust(&self, id: &RepoId, key: Key) {
-        if let Some(cell) = lock(&self.cells).get_mut(&(id.clone(), key)) {
+        if let Some(cell) = self.cells.lock().get_mut(&(id.clone(), key)) {
             let made = OnceCell::new_with(Some(Made::Unfit(Instant::now())));
             *cell = Arc::new(Cell { state: cell.state.clone(), made });
         }
@@ -146,7 +144,7 @@ impl Recipes {
 
     /// What is known of the base of a mirror, if it is this one.
     fn proof(&self, edition: String, base: Base) -> Arc<Proof> {
-        let mut proofs = lock(&self.proofs);
+        let mut proofs = self.proofs.lock();
         if let Some(proof) = proofs.get(&edition).filter(|proof| proof.base().pack == base.pack) {
             return proof.clone();
         }
@@ -154,11 +152,6 @@ impl Recipes {
         proofs.put(edition, proof.clone());
         proof
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is one call.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ObjectsWanted {
@@ -427,18 +420,18 @@ impl ObjectsWanted {
         name.update(self.mirror.edition());
         request.wants.iter().for_each(|want| name.update(want.as_bytes()));
         let name = name.finalize().into();
-        if let Some(count) = lock(&self.serving.recipes.counts).get(&name) {
+        if let Some(count) = self.serving.recipes.counts.lock().get(&name) {
             return Ok(*count);
         }
         let _turn = self.place().await.map_err(maker)?;
         // Others may have asked the same meanwhile.
-        if let Some(count) = lock(&self.serving.recipes.counts).get(&name) {
+        if let Some(count) = self.serving.recipes.counts.lock().get(&name) {
             return Ok(*count);
         }
         // What cannot be counted in time does not fit, and is not counted again.
         let count = layer::count(&self.serving.git, self.mirror.dir(), &request.wants).await;
         let count = count.ok().flatten().unwrap_or(0);
-        lock(&self.serving.recipes.counts).put(name, count);
+        self.serving.recipes.counts.lock().put(name, count);
         Ok(count)
     }
 
