@@ -121,6 +121,11 @@ impl Packs {
         }
     }
 
+    /// Whether the whole answer called `key` is there.
+    pub fn holds(&self, of: &RepoId, key: Key) -> bool {
+        self.spool.holds(&(of.clone(), key)).is_some()
+    }
+
     /// The answer called `key`, if it is there or being made.
     pub async fn get(&self, of: &RepoId, key: Key) -> Option<Pack> {
         let pack = self.spool.get(&(of.clone(), key)).await?;

@@ -264,7 +264,10 @@ impl ObjectsWanted {
         if let (Some(lately), Some(asked), Some(stored)) = (&self.serving.lately, &self.fetch, &view.stored) {
             lately.asked(&self.mirror, asked, &key, stored);
         }
-        if let Some(response) = self.composed(&request, &view).await {
+        // What is there is served, however it came.
+        if !self.serving.packs.holds(self.mirror.id(), key)
+            && let Some(response) = self.composed(&request, &view).await
+        {
             return Ok(response);
         }
         let normal = Self { body: request.to_request(self.format).into(), ..self };

@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 use tarn_testkit::agent::{Agent, PATIENCE};
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::Repo;
-use tarn_testkit::upstream::Upstream;
 
 use crate::scene::{Scene, agent};
 
@@ -22,6 +21,38 @@ async fn lookups(agent: &Agent) -> Result<(u64, u64)> {
 
 async fn ahead(agent: &Agent, outcome: &str) -> Result<u64> {
     agent.metric(&format!("tarn_packs_ahead_total{{outcome=\"{outcome}\"}}")).await
+}
+
+/// The mirror is ready, and clones with these options are put together; else what upkeep does meanwhile would make packs
+/// that were made ahead useless. Its base is so large that putting packs in order does not touch it.
+async fn settled(grow: (u32, usize), shapes: &[(&str, &[&str])]) -> Result<Scene> {
+    let (commits, size) = grow;
+    let scene = Scene::prepared(SPEC, async |_, origin| {
+        let first = origin.rev_parse("main").await?;
+        origin.annotated_tag("v1", &first).await?;
+        for number in 0..60 {
+            origin.commit("main", &[("count.txt", &number.to_string())]).await?;
+        }
+        origin.grow("main", commits, size, 1).await?;
+        origin.set_ref("refs/heads/dev", &first).await
+    })
+    .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    let mut tries = 0;
+    for (base, options) in shapes {
+        let sample = format!("tarn_packs_composed_total{{base=\"{base}\"}}");
+        eventually(PATIENCE, "a clone to be put together", async || {
+            tries += 1;
+            scene.origin.commit("main", &[("try.txt", &tries.to_string())]).await?;
+            scene.agent.fetch_now(&scene.repo()).await?;
+            scene.clone(&format!("try-{tries}"), options).await?;
+            ensure!(scene.agent.metric::<u64>(&sample).await? > 0, "{tries} clones");
+            Ok(())
+        })
+        .await?;
+    }
+    scene.agent.wait_calm(Duration::from_secs(1)).await?;
+    Ok(scene)
 }
 
 /// Commits upstream, has the mirror follow, and waits until so many packs were made ahead in all.
@@ -42,16 +73,7 @@ async fn push(scene: &Scene, text: &str, made: u64) -> Result<String> {
 
 #[tokio::test]
 async fn the_first_client_of_every_usual_shape_finds_its_pack_after_a_push() -> Result<()> {
-    let scene = Scene::prepared(SPEC, async |_, origin| {
-        let first = origin.rev_parse("main").await?;
-        origin.annotated_tag("v1", &first).await?;
-        for number in 0..20 {
-            origin.commit("main", &[("count.txt", &number.to_string())]).await?;
-        }
-        origin.set_ref("refs/heads/dev", &first).await
-    })
-    .await?;
-    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    let scene = settled((1, 1), &[("history", &[]), ("tree", &["--depth=1"])]).await?;
     let (url, git, dir) = (scene.url()?, &scene.git, scene.dir.path());
     let clone = async |name: &str, options: &[&str]| git.clone_repo(&url, &dir.join(name), options).await;
     let shapes: [(&str, &[&str]); 4] = [
@@ -70,12 +92,13 @@ async fn the_first_client_of_every_usual_shape_finds_its_pack_after_a_push() -> 
     }
 
     // One layer serves clones of all branches and of one. The clients of the fetches begin with the same state.
-    push(&scene, "first", 3).await?;
+    let before = ahead(&scene.agent, "made").await?;
+    push(&scene, "first", before + 3).await?;
     for image in &shallow[..2] {
         image.git(&["fetch", "--depth=1"]).await?;
     }
     let fetches: [(&Repo, &[&str]); 1] = [(&shallow[2], &["fetch", "--depth=1"])];
-    let head = push(&scene, "second", 7).await?;
+    let head = push(&scene, "second", before + 7).await?;
     let (had, made) = lookups(&scene.agent).await?;
     for (name, options) in shapes {
         let clone = clone(&format!("{name}-again"), options).await?;
@@ -95,25 +118,26 @@ async fn the_first_client_of_every_usual_shape_finds_its_pack_after_a_push() -> 
 
 #[tokio::test]
 async fn what_nobody_asks_for_any_more_is_not_made() -> Result<()> {
-    let scene = Scene::with(SPEC).await?;
-    scene.git.clone_repo(&scene.url()?, &scene.dir.path().join("once"), &[]).await?;
+    let scene = settled((1, 1), &[("history", &[])]).await?;
+    let (made, unused) = (ahead(&scene.agent, "made").await?, ahead(&scene.agent, "unused").await?);
+    scene.clone("once", &[]).await?;
     // After as many moves as `MOVES` in the agent, nobody has come back.
     for number in 1..=4 {
-        push(&scene, &number.to_string(), number).await?;
+        push(&scene, &number.to_string(), made + number).await?;
     }
-    ensure!(ahead(&scene.agent, "unused").await? <= 3, "the last one has no successor yet");
-    push(&scene, "last", 4).await?;
+    ensure!(ahead(&scene.agent, "unused").await? <= unused + 3, "the last one has no successor yet");
+    push(&scene, "last", made + 4).await?;
     eventually(Duration::from_secs(20), "the packs of all moves to go unused", async || {
-        let unused = ahead(&scene.agent, "unused").await?;
+        let unused = ahead(&scene.agent, "unused").await? - unused;
         ensure!(unused == 4, "{unused}");
         Ok(())
     })
     .await?;
     // The last one went because it was to have no successor.
-    ensure!(ahead(&scene.agent, "made").await? == 4, "one more was made");
+    ensure!(ahead(&scene.agent, "made").await? == made + 4, "one more was made");
     // Whoever comes back is served, and what they ask for is made ahead again.
-    scene.git.clone_repo(&scene.url()?, &scene.dir.path().join("again"), &[]).await?;
-    push(&scene, "and one more", 5).await.map(drop)
+    scene.clone("again", &[]).await?;
+    push(&scene, "and one more", made + 5).await.map(drop)
 }
 
 /// The mirror is ready; the agent has flags of its own.
@@ -165,20 +189,18 @@ async fn while_the_disk_is_nearly_full_nothing_is_made_ahead() -> Result<()> {
 
 #[tokio::test]
 async fn a_push_upon_a_push_gives_the_first_ones_pack_up() -> Result<()> {
-    // Each pack takes some tenths of a second.
-    let grown = async |_: &Upstream, origin: &Repo| origin.grow("main", 6, 2_000_000, 1).await.map(drop);
-    let scene = Scene::prepared(SPEC, grown).await?;
-    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
-    scene.agent.wait_idle().await?;
-    scene.git.clone_repo(&scene.url()?, &scene.dir.path().join("one"), &[]).await?;
+    // Each pack takes some tenths of a second: an answer with a filter is not put together.
+    let options: &[&str] = &["--filter=blob:limit=100m"];
+    let scene = settled((6, 2_000_000), &[("history", &[])]).await?;
+    scene.clone("one", options).await?;
     for number in 0..3 {
         scene.origin.commit("main", &[("n.txt", &number.to_string())]).await?;
         scene.agent.fetch_now(&scene.repo()).await?;
     }
-    push(&scene, "last", 1).await?;
+    let head = push(&scene, "last", 1).await?;
     scene.agent.wait_calm(Duration::from_secs(2)).await?;
     let before = lookups(&scene.agent).await?;
-    scene.git.clone_repo(&scene.url()?, &scene.dir.path().join("two"), &[]).await?;
+    ensure!(scene.clone("two", options).await?.rev_parse("origin/HEAD").await? == head, "an old state");
     ensure!(lookups(&scene.agent).await? == (before.0 + 1, before.1), "the last one's pack is there");
     scene.agent.wait_idle().await
 }
