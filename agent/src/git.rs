@@ -13,6 +13,7 @@ pub mod index;
 pub mod base;
 pub mod pack;
 pub mod layer;
+pub mod young;
 pub mod extent;
 pub mod bundle;
 pub mod refs;

@@ -471,7 +471,7 @@ impl Task {
             restore_trouble: self.publishing.restores.trouble().cloned(),
             damage: self.healing.trouble(),
             replaced: self.healing.replaced(),
-            seed: self.upkeep.seed().cloned(),
+            seeds: self.upkeep.seeds().to_vec(),
             entitlement: self.entitled.known().clone(),
             upstream: self.upstream.as_ref().ok().map(|upstream| upstream.looker.clone()),
         };

@@ -152,8 +152,12 @@ impl Workshop {
     /// # Errors
     /// Git fails; the mirror is as good as before.
     pub async fn run(self, chore: Chore, seed: Option<Arc<Seed>>) -> Result<Done, GitError> {
-        // Before the turn: who waits for a calm moment keeps no other from working.
-        calm(&self.queue).await;
+        // Before the turn: who waits for a calm moment keeps no other from working. Shallow clones without a seed are what
+        // keeps it from being calm.
+        match (chore, &seed) {
+            (Chore::Seed(_), None) => sleep(YIELD).await,
+            _ => calm(&self.queue).await,
+        }
         let activity = if self.bytes < LARGE { Activity::Upkeep } else { Activity::LargeUpkeep };
         let _turn = self.queue.acquire(activity, &self.id, Priority::Background).await;
         let started = Instant::now();

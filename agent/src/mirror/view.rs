@@ -47,8 +47,8 @@ pub struct View {
     pub damage: Option<Trouble>,
     /// How often this process has replaced a damaged mirror: what was made of the former ones is not to be used.
     pub replaced: u64,
-    /// What serves shallow clones cheaply.
-    pub seed: Option<Arc<Seed>>,
+    /// What serves shallow clones cheaply; the newest first.
+    pub seeds: Vec<Arc<Seed>>,
     /// Whether the upstream lets this agent have it.
     pub entitlement: Arc<Entitlement>,
     /// The upstream, for requests that are handed on to it.
@@ -72,7 +72,7 @@ impl View {
             restore_trouble: None,
             damage: None,
             replaced: 0,
-            seed: None,
+            seeds: Vec::new(),
             entitlement,
             upstream: None,
         }
@@ -102,7 +102,7 @@ impl View {
             restore_trouble,
             damage,
             replaced,
-            seed,
+            seeds,
             entitlement,
             upstream,
         } = self;
@@ -116,7 +116,7 @@ impl View {
             && began == other.seen.as_ref().map(|seen| seen.1)
             && one(checkpoint.as_ref(), other.checkpoint.as_ref())
             && (damage, replaced) == (&other.damage, &other.replaced)
-            && one(seed.as_ref(), other.seed.as_ref())
+            && one(seeds.first(), other.seeds.first())
             && *entitlement == other.entitlement
             && one(upstream.as_ref(), other.upstream.as_ref())
     }

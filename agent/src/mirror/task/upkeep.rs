@@ -17,25 +17,28 @@ use crate::{
     queue::Queue,
 };
 
+/// Seeds that are kept: what was made for the former one is in use when a new one comes.
+const SEEDS: usize = 2;
+
 /// See the module.
 pub(super) struct Upkeep {
     site: Arc<Site>,
     queue: Queue,
     facts: Facts,
     running: Option<(Chore, Running)>,
-    seed: Option<Arc<Seed>>,
+    seeds: Vec<Arc<Seed>>,
 }
 
 type Running = AbortOnDropHandle<Result<Done, GitError>>;
 
 impl Upkeep {
     pub(super) fn new(site: Arc<Site>, queue: Queue) -> Self {
-        Self { site, queue, facts: Facts::default(), running: None, seed: None }
+        Self { site, queue, facts: Facts::default(), running: None, seeds: Vec::new() }
     }
 
-    /// What serves shallow clones cheaply.
-    pub(super) fn seed(&self) -> Option<&Arc<Seed>> {
-        self.seed.as_ref()
+    /// What serves shallow clones cheaply; the newest first.
+    pub(super) fn seeds(&self) -> &[Arc<Seed>] {
+        &self.seeds
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -80,7 +83,7 @@ impl Upkeep {
 
     /// The mirror has left the disk.
     pub(super) fn left(&mut self) {
-        (self.running, self.facts, self.seed) = (None, Facts::default(), None);
+        (self.running, self.facts, self.seeds) = (None, Facts::default(), Vec::new());
     }
 
     /// Starts the upkeep that is due for a mirror with these refs, of so many `bytes`; otherwise says when to ask again.
@@ -107,7 +110,7 @@ impl Upkeep {
         if matches!(chore, Chore::Repack | Chore::Base) {
             self.facts.repacked = Some(Instant::now());
         }
-        let run = workshop.run(chore, self.seed.clone()).in_current_span();
+        let run = workshop.run(chore, self.seeds.first().cloned()).in_current_span();
         self.running = Some((chore, AbortOnDropHandle::new(tokio::spawn(run))));
         None
     }
@@ -136,7 +139,8 @@ impl Upkeep {
         match (result, chore) {
             (Ok(Done { seed: Some(seed), took }), Chore::Seed(tip)) => {
                 (self.facts.seeded, self.facts.seed_from) = (Some(tip), Some(remade_from(now, took)));
-                self.seed = Some(seed);
+                self.seeds.insert(0, seed);
+                self.seeds.truncate(SEEDS);
                 false
             }
             (Ok(Done { took, .. }), Chore::Base) => {

@@ -49,7 +49,7 @@ impl ObjectsWanted {
 
     async fn job(&self, view: &View) -> Job {
         let mirror = self.mirror.dir().to_owned();
-        let (repository, tuning) = match (&self.fetch, &view.seed) {
+        let (repository, tuning) = match (&self.fetch, view.seeds.first()) {
             (None, _) => (mirror, Tuning::Plain),
             (Some(fetch), Some(seed)) if fetch.deepen.is_some() => (seed.dir.clone(), Tuning::Seeded),
             (Some(fetch), None) if fetch.deepen.is_some() => (mirror, Tuning::Unseeded),

@@ -4,27 +4,23 @@
 //! Who wants one commit without history gets the seed and what its tree has beyond it. Where an answer would hold much more
 //! than was asked for, or nothing fits, git makes it.
 
-use std::{fs, sync::Arc};
+mod known;
+
+use std::{fs, path::Path, sync::Arc};
 
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::{HeaderValue, header};
-use lru::LruCache;
-use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tarn_crds::repo::RepoId;
-use tokio::{
-    sync::OnceCell,
-    time::{Duration, Instant},
-};
+use tokio::time::Instant;
 
 use super::ObjectsWanted;
 use crate::{
     files::blocking,
-    git::{Oid, RefSet, base::Base, layer},
+    git::{Oid, RefSet, base::Base, layer, young},
     metrics::{self, Lookup},
-    mirror::{Stored, View},
+    mirror::{Stored, View, seed::Seed},
     packs::{MakeError, Pack, PackError},
     protocol::{
         fetch::{Fetch, Key},
@@ -34,9 +30,15 @@ use crate::{
     recipe::{self, Proof, Recipe, is_damaged},
     spool::{Sink, SpoolError},
 };
+pub(in crate::serve) use known::Recipes;
+use known::{Composed, Made};
 
 /// An answer may hold so many percent of the objects that were asked for.
 const MOST_PERCENT: u64 = 130;
+
+/// How much of a base's objects, in percent, times [`MOST_PERCENT`], a commit reaches from which the young ones descend:
+/// room for a layer of as many percent more.
+const FLOOR_PERCENT: u64 = 110;
 
 /// A tree of so few objects more is no matter.
 const FEW: u64 = 64;
@@ -50,109 +52,8 @@ const SMALL_LAYER: u64 = 1000;
 /// A layer of more is never: each object takes 33 bytes of memory.
 const MOST_LAYER: u64 = 250_000;
 
-/// Recipes and counts that are kept: some hundred bytes each, but for padding, and for what is new in a whole history.
-const KEPT: usize = 1024;
-
-/// How long a mirror for which no recipe fits is not asked again.
-const UNFIT: Duration = Duration::from_secs(30);
-
-/// The recipes that are known. Whatever they name may go at any time; then they are made again.
-pub(in crate::serve) struct Recipes {
-    /// By mirror and what is asked for.
-    cells: Mutex<LruCache<(RepoId, Key), Arc<Cell>>>,
-    /// What is known of each mirror's base, by mirror and edition.
-    proofs: Mutex<LruCache<String, Arc<Proof>>>,
-    /// How many objects requests ask for.
-    counts: Mutex<LruCache<Key, u64>>,
-}
-
-/// One recipe, once it is made.
-struct Cell {
-    /// For which refs, or which seed.
-    state: String,
-    made: OnceCell<Made>,
-}
-
-impl Cell {
-    fn layer(&self) -> Option<Key> {
-        match self.made.get() {
-            Some(Made::Recipe(composed)) => composed.layer,
-            _ => None,
-        }
-    }
-}
-
-/// What came of the making of a recipe.
-enum Made {
-    Recipe(Composed),
-    /// None fits, as was found then.
-    Unfit(Instant),
-}
-
-/// A recipe, and where the rest of the answer is.
-#[derive(Clone)]
-struct Composed {
-    recipe: Arc<Recipe>,
-    /// The name of its layer, if it has one.
-    layer: Option<Key>,
-    /// What comes before the pack.
-    head: Bytes,
-}
-
 /// What a recipe is made of: a base, what it lacks, and what comes before the pack.
 type Parts = (Arc<Proof>, layer::Lacking, Bytes);
-
-impl Default for Recipes {
-    fn default() -> Self {
-        let kept = KEPT.try_into().unwrap_or(std::num::NonZeroUsize::MIN);
-        Self {
-            cells: Mutex::new(LruCache::new(kept)),
-            proofs: Mutex::new(LruCache::new(kept)),
-            counts: Mutex::new(LruCache::new(kept)),
-        }
-    }
-}
-
-impl Recipes {
-    /// The cell of what is asked for, in this state. What is of another one is forgotten; its layer, if it has one, is to go.
-    fn cell(&self, name: (RepoId, Key), state: &str) -> (Arc<Cell>, Option<Key>) {
-        let mut cells = self.cells.lock();
-        let fits = |cell: &&Arc<Cell>| {
-            let unfit = matches!(cell.made.get(), Some(Made::Unfit(then)) if then.elapsed() > UNFIT);
-            cell.state == state && !unfit
-        };
-        if let Some(cell) = cells.get(&name).filter(fits) {
-            return (cell.clone(), None);
-        }
-        let cell = Arc::new(Cell { state: state.to_owned(), made: OnceCell::new() });
-        let former = cells.put(name, cell.clone());
-        (cell, former.and_then(|former| former.layer()))
-    }
-
-    /// Forgets a recipe whose base or layer has gone.
-    fn forget(&self, id: &RepoId, key: Key) {
-        self.cells.lock().pop(&(id.clone(), key));
-    }
-
-    /// The base is damaged: git answers, which may find out more, until the mirror is whole again.
-    fn distrust(&self, id: &RepoId, key: Key) {
-        if let Some(cell) = self.cells.lock().get_mut(&(id.clone(), key)) {
-            let made = OnceCell::new_with(Some(Made::Unfit(Instant::now())));
-            *cell = Arc::new(Cell { state: cell.state.clone(), made });
-        }
-    }
-
-    /// What is known of the base of a mirror, if it is this one.
-    fn proof(&self, edition: String, base: Base) -> Arc<Proof> {
-        let mut proofs = self.proofs.lock();
-        if let Some(proof) = proofs.get(&edition).filter(|proof| proof.base().pack == base.pack) {
-            return proof.clone();
-        }
-        let proof = Arc::new(Proof::new(Arc::new(base)));
-        proofs.put(edition, proof.clone());
-        proof
-    }
-}
 
 impl ObjectsWanted {
     /// The answer to `request`, where it can be composed.
@@ -177,7 +78,10 @@ impl ObjectsWanted {
     ) -> Result<Option<(Option<Key>, Option<u64>)>, PackError> {
         let found = match (request.single(), &view.stored) {
             (_, Some(stored)) if request.wants_all() => self.whole_recipe(request, stored).await?,
-            (Some(want), _) if request.wants_tree() => self.tree_recipe(request, want, view).await?,
+            (Some(want), _) if request.wants_tree() => {
+                let found = self.tree_recipe(request, want, view).await?;
+                found.map(|(composed, lookup, _)| (composed, lookup))
+            }
             _ => None,
         };
         let made = |(composed, lookup): (Composed, Lookup)| {
@@ -188,8 +92,15 @@ impl ObjectsWanted {
     }
 
     async fn whole(&self, request: &Fetch, stored: &Arc<Stored>) -> Result<Option<Response>, PackError> {
-        let Some((composed, lookup)) = self.whole_recipe(request, stored).await? else { return Ok(None) };
-        self.send(composed, lookup, whole_key(), &metrics::Composed::HISTORY).await
+        // Its base may have gone with a repack; then there is another.
+        for _ in 0..2 {
+            let Some((composed, lookup)) = self.whole_recipe(request, stored).await? else { return Ok(None) };
+            let sent = self.send(composed, lookup, whole_key(), &metrics::Composed::HISTORY).await?;
+            if sent.is_some() {
+                return Ok(sent);
+            }
+        }
+        Ok(None)
     }
 
     /// What answers all who want the history that these refs reach, if it holds all that `request` wants and not much more.
@@ -208,7 +119,8 @@ impl ObjectsWanted {
             let proof = self.serving.recipes.proof(self.mirror.edition(), base);
             let (git, dir) = (&self.serving.git, self.mirror.dir());
             // What a deleted or rewritten branch has left behind was taken away on purpose.
-            if !layer::reach(git, dir, &proof.base().tips, &stored.tips).await? {
+            let tips = &proof.base().tips;
+            if !self.reached(&proof.base().pack, tips, stored).await? {
                 self.mirror.asked_base();
                 return Ok(None);
             }
@@ -233,53 +145,115 @@ impl ObjectsWanted {
         if !known && !blocking(move || held.holds(&wants)).await.map_err(disk)? {
             return Ok(None);
         }
-        let fits = recipe.count() * 100 <= self.asked_for(request).await? * MOST_PERCENT;
+        let fits = self.fits(request, &recipe, stored).await?;
         Ok(found.filter(|_| fits))
     }
 
+    /// Whether the recipe of all history holds not much more than `request` asks for.
+    async fn fits(&self, request: &Fetch, recipe: &Recipe, stored: &Arc<Stored>) -> Result<bool, PackError> {
+        let enough = |objects: u64| recipe.count() * 100 <= objects * MOST_PERCENT;
+        let wanted = |oid: &Oid| request.wants.binary_search(oid).is_ok();
+        if stored.tips.len() <= request.wants.len() && stored.tips.iter().all(wanted) {
+            return Ok(true);
+        }
+        let base = recipe.proof().base();
+        let (git, dir) = (&self.serving.git, self.mirror.dir());
+        let head = stored.refs.head_oid();
+        // Most ask for a young commit; one walk tells them all.
+        let floor = self.serving.recipes.floors.get(self.name("floor", &base.pack, ""), || async {
+            let _turn = self.place().await?;
+            let least = u64::from(base.index.count()) * FLOOR_PERCENT / MOST_PERCENT;
+            Ok(match head {
+                Some(head) => young::floor(git, dir, head, least).await?,
+                None => None,
+            })
+        });
+        if let Some(floor) = floor.await.map_err(maker::<MakeError>)?.filter(|floor| enough(floor.objects)) {
+            let name = self.name("young", &base.pack, &stored.digest);
+            let young = self.serving.recipes.young.get(name, || async {
+                let _turn = self.place().await?;
+                let tips: Vec<Oid> = stored.tips.iter().copied().collect();
+                Ok(young::young(git, dir, floor.commit, &tips).await?.into())
+            });
+            let young = young.await.map_err(maker::<MakeError>)?;
+            if request.wants.iter().any(|want| young.binary_search(want).is_ok()) {
+                return Ok(true);
+            }
+        }
+        Ok(enough(self.asked_for(request).await?))
+    }
+
+    /// Whether the refs `stored` still reach all that `tips` reach, of which `made` was made.
+    async fn reached(&self, made: &Path, tips: &[Oid], stored: &Arc<Stored>) -> Result<bool, MakeError> {
+        let name = self.name("reached", made, &stored.digest);
+        let reached = self.serving.recipes.reached.get(name, || async {
+            layer::reach(&self.serving.git, self.mirror.dir(), tips, &stored.tips).await
+        });
+        Ok(reached.await?)
+    }
+
+    /// What names a fact about a file at a state of the mirror.
+    fn name(&self, fact: &str, made: &Path, state: &str) -> Key {
+        Sha256::digest(format!("{fact} {} {} {state}", self.mirror.edition(), made.display())).into()
+    }
+
     async fn tree(&self, request: &Fetch, want: Oid, view: &View) -> Result<Option<Response>, PackError> {
-        let Some((composed, lookup)) = self.tree_recipe(request, want, view).await? else { return Ok(None) };
-        self.send(composed, lookup, self.tree_key(request), &metrics::Composed::TREE).await
+        let Some((composed, lookup, key)) = self.tree_recipe(request, want, view).await? else {
+            return Ok(None);
+        };
+        self.send(composed, lookup, key, &metrics::Composed::TREE).await
     }
 
     /// What names the recipe of one commit's tree.
-    fn tree_key(&self, request: &Fetch) -> Key {
-        request.key(&self.mirror.edition(), self.format, &RefSet::empty(self.format))
+    fn tree_key(&self, request: &Fetch, seed: &Seed) -> Key {
+        let key = request.key(&self.mirror.edition(), self.format, &RefSet::empty(self.format));
+        Sha256::new_with_prefix(key).chain_update(seed.dir.as_os_str().as_encoded_bytes()).finalize().into()
     }
 
-    /// What answers who wants the commit `want` without its history.
+    /// What answers who wants the commit `want` without its history, and what names it.
     async fn tree_recipe(
         &self,
         request: &Fetch,
         want: Oid,
         view: &View,
-    ) -> Result<Option<(Composed, Lookup)>, PackError> {
-        let (Some(stored), Some(seed)) = (&view.stored, &view.seed) else { return Ok(None) };
-        let (git, dir) = (&self.serving.git, self.mirror.dir());
-        let make = || async {
-            let _turn = self.place().await?;
-            let Some(parents) = layer::parents(git, dir, want).await? else { return Ok(None) };
+    ) -> Result<Option<(Composed, Lookup, Key)>, PackError> {
+        let Some(stored) = &view.stored else { return Ok(None) };
+        let mut seeds: Vec<(Key, &Arc<Seed>)> =
+            view.seeds.iter().map(|seed| (self.tree_key(request, seed), seed)).collect();
+        // What there is comes first.
+        let id = self.mirror.id();
+        seeds.sort_by_key(|(key, _)| !self.serving.recipes.knows(&(id.clone(), *key)));
+        for (key, seed) in seeds {
             // What a rewritten branch has left behind was taken away on purpose.
-            if !layer::reach(git, dir, &[seed.tip], &stored.tips).await? {
-                return Ok(None);
+            if !self.reached(&seed.dir, &[seed.tip], stored).await.map_err(maker)? {
+                continue;
             }
-            let lacking = layer::lacking_of_tree(git, dir, seed.proof.base(), want).await?;
-            let sent = u64::from(seed.proof.base().index.count()) + lacking.oids.len() as u64;
-            let asked = layer::count_tree(git, dir, want).await?.unwrap_or(0);
-            if sent * 100 > asked * MOST_PERCENT + FEW * 100 {
-                return Ok(None);
+            let found = self.recipe(key, "", || self.tree_parts(want, seed)).await?;
+            if let Some((composed, lookup)) = found {
+                return Ok(Some((composed, lookup, key)));
             }
-            let mut head = Vec::new();
-            pktline::write(&mut head, &[b"shallow-info\n"]);
-            if !parents.is_empty() {
-                pktline::write(&mut head, &[b"shallow ", want.to_hex().as_bytes(), b"\n"]);
-            }
-            head.extend_from_slice(pktline::DELIMITER);
-            head.extend_from_slice(sideband::PACKFILE);
-            Ok(Some((seed.proof.clone(), lacking, head.into())))
-        };
-        let state = format!("{} {}", seed.dir.display(), stored.digest);
-        self.recipe(self.tree_key(request), &state, make).await
+        }
+        Ok(None)
+    }
+
+    async fn tree_parts(&self, want: Oid, seed: &Seed) -> Result<Option<Parts>, MakeError> {
+        let (git, dir) = (&self.serving.git, self.mirror.dir());
+        let _turn = self.place().await?;
+        let Some(parents) = layer::parents(git, dir, want).await? else { return Ok(None) };
+        let lacking = layer::lacking_of_tree(git, dir, seed.proof.base(), want).await?;
+        let sent = u64::from(seed.proof.base().index.count()) + lacking.oids.len() as u64;
+        let asked = layer::count_tree(git, dir, want).await?.unwrap_or(0);
+        if sent * 100 > asked * MOST_PERCENT + FEW * 100 {
+            return Ok(None);
+        }
+        let mut head = Vec::new();
+        pktline::write(&mut head, &[b"shallow-info\n"]);
+        if !parents.is_empty() {
+            pktline::write(&mut head, &[b"shallow ", want.to_hex().as_bytes(), b"\n"]);
+        }
+        head.extend_from_slice(pktline::DELIMITER);
+        head.extend_from_slice(sideband::PACKFILE);
+        Ok(Some((seed.proof.clone(), lacking, head.into())))
     }
 
     /// The recipe called `key` in this `state`, from a base and what it lacks where `make` finds them.
@@ -416,23 +390,15 @@ impl ObjectsWanted {
 
     /// How many objects `request` asks for.
     async fn asked_for(&self, request: &Fetch) -> Result<u64, PackError> {
-        let mut name = Sha256::new();
-        name.update(self.mirror.edition());
+        let mut name = Sha256::new_with_prefix(self.mirror.edition());
         request.wants.iter().for_each(|want| name.update(want.as_bytes()));
-        let name = name.finalize().into();
-        if let Some(count) = self.serving.recipes.counts.lock().get(&name) {
-            return Ok(*count);
-        }
-        let _turn = self.place().await.map_err(maker)?;
-        // Others may have asked the same meanwhile.
-        if let Some(count) = self.serving.recipes.counts.lock().get(&name) {
-            return Ok(*count);
-        }
-        // What cannot be counted in time does not fit, and is not counted again.
-        let count = layer::count(&self.serving.git, self.mirror.dir(), &request.wants).await;
-        let count = count.ok().flatten().unwrap_or(0);
-        self.serving.recipes.counts.lock().put(name, count);
-        Ok(count)
+        let count = self.serving.recipes.counts.get(name.finalize().into(), || async {
+            let _turn = self.place().await?;
+            // What cannot be counted in time does not fit, and is not counted again.
+            let count = layer::count(&self.serving.git, self.mirror.dir(), &request.wants).await;
+            Ok(count.ok().flatten().unwrap_or(0))
+        });
+        count.await.map_err(maker::<MakeError>)
     }
 
     /// Its turn among those who start children.
@@ -464,6 +430,6 @@ fn disk(error: std::io::Error) -> PackError {
     SpoolError::Disk(Arc::new(error))
 }
 
-fn maker(error: impl Into<MakeError>) -> PackError {
+fn maker<E: Into<MakeError>>(error: E) -> PackError {
     SpoolError::Maker(Arc::new(error.into()))
 }
