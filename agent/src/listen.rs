@@ -47,8 +47,9 @@ const MAX_HEAD: usize = 64 << 10;
 /// Streams of one HTTP/2 connection at once.
 const STREAMS: u32 = 128;
 
-/// What a client reads that comes when there is no room.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n\
+/// What a client reads that comes when there is no room. Of all answers that refuse, git waits for this one alone, where
+/// `http.maxRetries` is set.
+const FULL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 5\r\nConnection: close\r\n\
     Content-Type: text/plain\r\nContent-Length: 56\r\n\r\nTooManyConnections: there is no room now; try again soon";
 
 /// The address at which a request reached this machine, in its extensions.

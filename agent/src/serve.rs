@@ -326,6 +326,11 @@ pub fn endpoint(path: &str, query: &str) -> Result<Endpoint, Failure> {
     }
 }
 
+/// Whether git begins with this request.
+fn discovers(path: &str) -> bool {
+    Verb::split(path).is_ok_and(|(_, verb)| verb == Verb::InfoRefs)
+}
+
 async fn handle(
     State(serving): State<Arc<Serving>>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
@@ -349,7 +354,11 @@ async fn handle(
         }
         Err(exceeded) => Err(Failure::too_many(*exceeded)),
     };
-    let mut response = answered.unwrap_or_else(IntoResponse::into_response);
+    let refused = |failure: Failure| match discovers(&path) {
+        true => failure.of_discovery().into_response(),
+        false => failure.into_response(),
+    };
+    let mut response = answered.unwrap_or_else(refused);
     if origin == Origin::Peer {
         proxy::mark(&mut response);
     }

@@ -7,7 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tarn_testkit::agent::{Agent, manifest};
+use tarn_testkit::agent::{Agent, PATIENCE, manifest};
+use tarn_testkit::eventually::eventually;
 use tarn_testkit::upstream::{Fault, Operation};
 use tarn_testkit::wire::Connection;
 use tokio::io::AsyncReadExt;
@@ -97,6 +98,49 @@ async fn one_client_has_so_many_requests_under_way_and_no_more() -> Result<()> {
     }
     ensure!(agent.get("/nothing").await?.status == 404, "there is no room again");
     Ok(())
+}
+
+#[tokio::test]
+async fn where_all_places_are_taken_a_git_that_can_waits_and_another_is_told() -> Result<()> {
+    let scene = Scene::ready().await?;
+    let agent = limited(&scene, &["--max-requests", "1"]).await?;
+    scene.upstream.fault_on(Operation::LsRefs, Fault::Hang);
+    let target = format!("/git/{}/info/refs?service=git-upload-pack", scene.repo());
+    // Without protocol version 2, this takes a look.
+    let mut waiting = Connection::open(agent.git_address()?).await?;
+    waiting.send(format!("GET {target} HTTP/1.1\r\nHost: t\r\n\r\n").as_bytes()).await?;
+    eventually(PATIENCE, "the only place to be taken", async || {
+        let another = agent.get("/nothing").await?;
+        ensure!(another.status == 503, "{}", another.status);
+        Ok(())
+    })
+    .await?;
+    let refused = agent.get(&target).await?;
+    ensure!(refused.status == 429 && refused.header("retry-after") == Some("5"), "{}", refused.status);
+    ensure!(refused.text().contains("Busy"), "{}", refused.text());
+    let knows = scene.git.run(["help", "--config"]).await?.text().contains("http.maxRetries");
+    let url = agent.git_url(&scene.repo())?;
+    let place = scene.place("clone").to_string_lossy().into_owned();
+    let clone = scene.git.run(["-c", "http.maxRetries=9", "clone", "-q", &url, &place]);
+    if !knows {
+        let error = clone.await.expect_err("there is no room").to_string();
+        ensure!(error.contains("429"), "{error}");
+        return Ok(());
+    }
+    let count = "tarn_serve_requests_total{route=\"other\",status=\"429\"}";
+    let room = async {
+        eventually(PATIENCE, "git to be turned away", async || {
+            let refused: u64 = agent.metric(count).await?;
+            ensure!(refused >= 2, "{refused}");
+            Ok(())
+        })
+        .await?;
+        scene.upstream.mend();
+        waiting.answer().await.map(drop)
+    };
+    let (cloned, room) = tokio::join!(clone, room);
+    room?;
+    cloned.map(drop)
 }
 
 #[tokio::test]

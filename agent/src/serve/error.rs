@@ -181,6 +181,15 @@ impl Failure {
         failure
     }
 
+    /// The same to a client that has only begun: a git that knows `http.maxRetries` (2.55 does, 2.39 does not) waits as long
+    /// as it is told, but only for 429, and only here. A refused POST ends every git.
+    pub(super) fn of_discovery(self) -> Self {
+        match self.code {
+            "Busy" => Self { status: StatusCode::TOO_MANY_REQUESTS, ..self },
+            _ => self,
+        }
+    }
+
     /// The upstream, to which the request was handed on, refuses or breaks off.
     pub fn upstream(reason: impl Display) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "UpstreamFailed", reason)

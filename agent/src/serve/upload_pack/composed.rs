@@ -84,11 +84,9 @@ impl ObjectsWanted {
             }
             _ => None,
         };
-        let made = |(composed, lookup): (Composed, Lookup)| {
-            let bytes = (lookup == Lookup::MISS).then(|| composed.recipe.layer());
-            (composed.layer, bytes)
-        };
-        Ok(found.map(made))
+        let Some((composed, lookup)) = found else { return Ok(None) };
+        let bytes = (lookup == Lookup::MISS).then(|| composed.recipe.layer());
+        Ok(Some((composed.layer, bytes)))
     }
 
     async fn whole(&self, request: &Fetch, stored: &Arc<Stored>) -> Result<Option<Response>, PackError> {
@@ -302,20 +300,29 @@ impl ObjectsWanted {
     async fn put_together(&self, key: Key, state: &str, parts: Parts) -> Result<Composed, PackError> {
         let (proof, lacking, head) = parts;
         let oids = lacking.oids.clone();
-        let (bytes, layer) = if oids.is_empty() {
-            (0, None)
-        } else {
-            let name = layer_key(key, state, &proof);
-            (self.layer(name, lacking).await?, Some(name))
+        let name = (!oids.is_empty()).then(|| layer_key(key, state, &proof));
+        let layer = match name {
+            Some(name) => Some(self.layer(name, lacking).await?),
+            None => None,
+        };
+        let bytes = match &layer {
+            Some(layer) => layer.whole().await?,
+            None => 0,
         };
         // Only who asks for all history may want what is new in it.
         let whole = key == whole_key();
+        let path = proof.base().pack.clone();
         let recipe = blocking(move || Recipe::new(proof, oids, bytes, whole)).await.map_err(disk)?;
-        Ok(Composed { recipe: Arc::new(recipe), layer, head })
+        if self.client.is_none() {
+            // Whoever comes need not pay for the hash.
+            let file = Arc::new(blocking(move || fs::File::open(path)).await.map_err(disk)?);
+            recipe.trailer(&file, layer.as_ref()).await?;
+        }
+        Ok(Composed { recipe: Arc::new(recipe), layer: name, head })
     }
 
-    /// Makes the thin pack `name`; returns its length.
-    async fn layer(&self, name: Key, lacking: layer::Lacking) -> Result<u64, PackError> {
+    /// Makes the thin pack `name`, and waits until it is whole.
+    async fn layer(&self, name: Key, lacking: layer::Lacking) -> Result<Pack, PackError> {
         let (git, dir, reading) =
             (self.serving.git.clone(), self.mirror.dir().to_owned(), self.reading.clone());
         let own = self.clone();
@@ -333,9 +340,9 @@ impl ObjectsWanted {
         };
         let (packs, ahead) = (&self.serving.packs, self.client.is_none());
         let layer = packs.layer_or_make(self.mirror.id(), name, ahead, make).await?;
-        let bytes = layer.whole().await?;
+        layer.whole().await?;
         if recipe::counts(&layer, objects).await? {
-            return Ok(bytes);
+            return Ok(layer);
         }
         packs.discard(self.mirror.id(), name);
         Err(disk(std::io::Error::other("git packed other objects than it had listed")))
