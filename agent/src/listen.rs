@@ -13,6 +13,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -46,6 +47,9 @@ const MAX_HEAD: usize = 64 << 10;
 
 /// Streams of one HTTP/2 connection at once.
 const STREAMS: u32 = 128;
+
+/// Bytes that the kernel holds for a reader beyond what is on its way; it asks for more when less than half of them is left.
+const UNSENT: u32 = 128 << 10;
 
 /// What a client reads that comes when there is no room. Of all answers that refuse, git waits for this one alone, where
 /// `http.maxRetries` is set.
@@ -175,6 +179,10 @@ impl Connection {
         // Answers are written whole; waiting for more of them only delays the last packet.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        // A socket that holds megabytes takes more only once a third of them has gone: a slow reader would seem to take nothing.
+        if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "cannot set TCP_NOTSENT_LOWAT");
         }
         let client = self.client;
         let reached_at = stream.local_addr().ok().map(ReachedAt);

@@ -1,15 +1,17 @@
 //! P10: clients that have nothing share one base, whatever commit they ask for.
 
 use std::io::Read as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tarn_testkit::agent::PATIENCE;
 use tarn_testkit::eventually::eventually;
 use tarn_testkit::git::Repo;
-use tarn_testkit::wire::Connection;
+use tarn_testkit::wire::{Connection, pkts};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::p4_never_stuck::mirror_dir;
+use crate::p4_never_stuck::{SmallDisk, mirror_dir};
 use crate::scene::{Scene, agent};
 use crate::serving::{fetch_request, post};
 
@@ -274,6 +276,107 @@ async fn a_base_that_goes_while_it_is_read_is_read_to_its_end() -> Result<()> {
         answer.status,
         answer.body.len()
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_who_is_slow_gets_all_though_base_and_layer_have_long_gone() -> Result<()> {
+    // Who takes nothing for this long is let go.
+    const SILENCE: Duration = Duration::from_secs(5);
+    let agent = agent().arg("--pack-ahead=0").arg("--client-timeout=5");
+    let scene = Scene::of(agent, SPEC, async |_, origin| {
+        // More than the sockets between hold.
+        origin.grow("main", 8, 4_000_000, 1).await.map(drop)
+    })
+    .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    scene.agent.wait_settled(&scene.repo()).await?;
+    let head = push(&scene, 0, 3).await?.pop().context("no push")?;
+    let mut slow = TcpStream::connect(scene.agent.git_address()?).await?;
+    slow.write_all(&post(&scene.path(), "git-upload-pack", &fetch_request(&[&head], ALL))).await?;
+    let reading = async {
+        let (mut answer, mut piece) = (Vec::new(), vec![0; 128 << 10]);
+        let began = Instant::now();
+        while began.elapsed() < 3 * SILENCE {
+            let count = slow.read(&mut piece).await?;
+            ensure!(count > 0, "cut after {} bytes", answer.len());
+            answer.extend_from_slice(&piece[..count]);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        Ok(answer)
+    };
+    let moving = async {
+        // Each push has a layer of its own, and the packs are put in order meanwhile.
+        for number in 3..9 {
+            push(&scene, number, 1).await?;
+            let mirror = Repo::open(scene.git.clone(), mirror_dir(&scene.agent)?);
+            mirror.git(&["repack", "-a", "-d", "-q"]).await?;
+            fetch(&scene, &format!("beside-{number}"), &head, &[]).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (mut answer, ()) = tokio::try_join!(reading, moving)?;
+    let at = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("no head")?;
+    let said = String::from_utf8_lossy(&answer[..at]).to_lowercase();
+    let length = said.lines().find_map(|line| line.strip_prefix("content-length: ")).context("no length")?;
+    let mut body = answer.split_off(at + 4);
+    let left = length.parse::<usize>()? - body.len();
+    ensure!(left > 16 << 20, "only {left} bytes are left to be sent");
+    body.resize(body.len() + left, 0);
+    let from = body.len() - left;
+    slow.read_exact(&mut body[from..]).await?;
+    let data: Vec<u8> = pkts(&body)?
+        .into_iter()
+        .flatten()
+        .filter(|packet| packet.first() == Some(&1))
+        .flat_map(|packet| packet[1..].to_vec())
+        .collect();
+    let repo = scene.git.run(["init", "-q", "--bare", &scene.place("slow").to_string_lossy()]).await;
+    repo?;
+    let repo = Repo::open(scene.git.clone(), scene.place("slow"));
+    repo.git_with(&["index-pack", "--strict", "--stdin"], &data).await?;
+    repo.set_ref("refs/heads/main", &head).await?;
+    repo.fsck().await
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_while_a_layer_is_made_tears_nothing_and_room_is_enough() -> Result<()> {
+    let Some(disk) = SmallDisk::mount("64m").await? else { return Ok(()) };
+    let builder = agent()
+        .arg("--pack-ahead=0")
+        .arg("--log=info,tarn_agent::serve=debug")
+        .data(disk.path().join("data"));
+    let scene =
+        Scene::of(builder, SPEC, async |_, origin| origin.grow("main", 4, 3_000_000, 1).await.map(drop))
+            .await?;
+    scene.agent.wait_phase(&scene.repo(), "Ready").await?;
+    scene.agent.wait_settled(&scene.repo()).await?;
+    let head = scene.origin.grow("main", 1, 2_500_000, 2).await?;
+    scene.agent.fetch_now(&scene.repo()).await?;
+    scene.agent.wait_calm(Duration::from_secs(7)).await?;
+    // Somebody else takes the room, but for less than the layer needs.
+    let filler = disk.path().join("filler");
+    let written = std::fs::write(&filler, vec![0; 64 << 20]);
+    ensure!(written.is_err(), "the disk is not full");
+    std::fs::File::options()
+        .write(true)
+        .open(&filler)?
+        .set_len(std::fs::metadata(&filler)?.len() - (1 << 20))?;
+    for attempt in 0..3 {
+        match fetch(&scene, &format!("full-{attempt}"), &head, &[]).await {
+            Ok(repo) => whole(&scene, &repo, &head).await?,
+            Err(error) => {
+                let said = format!("{error:#}").to_lowercase();
+                let clear = ["space", "disk", "room"].into_iter().any(|word| said.contains(word));
+                ensure!(clear, "{said}\n{}", scene.agent.logs()?);
+            }
+        }
+    }
+    let before = counts(&scene).await?.0;
+    std::fs::remove_file(&filler)?;
+    let repo = fetch(&scene, "room", &head, &[]).await?;
+    whole(&scene, &repo, &head).await?;
+    ensure!(counts(&scene).await?.0 == before + 1, "put together as soon as there is room");
     Ok(())
 }
 

@@ -266,7 +266,7 @@ impl ObjectsWanted {
         }
         // What is there is served, however it came.
         if !self.serving.packs.holds(self.mirror.id(), key)
-            && let Some(response) = self.composed(&request, &view).await
+            && let Some(response) = self.composed(&request, &view).await?
         {
             return Ok(response);
         }

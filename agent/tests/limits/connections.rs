@@ -10,15 +10,19 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use tarn_testkit::agent::{Builder, manifest};
-use tarn_testkit::upstream::{Fault, Operation};
+use tarn_testkit::agent::{Builder, PATIENCE, manifest};
+use tarn_testkit::eventually::eventually;
+use tarn_testkit::git::Repo;
+use tarn_testkit::upstream::{Fault, Operation, Upstream};
 use tarn_testkit::wire::Connection;
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use super::{from, limited};
 use crate::p8_nobody_in::{Secured, certificate};
 use crate::scene::{Scene, agent};
+use crate::serving::{fetch_request, post};
 
 /// This test's own sockets need descriptors, too.
 fn raise_own_limit() -> Result<()> {
@@ -163,5 +167,33 @@ async fn a_reader_over_http_2_that_takes_nothing_is_let_go() -> Result<()> {
     // The connection serves on, for those of its streams that are read.
     let (answer, _) = client.send_request(get("https://127.0.0.1/nothing")?, true)?;
     ensure!(answer.await?.status() == 404, "the connection has gone with the stream");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_who_takes_nothing_has_the_kernel_hold_little_for_it() -> Result<()> {
+    let grown = async |_: &Upstream, origin: &Repo| origin.grow("main", 8, 4_000_000, 1).await.map(drop);
+    let scene = Scene::prepared(&[], grown).await?;
+    let agent = limited(&scene, &["--client-timeout", "1"]).await?;
+    let head = scene.origin.rev_parse("main").await?;
+    // Its own kernel takes this much, twice.
+    const WINDOW: u32 = 256 << 10;
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(WINDOW)?;
+    let mut idle = socket.connect(agent.git_address()?).await?;
+    let request = fetch_request(&[&head], &["ofs-delta", "no-progress", "done"]);
+    idle.write_all(&post(&format!("/git/{}", scene.repo()), "git-upload-pack", &request)).await?;
+    let mut line = String::new();
+    eventually(PATIENCE, "the reader to be let go", async || {
+        let logs = agent.logs()?;
+        let served = logs.lines().find(|line| line.contains("tarn_agent::audit") && line.contains("clone"));
+        served.context("not yet")?.clone_into(&mut line);
+        anyhow::Ok(())
+    })
+    .await?;
+    let bytes = line.split_once("bytes=").and_then(|(_, rest)| rest.split(' ').next()).context("no bytes")?;
+    let bytes: u32 = bytes.parse()?;
+    // On its way, in the socket, and what is about to be written.
+    ensure!(bytes < 2 * WINDOW + (1 << 20), "{line}");
     Ok(())
 }

@@ -13,9 +13,12 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::{HeaderValue, header};
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::ObjectsWanted;
+use super::{
+    ObjectsWanted,
+    respond::{AGAIN, ATTEMPTS, is_full},
+};
 use crate::{
     files::blocking,
     git::{Oid, RefSet, base::Base, layer, young},
@@ -57,16 +60,32 @@ type Parts = (Arc<Proof>, layer::Lacking, Bytes);
 
 impl ObjectsWanted {
     /// The answer to `request`, where it can be composed.
-    pub(super) async fn composed(&self, request: &Fetch, view: &View) -> Option<Response> {
-        let composed = match request.single() {
-            _ if request.wants_all() => self.whole(request, view.stored.as_ref()?).await,
-            Some(want) if request.wants_tree() => self.tree(request, want, view).await,
-            _ => return None,
-        };
-        composed.unwrap_or_else(|error| {
-            tracing::debug!(repo = %self.mirror.id(), %error, "an answer cannot be composed; git makes it");
-            None
-        })
+    ///
+    /// # Errors
+    /// The disk is full: git would need more room still.
+    pub(super) async fn composed(&self, request: &Fetch, view: &View) -> Result<Option<Response>, PackError> {
+        let mut attempt = 1;
+        loop {
+            let composed = match (request.single(), &view.stored) {
+                (_, Some(stored)) if request.wants_all() => self.whole(request, stored).await,
+                (Some(want), _) if request.wants_tree() => self.tree(request, want, view).await,
+                _ => return Ok(None),
+            };
+            match composed {
+                Err(error) if is_full(&error) && attempt < ATTEMPTS => {
+                    tracing::warn!(%error, attempt, "what is new is packed again");
+                    attempt += 1;
+                    self.serving.packs.shrink(u64::MAX).await;
+                    sleep(AGAIN).await;
+                }
+                Err(error) if is_full(&error) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(repo = %self.mirror.id(), %error, "an answer cannot be composed; git makes it");
+                    return Ok(None);
+                }
+                Ok(response) => return Ok(response),
+            }
+        }
     }
 
     /// Makes what the answer to `request` is composed of before anyone asks. Gives the name of its layer, if it has one,

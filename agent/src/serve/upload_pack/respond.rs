@@ -25,10 +25,10 @@ use crate::{
 };
 
 /// Attempts at an answer that this disk could not take or give back.
-const ATTEMPTS: u32 = 3;
+pub(super) const ATTEMPTS: u32 = 3;
 
 /// The wait between them, in which room is made.
-const AGAIN: Duration = Duration::from_secs(1);
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 /// Set once a pack is on its way in the answer whose extensions it is in: a round of negotiation holds none.
 #[derive(Clone, Debug, Default)]
@@ -135,6 +135,22 @@ fn is_disk(error: &PackError) -> bool {
             MakeError::Busy | MakeError::NoRoom(_) | MakeError::Upstream(_) => false,
         },
         SpoolError::NoRoom(_) | SpoolError::TooSlow => false,
+    }
+}
+
+/// Whether this disk takes no more.
+pub(super) fn is_full(error: &PackError) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let full =
+        |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem);
+    match error {
+        SpoolError::Disk(error) => full(error),
+        SpoolError::Maker(error) => match &**error {
+            MakeError::Disk(error) => full(error),
+            MakeError::Git(error) => error.kind() == FailureKind::Disk,
+            MakeError::Busy | MakeError::NoRoom(_) | MakeError::Upstream(_) => false,
+        },
+        SpoolError::NoRoom(_) | SpoolError::TooSlow | SpoolError::GivenUp => false,
     }
 }
 
