@@ -24,7 +24,10 @@ use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
 use crate::{
-    git::{Oid, base::HEADER},
+    git::{
+        Oid,
+        base::{self, HEADER},
+    },
     packs::{Pack, PackError},
     protocol::{pktline, sideband},
     spool::SpoolError,
@@ -105,8 +108,7 @@ impl Recipe {
     ) -> impl Stream<Item = Result<Bytes, PackError>> + Send + use<> {
         let ready = |bytes: Bytes| stream::once(async move { Ok(bytes) });
         let header = [head, &*sideband::data(&self.header())].concat();
-        let disk = |error| SpoolError::Disk(Arc::new(error));
-        let base = frames(self.proof.clone(), file.clone()).map_err(disk);
+        let base = frames(self.proof.clone(), file.clone()).map_err(PackError::from);
         let entries = layer.iter().map(|layer| entries(layer, self.layer)).collect::<Vec<_>>();
         let entries = rechunked(stream::iter(entries).flatten()).map_ok(|piece| sideband::data(&piece));
         let padding = sideband::data(&self.padding);
@@ -118,7 +120,7 @@ impl Recipe {
     }
 
     fn header(&self) -> [u8; HEADER as usize] {
-        proof::header(self.count)
+        base::header(self.count)
     }
 
     /// Finds the answer's hash, so that the first who asks need not wait for it at the end.
@@ -126,10 +128,9 @@ impl Recipe {
     /// # Errors
     /// A file cannot be read, or the base is damaged.
     pub async fn trailer(&self, file: &Arc<fs::File>, layer: Option<&Pack>) -> Result<Bytes, PackError> {
-        let disk = |error| SpoolError::Disk(Arc::new(error));
         let find = || async {
-            let Some(mut hash) = self.proof.prefix(self.count, file).await.map_err(disk)? else {
-                return self.proof.own(file).map_err(disk);
+            let Some(mut hash) = self.proof.prefix(self.count, file).await? else {
+                return Ok(self.proof.own(file)?);
             };
             if let Some(layer) = layer {
                 let mut entries = Box::pin(entries(layer, self.layer));
@@ -153,7 +154,7 @@ pub async fn counts(layer: &Pack, objects: usize) -> Result<bool, PackError> {
         .read_part(0..HEADER)
         .try_fold(Vec::new(), async |all, piece| Ok([all, piece.to_vec()].concat()));
     let header = header.await?;
-    Ok(u32::try_from(objects).is_ok_and(|objects| header == proof::header(objects)))
+    Ok(u32::try_from(objects).is_ok_and(|objects| header == base::header(objects)))
 }
 
 /// The entries of a thin pack, which take so many bytes.

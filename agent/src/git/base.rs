@@ -25,6 +25,13 @@ const NOTE_MAX: u64 = 128 << 20;
 /// A pack's header: `PACK`, the version, and how many objects follow (gitformat-pack(5)).
 pub const HEADER: u64 = 12;
 
+/// The header of a pack of so many objects.
+pub fn header(count: u32) -> [u8; HEADER as usize] {
+    let mut header = *b"PACK\0\0\0\x02\0\0\0\0";
+    header.iter_mut().skip(8).zip(count.to_be_bytes()).for_each(|(to, byte)| *to = byte);
+    header
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Base {
@@ -57,8 +64,7 @@ impl Base {
         let bytes = fs::metadata(&pack)?.len();
         let mut header = [0; HEADER as usize];
         fs::File::open(&pack)?.read_exact(&mut header)?;
-        let expected = [b"PACK\0\0\0\x02".as_slice(), &index.count().to_be_bytes()].concat();
-        if header.as_slice() != expected || bytes < HEADER + format.bytes() as u64 {
+        if header != self::header(index.count()) || bytes < HEADER + format.bytes() as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the pack and its index do not match"));
         }
         Ok(Self { pack, bytes, tips, index })

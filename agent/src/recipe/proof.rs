@@ -21,7 +21,7 @@ use crate::{
     files::blocking,
     git::{
         ObjectFormat, Oid,
-        base::{Base, HEADER},
+        base::{Base, header},
     },
 };
 
@@ -195,13 +195,6 @@ fn read_all(base: &Base, file: &fs::File, count: Option<u32>, check: bool) -> io
         }
     }
     Ok(Read { sums, prefix })
-}
-
-/// The header of a pack of so many objects.
-pub(super) fn header(count: u32) -> [u8; HEADER as usize] {
-    let mut header = *b"PACK\0\0\0\x02\0\0\0\0";
-    header.iter_mut().skip(8).zip(count.to_be_bytes()).for_each(|(to, byte)| *to = byte);
-    header
 }
 
 /// See [`Proof::total`]; `former` is the number that was hashed last.

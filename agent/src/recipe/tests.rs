@@ -165,7 +165,7 @@ impl Source {
             .read_part(0..HEADER)
             .try_fold(Vec::new(), async |all, chunk| Ok([all, chunk.to_vec()].concat()));
         let header = header.await.unwrap();
-        assert_eq!(header, proof::header(u32::try_from(oids.len()).unwrap()), "{oids:?}");
+        assert_eq!(header, base::header(u32::try_from(oids.len()).unwrap()), "{oids:?}");
         (Arc::new(Recipe::new(proof.clone(), oids, bytes, true).unwrap()), Some(layer))
     }
 

@@ -27,7 +27,7 @@ where
         let file = fs::File::options().create_new(true).append(true).open(&path)?;
         Ok((file, fs::File::open(&path)?))
     });
-    let (file, read) = files.await.map_err(|error| SpoolError::Disk(Arc::new(error)))?;
+    let (file, read) = files.await?;
     let _ = open.file.set(Arc::new(read));
     make(Sink { file: Arc::new(file), length: 0, growth })
         .await

@@ -24,6 +24,12 @@ pub enum SpoolError<E> {
     GivenUp,
 }
 
+impl<E> From<io::Error> for SpoolError<E> {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(Arc::new(error))
+    }
+}
+
 impl<E> Clone for SpoolError<E> {
     fn clone(&self) -> Self {
         match self {

@@ -152,10 +152,7 @@ impl<E: Send + Sync + 'static> Follower<E> {
                 Some(file) => read_at(file, at, wanted).await,
                 None => Err(io::ErrorKind::NotFound.into()),
             };
-            let chunk = read.map_err(|error| {
-                open.charge.spoil();
-                SpoolError::Disk(Arc::new(error))
-            })?;
+            let chunk = read.inspect_err(|_| open.charge.spoil())?;
             slot.took(chunk.len());
             let next = at + u64::try_from(chunk.len()).unwrap_or(0);
             Ok(Some((chunk, (slot, registered, progress, next))))

@@ -159,7 +159,7 @@ impl ObjectsWanted {
         };
         let known = request.wants.iter().all(|want| stored.tips.contains(want));
         let (wants, held) = (request.wants.clone(), recipe.clone());
-        if !known && !blocking(move || held.holds(&wants)).await.map_err(disk)? {
+        if !known && !blocking(move || held.holds(&wants)).await? {
             return Ok(None);
         }
         let fits = self.fits(request, &recipe, stored).await?;
@@ -331,10 +331,10 @@ impl ObjectsWanted {
         // Only who asks for all history may want what is new in it.
         let whole = key == whole_key();
         let path = proof.base().pack.clone();
-        let recipe = blocking(move || Recipe::new(proof, oids, bytes, whole)).await.map_err(disk)?;
+        let recipe = blocking(move || Recipe::new(proof, oids, bytes, whole)).await?;
         if self.client.is_none() {
             // Whoever comes need not pay for the hash.
-            let file = Arc::new(blocking(move || fs::File::open(path)).await.map_err(disk)?);
+            let file = Arc::new(blocking(move || fs::File::open(path)).await?);
             recipe.trailer(&file, layer.as_ref()).await?;
         }
         Ok(Composed { recipe: Arc::new(recipe), layer: name, head })
@@ -364,7 +364,7 @@ impl ObjectsWanted {
             return Ok(layer);
         }
         packs.discard(self.mirror.id(), name);
-        Err(disk(std::io::Error::other("git packed other objects than it had listed")))
+        Err(std::io::Error::other("git packed other objects than it had listed").into())
     }
 
     /// The base's file and the layer; `None` where one of them has gone, and the recipe with it.
@@ -450,10 +450,6 @@ fn layer_key(key: Key, state: &str, proof: &Proof) -> Key {
     hash.update(format!("layer {state} {}", proof.base().pack.display()));
     hash.update(key);
     hash.finalize().into()
-}
-
-fn disk(error: std::io::Error) -> PackError {
-    SpoolError::Disk(Arc::new(error))
 }
 
 fn maker<E: Into<MakeError>>(error: E) -> PackError {
