@@ -216,16 +216,21 @@ async fn run(
             order.reverse();
         }
         stage.begin_round(turn).await.with_context(|| format!("{} round {}", scenario.name, round + 1))?;
-        let mut objects = None;
+        let mut objects = BTreeMap::new();
         for name in order {
             let what = format!("{} {} round {}", scenario.name, name.label(scenario.table), round + 1);
             let sample = timeout(SAMPLE, stage.measure(scenario, name, shared, turn)).await;
             let sample = sample.with_context(|| format!("{what}: not done after {SAMPLE:?}"))?;
             let sample = sample.with_context(|| what.clone())?;
             say(&format!("{what}: {}", scenario.table.describe(&sample.figures)))?;
-            let first = *objects.get_or_insert(sample.objects);
-            ensure!(first == sample.objects, "{what}: {:?} objects, not {first:?}", sample.objects);
+            objects.insert(name, sample.objects);
             samples.entry(name).or_default().push(sample.figures);
+        }
+        if let (Some(Some(exact)), Some(Some(sent))) =
+            (objects.get(&SideName::Baseline), objects.get(&SideName::Tarn))
+        {
+            let what = format!("{} round {}", scenario.name, round + 1);
+            ensure!(truth::answers(*sent, *exact), "{what}: {sent} objects, not {exact}");
         }
     }
     Ok(Row { scenario: *scenario, samples })
