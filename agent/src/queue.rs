@@ -83,11 +83,6 @@ impl Queue {
         room.then(|| self.inner.enter(&mut state, self, activity, mirror, priority))
     }
 
-    /// Whether whoever comes now is turned away.
-    pub fn is_full(&self) -> bool {
-        self.lock().crowd >= MAX_WAITING
-    }
-
     /// Waits until no child makes an answer.
     pub async fn calm(&self) {
         // The sender is here.

@@ -107,14 +107,15 @@ async fn where_all_places_are_taken_a_git_that_can_waits_and_another_is_told() -
     scene.upstream.fault_on(Operation::LsRefs, Fault::Hang);
     let target = format!("/git/{}/info/refs?service=git-upload-pack", scene.repo());
     // Without protocol version 2, this takes a look.
+    let looks = scene.upstream.count("a.git", Operation::LsRefs);
     let mut waiting = Connection::open(agent.git_address()?).await?;
     waiting.send(format!("GET {target} HTTP/1.1\r\nHost: t\r\n\r\n").as_bytes()).await?;
     eventually(PATIENCE, "the only place to be taken", async || {
-        let another = agent.get("/nothing").await?;
-        ensure!(another.status == 503, "{}", another.status);
+        ensure!(scene.upstream.count("a.git", Operation::LsRefs) > looks, "no look");
         Ok(())
     })
     .await?;
+    ensure!(agent.get("/nothing").await?.status == 503, "there is a second place");
     let refused = agent.get(&target).await?;
     ensure!(refused.status == 429 && refused.header("retry-after") == Some("5"), "{}", refused.status);
     ensure!(refused.text().contains("Busy"), "{}", refused.text());

@@ -38,7 +38,7 @@ pub async fn note_base(git: &Git, dir: &Path, refs: &RefSet) -> Result<(), GitEr
 }
 
 /// What a base lacks.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Lacking {
     /// The objects' names, sorted, each once.
     pub oids: Vec<Oid>,

@@ -1,7 +1,7 @@
 //! What is done to a mirror while it serves: repacking, bitmaps, the seed for shallow clones.
 //!
 //! What is due is decided by [`plan`], a pure function. It takes its turn in the queue, runs with one thread, and waits a
-//! while for a moment in which no child serves a client.
+//! while for a moment in which no child serves a client; the first seed does not.
 
 use std::{
     io,

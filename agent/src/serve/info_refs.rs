@@ -16,12 +16,8 @@ const KIND: &str = "application/x-git-upload-pack-advertisement";
 /// Answers the request.
 ///
 /// # Errors
-/// The upstream fails, and the policy does not allow old answers; or too many wait.
+/// The upstream fails, and the policy does not allow old answers.
 pub async fn handle(serving: &Serving, mirror: &Mirror, headers: &HeaderMap) -> Result<Response, Failure> {
-    if serving.fleet.queue().is_full() {
-        // Here a client can be told to wait; its next request would fail.
-        return Err(Failure::busy());
-    }
     let version = version(headers);
     // Protocol v2 tells nothing of the refs here: no look is needed once the object format is known.
     if let Some(format) = known_format(mirror).filter(|_| version == ProtocolVersion::V2) {

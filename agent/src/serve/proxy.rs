@@ -101,7 +101,7 @@ impl Origin {
 /// Says of an answer to a peer what it is worth, unless that stands there already.
 pub(super) fn mark(response: &mut Response) {
     let status = response.status();
-    let refused = status.is_server_error() || matches!(status.as_u16(), 401 | 403);
+    let refused = status.is_server_error() || matches!(status.as_u16(), 401 | 403 | 429);
     let failed = refused || response.extensions().get::<Told>().is_some();
     let worth = HeaderValue::from_static(if failed { "failed" } else { "warm" });
     response.headers_mut().entry(PEER).or_insert(worth);
@@ -249,7 +249,7 @@ impl Proxy {
         let all = self.addresses.ranked(id);
         for name in names {
             let Some(peer) = all.iter().find(|peer| peer.name == *name) else { return false };
-            if self.ask_one(peer, id, ask).await.is_err() {
+            if !self.ask_one(peer, id, ask).await.is_ok_and(|answer| answer.status().is_success()) {
                 return false;
             }
         }
@@ -388,6 +388,8 @@ mod tests {
         assert_eq!(worth(StatusCode::NOT_FOUND.into_response()), "warm");
         assert_eq!(worth(StatusCode::SERVICE_UNAVAILABLE.into_response()), "failed");
         assert_eq!(worth(StatusCode::FORBIDDEN.into_response()), "failed");
+        // Where git begins, one that has no room says so.
+        assert_eq!(worth(super::super::error::Failure::busy().of_discovery().into_response()), "failed");
         assert_eq!(worth(super::super::error::Failure::busy().into_packet()), "failed");
         assert_eq!(worth(super::super::error::Failure::cold().into_response()), "cold");
     }

@@ -21,7 +21,20 @@ impl Serving {
     /// # Errors
     /// Too many wait, or it takes too long.
     pub(super) async fn turn(&self, client: Option<IpAddr>, mirror: &RepoId) -> Result<Ticket, Failure> {
-        self.wait_in_line(Activity::Pack(client), client, mirror, QUEUE_WAIT).await
+        let priority = priority(client);
+        self.wait_in_line(Activity::Pack(client), priority, mirror, QUEUE_WAIT).await
+    }
+
+    /// The same for what clients may come to wait for, whoever began it: they join, and are not seen in line.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn shared_turn(
+        &self,
+        client: Option<IpAddr>,
+        mirror: &RepoId,
+    ) -> Result<Ticket, Failure> {
+        self.wait_in_line(Activity::Pack(client), Priority::Awaited, mirror, QUEUE_WAIT).await
     }
 
     /// The same for an answer with all history, which may wait for others of its kind: whoever waits is sent signs of life.
@@ -30,19 +43,24 @@ impl Serving {
     /// As there.
     pub(super) async fn dear_turn(&self, client: Option<IpAddr>, mirror: &Mirror) -> Result<Ticket, Failure> {
         let patience = mirror.settings().timeout.max(QUEUE_WAIT);
-        self.wait_in_line(Activity::WholePack(client), client, mirror.id(), patience).await
+        let priority = priority(client);
+        self.wait_in_line(Activity::WholePack(client), priority, mirror.id(), patience).await
     }
 
     async fn wait_in_line(
         &self,
         activity: Activity,
-        client: Option<IpAddr>,
+        priority: Priority,
         mirror: &RepoId,
         patience: Duration,
     ) -> Result<Ticket, Failure> {
-        let priority = client.map_or(Priority::Background, |_| Priority::Awaited);
         let mut ticket = self.fleet.queue().admit(activity, mirror, priority).ok_or_else(Failure::busy)?;
         timeout(patience, ticket.called()).await.map_err(|_| Failure::busy())?;
         Ok(ticket)
     }
+}
+
+/// Nobody waits yet for what is made ahead.
+fn priority(client: Option<IpAddr>) -> Priority {
+    client.map_or(Priority::Background, |_| Priority::Awaited)
 }

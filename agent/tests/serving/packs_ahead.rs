@@ -197,7 +197,8 @@ async fn a_push_upon_a_push_gives_the_first_ones_pack_up() -> Result<()> {
         scene.origin.commit("main", &[("n.txt", &number.to_string())]).await?;
         scene.agent.fetch_now(&scene.repo()).await?;
     }
-    let head = push(&scene, "last", 1).await?;
+    let before = ahead(&scene.agent, "made").await?;
+    let head = push(&scene, "last", before + 1).await?;
     scene.agent.wait_calm(Duration::from_secs(2)).await?;
     let before = lookups(&scene.agent).await?;
     ensure!(scene.clone("two", options).await?.rev_parse("origin/HEAD").await? == head, "an old state");

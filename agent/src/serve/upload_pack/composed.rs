@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     ObjectsWanted,
-    respond::{AGAIN, ATTEMPTS, is_full},
+    respond::{AGAIN, is_full},
 };
 use crate::{
     files::blocking,
@@ -62,28 +62,19 @@ impl ObjectsWanted {
     /// The answer to `request`, where it can be composed.
     ///
     /// # Errors
-    /// The disk is full: git would need more room still.
+    /// The disk is full, and git would need more room still.
     pub(super) async fn composed(&self, request: &Fetch, view: &View) -> Result<Option<Response>, PackError> {
-        let mut attempt = 1;
-        loop {
-            let composed = match (request.single(), &view.stored) {
-                (_, Some(stored)) if request.wants_all() => self.whole(request, stored).await,
-                (Some(want), _) if request.wants_tree() => self.tree(request, want, view).await,
-                _ => return Ok(None),
-            };
-            match composed {
-                Err(error) if is_full(&error) && attempt < ATTEMPTS => {
-                    tracing::warn!(%error, attempt, "what is new is packed again");
-                    attempt += 1;
-                    self.serving.packs.shrink(u64::MAX).await;
-                    sleep(AGAIN).await;
-                }
-                Err(error) if is_full(&error) => return Err(error),
-                Err(error) => {
-                    tracing::debug!(repo = %self.mirror.id(), %error, "an answer cannot be composed; git makes it");
-                    return Ok(None);
-                }
-                Ok(response) => return Ok(response),
+        let composed = match (request.single(), &view.stored) {
+            (_, Some(stored)) if request.wants_all() => self.whole(request, stored).await,
+            (Some(want), _) if request.wants_tree() => self.tree(request, want, view).await,
+            _ => return Ok(None),
+        };
+        match composed {
+            Ok(response) => Ok(response),
+            Err(error) if is_full(&error) && self.asked_for(request).await? > SMALL_LAYER => Err(error),
+            Err(error) => {
+                tracing::debug!(repo = %self.mirror.id(), %error, "an answer cannot be composed; git makes it");
+                Ok(None)
             }
         }
     }
@@ -180,8 +171,9 @@ impl ObjectsWanted {
         let floor = self.serving.recipes.floors.get(self.name("floor", &base.pack, ""), || async {
             let _turn = self.place().await?;
             let least = u64::from(base.index.count()) * FLOOR_PERCENT / MOST_PERCENT;
+            // What cannot be found out in time is not tried again.
             Ok(match head {
-                Some(head) => young::floor(git, dir, head, least).await?,
+                Some(head) => young::floor(git, dir, head, least).await.ok().flatten(),
                 None => None,
             })
         });
@@ -190,7 +182,7 @@ impl ObjectsWanted {
             let young = self.serving.recipes.young.get(name, || async {
                 let _turn = self.place().await?;
                 let tips: Vec<Oid> = stored.tips.iter().copied().collect();
-                Ok(young::young(git, dir, floor.commit, &tips).await?.into())
+                Ok(young::young(git, dir, floor.commit, &tips).await.unwrap_or_default().into())
             });
             let young = young.await.map_err(maker::<MakeError>)?;
             if request.wants.iter().any(|want| young.binary_search(want).is_ok()) {
@@ -200,13 +192,26 @@ impl ObjectsWanted {
         Ok(enough(self.asked_for(request).await?))
     }
 
-    /// Whether the refs `stored` still reach all that `tips` reach, of which `made` was made.
+    /// Whether the refs `stored` still reach all that `tips` reach, of which `made` was made. Takes no turn.
     async fn reached(&self, made: &Path, tips: &[Oid], stored: &Arc<Stored>) -> Result<bool, MakeError> {
         let name = self.name("reached", made, &stored.digest);
         let reached = self.serving.recipes.reached.get(name, || async {
             layer::reach(&self.serving.git, self.mirror.dir(), tips, &stored.tips).await
         });
         Ok(reached.await?)
+    }
+
+    /// The same of a seed; in its turn.
+    async fn reaches(&self, seed: &Seed, stored: &Arc<Stored>) -> Result<bool, MakeError> {
+        if stored.tips.contains(&seed.tip) {
+            return Ok(true);
+        }
+        let name = self.name("reached", &seed.dir, &stored.digest);
+        let reached = self.serving.recipes.reached.get(name, || async {
+            let _turn = self.place().await?;
+            Ok(layer::reach(&self.serving.git, self.mirror.dir(), &[seed.tip], &stored.tips).await?)
+        });
+        reached.await
     }
 
     /// What names a fact about a file at a state of the mirror.
@@ -235,19 +240,15 @@ impl ObjectsWanted {
         view: &View,
     ) -> Result<Option<(Composed, Lookup, Key)>, PackError> {
         let Some(stored) = &view.stored else { return Ok(None) };
-        let mut seeds: Vec<(Key, &Arc<Seed>)> =
-            view.seeds.iter().map(|seed| (self.tree_key(request, seed), seed)).collect();
-        // What there is comes first.
-        let id = self.mirror.id();
-        seeds.sort_by_key(|(key, _)| !self.serving.recipes.knows(&(id.clone(), *key)));
-        for (key, seed) in seeds {
+        let (id, recipes) = (self.mirror.id(), &self.serving.recipes);
+        let seeds = view.seeds.iter().map(|seed| (self.tree_key(request, seed), seed));
+        // A former one serves what was made of it; else the newest is taken.
+        let known = seeds.clone().filter(|(key, _)| recipes.knows(&(id.clone(), *key)));
+        for (key, seed) in known.chain(seeds.take(1)) {
             // What a rewritten branch has left behind was taken away on purpose.
-            if !self.reached(&seed.dir, &[seed.tip], stored).await.map_err(maker)? {
-                continue;
-            }
-            let found = self.recipe(key, "", || self.tree_parts(want, seed)).await?;
-            if let Some((composed, lookup)) = found {
-                return Ok(Some((composed, lookup, key)));
+            if self.reaches(seed, stored).await.map_err(maker)? {
+                let found = self.recipe(key, "", || self.tree_parts(want, seed)).await?;
+                return Ok(found.map(|(composed, lookup)| (composed, lookup, key)));
             }
         }
         Ok(None)
@@ -304,7 +305,7 @@ impl ObjectsWanted {
                 }
             };
             match parts.filter(|(proof, lacking, _)| !is_too_large(proof, lacking)) {
-                Some(parts) => self.put_together(key, state, parts).await.map(Made::Recipe),
+                Some(parts) => self.put_together_somehow(key, state, parts).await,
                 None => Ok(Made::Unfit(Instant::now())),
             }
         });
@@ -312,8 +313,25 @@ impl ObjectsWanted {
             Made::Recipe(composed) if !composed.recipe.proof().is_damaged() => {
                 Some((composed.clone(), lookup))
             }
-            _ => None,
+            Made::Full(_, error) => return Err(error.clone()),
+            Made::Recipe(_) | Made::Unfit(_) => None,
         })
+    }
+
+    /// Where the disk is full, makes room and tries once more.
+    async fn put_together_somehow(&self, key: Key, state: &str, parts: Parts) -> Result<Made, PackError> {
+        match self.put_together(key, state, parts.clone()).await {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, "what is new is packed again");
+                self.serving.packs.shrink(u64::MAX).await;
+                sleep(AGAIN).await;
+            }
+            made => return made.map(Made::Recipe),
+        }
+        match self.put_together(key, state, parts).await {
+            Err(error) if is_full(&error) => Ok(Made::Full(Instant::now(), error)),
+            made => made.map(Made::Recipe),
+        }
     }
 
     async fn put_together(&self, key: Key, state: &str, parts: Parts) -> Result<Composed, PackError> {
@@ -429,7 +447,7 @@ impl ObjectsWanted {
 
     /// Its turn among those who start children.
     async fn place(&self) -> Result<Ticket, MakeError> {
-        self.serving.turn(self.client, self.mirror.id()).await.map_err(|_| MakeError::Busy)
+        self.serving.shared_turn(self.client, self.mirror.id()).await.map_err(|_| MakeError::Busy)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Attempts at an answer that this disk could not take or give back.
-pub(super) const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 3;
 
 /// The wait between them, in which room is made.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);

@@ -13,6 +13,7 @@ use tokio::{
 
 use crate::{
     git::{Oid, base::Base, young::Floor},
+    packs::PackError,
     protocol::fetch::Key,
     recipe::{Proof, Recipe},
 };
@@ -25,6 +26,9 @@ const KEPT_SETS: usize = 64;
 
 /// How long a mirror for which no recipe fits is not asked again.
 const UNFIT: Duration = Duration::from_secs(30);
+
+/// How long a disk that was full is taken to be so.
+const FULL: Duration = Duration::from_secs(3);
 
 /// Facts by name, each found out once, however many ask.
 pub(super) struct Facts<T>(Mutex<LruCache<Key, Arc<OnceCell<T>>>>);
@@ -88,6 +92,8 @@ pub(super) enum Made {
     Recipe(Composed),
     /// None fits, as was found then.
     Unfit(Instant),
+    /// The disk was full then: who waits for the same need not find out again.
+    Full(Instant, PackError),
 }
 
 /// A recipe, and where the rest of the answer is.
@@ -118,8 +124,12 @@ impl Recipes {
     pub(super) fn cell(&self, name: (RepoId, Key), state: &str) -> (Arc<Cell>, Option<Key>) {
         let mut cells = self.cells.lock();
         let fits = |cell: &&Arc<Cell>| {
-            let unfit = matches!(cell.made.get(), Some(Made::Unfit(then)) if then.elapsed() > UNFIT);
-            cell.state == state && !unfit
+            let past = match cell.made.get() {
+                Some(Made::Unfit(then)) => then.elapsed() > UNFIT,
+                Some(Made::Full(then, _)) => then.elapsed() > FULL,
+                Some(Made::Recipe(_)) | None => false,
+            };
+            cell.state == state && !past
         };
         if let Some(cell) = cells.get(&name).filter(fits) {
             return (cell.clone(), None);
