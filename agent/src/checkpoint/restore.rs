@@ -29,7 +29,7 @@ use super::{
 use crate::{
     blockfile::{Blame, BlockFileError, Digest, Download, Options, Source},
     files::remove_tree,
-    git::{Git, Oid, RefSet, base, pack, remote, stderr::Culprit},
+    git::{Git, Oid, RefSet, layer, pack, remote, stderr::Culprit},
     upstream::Provenance,
 };
 
@@ -139,12 +139,15 @@ impl Restore {
         let base_refs = self.check(&manifest, &refs).await?;
         FailPoint::RestoreChecked.reached();
         let (written, staged) = (refs.clone(), self.staged.clone());
-        let name = manifest.packs.first().and_then(base_name);
-        let write = move || {
-            written.write(&staged).map_err(io::Error::other)?;
-            name.map_or(Ok(()), |name| base::note(&staged, &name, base_refs.tips()))
-        };
+        let write = move || written.write(&staged).map_err(io::Error::other);
         tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
+        let first = manifest.packs.first().and_then(|pack| Some((base_name(pack)?, pack.objects)));
+        // Without a bitmap, upkeep finds out later.
+        if let Some((name, objects)) = first.filter(|_| pack::has_bitmaps(&self.staged)) {
+            // Refs may have gone since the base was made, and no pack have come.
+            let tips = base_refs.tips().collect();
+            layer::note_exact(&self.git, &self.staged, name, objects, tips).await?;
+        }
         FailPoint::RestoreStaged.reached();
         let checkpoint = Checkpoint::of(&manifest, 0);
         let (bytes, millis) = (checkpoint.bytes, started.elapsed().as_millis());

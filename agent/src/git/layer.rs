@@ -29,12 +29,30 @@ pub async fn note_base(git: &Git, dir: &Path, refs: &RefSet) -> Result<(), GitEr
         let all = index.lacks(&asked)?.is_empty();
         Ok(all.then_some((name, u64::from(index.count()))))
     });
-    let Some((name, held)) = found.await.map_err(io_error)? else { return Ok(()) };
+    match found.await.map_err(io_error)? {
+        Some((name, held)) => note_exact(git, dir, name, held, tips).await,
+        None => Ok(()),
+    }
+}
+
+/// Notes the pack `name` of the repository `dir`, which holds `held` objects and among them all that `tips` reach, as its base,
+/// if it holds no others: what a branch has left behind that was deleted since must not be given away. Dear without bitmaps.
+///
+/// # Errors
+/// What git says, and the disk's.
+pub async fn note_exact(
+    git: &Git,
+    dir: &Path,
+    name: String,
+    held: u64,
+    tips: Vec<Oid>,
+) -> Result<(), GitError> {
     if tips.is_empty() || count(git, dir, &tips).await? != Some(held) {
         return Ok(());
     }
     let dir = dir.to_owned();
-    blocking(move || base::note(&dir, &name, tips)).await.map_err(io_error)
+    let noted = blocking(move || base::note(&dir, &name, tips)).await;
+    noted.map_err(|source| GitError::Io { verb: "rev-list".into(), source })
 }
 
 /// What a base lacks.

@@ -105,7 +105,8 @@ async fn the_restored_pack_answers_a_full_clone_as_it_is(kind: Kind) -> Result<(
 
 async fn a_restored_pack_that_holds_more_than_the_refs_reach_is_not_given_away(kind: Kind) -> Result<()> {
     let stage = Stage::new(kind).await?;
-    let kept = stage.origin.rev_parse("main").await?;
+    // So large that a password more is nothing.
+    let kept = stage.origin.grow("main", 40, 1000, 7).await?;
     stage.origin.set_ref("refs/heads/leak", &kept).await?;
     let leak = stage.origin.commit("leak", &[("password.txt", "hunter2")]).await?;
     let mut first = stage.ready().await?;
