@@ -88,18 +88,28 @@ pub fn note(dir: &Path, name: &str, tips: impl IntoIterator<Item = Oid>) -> io::
     files::replace(&dir.join(NOTE), text.as_bytes())
 }
 
-/// The pack of the repository `dir` that may hold just what its refs reach: the largest, with its index. `None` where a pack is
-/// noted already.
+/// The pack of the repository `dir` that may hold just what its refs reach, with its index: the only one, or the largest of those that
+/// have come since there were the packs `former` and all was united. Such a pack holds all that any object in it reaches; one that a
+/// fetch has brought may lack as many as it has left over. `None` where a pack is noted already.
 ///
 /// # Errors
 /// The note or the pack's index cannot be read.
-pub fn candidate(dir: &Path, format: ObjectFormat) -> io::Result<Option<(String, PackIndex)>> {
+pub fn candidate(
+    dir: &Path,
+    format: ObjectFormat,
+    former: Option<&[PathBuf]>,
+) -> io::Result<Option<(String, PackIndex)>> {
     let mut packs = index::files(dir, "pack")?;
     if read(dir)?.is_some_and(|(name, _)| packs.contains(&dir.join("objects/pack").join(name))) {
         return Ok(None);
     }
     // Of what nothing reaches git makes a pack of its own, with times.
     packs.retain(|pack| !pack.with_extension("mtimes").exists());
+    match former {
+        _ if packs.len() == 1 => {}
+        Some(former) => packs.retain(|pack| !former.contains(pack)),
+        None => return Ok(None),
+    }
     let size = |pack: &PathBuf| fs::metadata(pack).map_or(0, |meta| meta.len());
     let Some(largest) = packs.into_iter().max_by_key(size) else { return Ok(None) };
     let index = PackIndex::open(&largest.with_extension("idx"), format)?;

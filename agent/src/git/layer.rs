@@ -1,7 +1,13 @@
 //! What a repository has beyond a base, as a thin pack on it: deltas may rest on the base's objects, so that finding them
 //! costs as much as what is new, and not as much as what there is.
 
-use std::{collections::HashSet, fs, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bstr::ByteSlice;
 
@@ -15,17 +21,23 @@ use crate::files::blocking;
 /// How long a listing, a count or a thin pack may take; beyond that git had better make the answer.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Notes the largest pack of the repository `dir` as its base, where that holds what `refs` reach and nothing else, by the
-/// number of its objects: whoever sent or made it may have known other refs. Dear without bitmaps.
+/// Notes a pack of the repository `dir` as its base, where that holds what `refs` reach and nothing else, by the number of its
+/// objects: whoever sent or made it may have known other refs. Which packs may be it is up to [`base::candidate`]. Dear without
+/// bitmaps.
 ///
 /// # Errors
 /// What git says, and the disk's.
-pub async fn note_base(git: &Git, dir: &Path, refs: &RefSet) -> Result<(), GitError> {
+pub async fn note_base(
+    git: &Git,
+    dir: &Path,
+    refs: &RefSet,
+    former: Option<Vec<PathBuf>>,
+) -> Result<(), GitError> {
     let io_error = |source| GitError::Io { verb: "rev-list".into(), source };
     let (tips, at, format): (Vec<Oid>, _, _) = (refs.tips().collect(), dir.to_owned(), refs.format());
     let asked = tips.clone();
     let found = blocking(move || {
-        let Some((name, index)) = base::candidate(&at, format)? else { return Ok(None) };
+        let Some((name, index)) = base::candidate(&at, format, former.as_deref())? else { return Ok(None) };
         let all = index.lacks(&asked)?.is_empty();
         Ok(all.then_some((name, u64::from(index.count()))))
     });

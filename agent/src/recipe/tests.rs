@@ -14,9 +14,10 @@ use tarn_crds::repo::RepoId;
 use super::*;
 use crate::{
     git::{
-        Git, ObjectFormat,
+        Git, ObjectFormat, RefSet,
         base::{self, Base},
-        layer,
+        index::{self, PackIndex},
+        layer, pack,
     },
     metrics::Metrics,
     packs::Packs,
@@ -299,4 +300,45 @@ async fn a_base_that_the_disk_damages_ends_the_answer_before_and_after_it_was_re
         file.write_all_at(&byte, 9 << 20).unwrap();
         fs::set_permissions(path, mode).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_pack_that_lacks_as_much_as_it_has_left_over_is_no_base() {
+    let source = Source::new(ObjectFormat::Sha1).await;
+    let dir = source.dir();
+    // Each commit is three objects: itself, its tree and its file.
+    let commit = |branch: &str, from: &str, number: usize| {
+        format!(
+            "commit refs/heads/{branch}\ncommitter t <t@example.com> {} +0000\ndata 1\nm{from}\nM 100644 inline f\n\
+             data 3\n{number:03}\n",
+            1_000_000 + number
+        )
+    };
+    let first = commit("main", "", 0);
+    source.run(&dir, &["fast-import", "--quiet"], first.as_bytes()).await;
+    source.run(&dir, &["repack", "-d", "-q"], b"").await;
+    // As a fetch brings it: a pack beside the first one. Then a branch goes.
+    let mut stream = commit("main", "\nfrom refs/heads/main^0", 1);
+    (2..20).for_each(|number| stream.push_str(&commit("main", "", number)));
+    stream.push_str(&commit("leak", "\nfrom refs/heads/main^0", 999));
+    source.run(&dir, &["fast-import", "--quiet"], stream.as_bytes()).await;
+    source.run(&dir, &["repack", "-d", "-q"], b"").await;
+    source.run(&dir, &["update-ref", "-d", "refs/heads/leak"], b"").await;
+    source.run(&dir, &["pack-refs", "--all"], b"").await;
+    let packs = index::files(&dir, "idx").unwrap();
+    let counts = packs.iter().map(|idx| PackIndex::open(idx, ObjectFormat::Sha1).unwrap().count());
+    let mut counts: Vec<u32> = counts.collect();
+    counts.sort_unstable();
+    let refs = RefSet::read(&dir, ObjectFormat::Sha1).unwrap();
+    let tips: Vec<Oid> = refs.tips().collect();
+    assert_eq!(layer::count(&source.git, &dir, &tips).await.unwrap(), Some(60));
+    assert_eq!(counts, [3, 60], "as many objects as the branch reaches");
+    layer::note_base(&source.git, &dir, &refs, None).await.unwrap();
+    assert!(Base::find(&dir, ObjectFormat::Sha1).unwrap().is_none());
+    // All in one, what nothing reaches aside.
+    let former = index::files(&dir, "pack").unwrap();
+    pack::unite(&source.git, &dir).await.unwrap();
+    layer::note_base(&source.git, &dir, &refs, Some(former)).await.unwrap();
+    let base = Base::find(&dir, ObjectFormat::Sha1).unwrap().unwrap();
+    assert_eq!((base.index.count(), base.tips), (60, tips));
 }
