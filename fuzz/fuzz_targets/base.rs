@@ -24,7 +24,10 @@ fuzz_target!(|data: &[u8]| {
     let (note, rest) = rest.split_at(rest.len().min(usize::from(lengths[0]) * 64));
     let (index, pack) = rest.split_at(rest.len().min(usize::from(lengths[1]) * 64));
     let packs = HOME.join("objects/pack");
-    let named = [b"pack-1.pack\n".as_slice(), note].concat();
+    // One tip that is none's, and what the disk has made of the others.
+    let tips = 1 + note.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+    let named = format!("{tips}\npack-1.pack\n{}\n", "1".repeat(40));
+    let named = [named.as_bytes(), note].concat();
     for (path, content) in [
         (HOME.join("tarn-base"), &named[..]),
         (packs.join("pack-1.idx"), index),

@@ -141,12 +141,14 @@ impl Restore {
         let (written, staged) = (refs.clone(), self.staged.clone());
         let write = move || written.write(&staged).map_err(io::Error::other);
         tokio::task::spawn_blocking(write).await.map_err(io::Error::other)??;
-        let first = manifest.packs.first().and_then(|pack| Some((base_name(pack)?, pack.objects)));
         // Without a bitmap, upkeep finds out later.
-        if let Some((name, objects)) = first.filter(|_| pack::has_bitmaps(&self.staged)) {
+        let name = manifest.packs.first().and_then(base_name).filter(|_| pack::has_bitmaps(&self.staged));
+        if let Some(name) = name {
             // Refs may have gone since the base was made, and no pack have come.
             let tips = base_refs.tips().collect();
-            layer::note_exact(&self.git, &self.staged, name, objects, tips).await?;
+            if let Err(error) = layer::note_closed(&self.git, &self.staged, name, tips).await {
+                tracing::debug!(%error, "the restored base is not noted");
+            }
         }
         FailPoint::RestoreStaged.reached();
         let checkpoint = Checkpoint::of(&manifest, 0);

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::files;
 
-/// The note: the pack's file name, then a tip a line.
+/// The note: how many tips there are, the pack's file name, then a tip a line.
 const NOTE: &str = "tarn-base";
 
 /// The most bytes of a note that are read: some three million tips.
@@ -81,39 +81,29 @@ impl Base {
 /// # Errors
 /// The note cannot be written.
 pub fn note(dir: &Path, name: &str, tips: impl IntoIterator<Item = Oid>) -> io::Result<()> {
-    let mut text = format!("{name}\n");
+    let tips: Vec<Oid> = tips.into_iter().collect();
+    let mut text = format!("{}\n{name}\n", tips.len());
     for tip in tips {
         text.extend([&tip.to_hex(), "\n"]);
     }
     files::replace(&dir.join(NOTE), text.as_bytes())
 }
 
-/// The pack of the repository `dir` that may hold just what its refs reach, with its index: the only one, or the largest of those that
-/// have come since there were the packs `former` and all was united. Such a pack holds all that any object in it reaches; one that a
-/// fetch has brought may lack as many as it has left over. `None` where a pack is noted already.
+/// The pack of the repository `dir` that may hold just what its refs reach: the largest. `None` where a pack is noted already.
 ///
 /// # Errors
-/// The note or the pack's index cannot be read.
-pub fn candidate(
-    dir: &Path,
-    format: ObjectFormat,
-    former: Option<&[PathBuf]>,
-) -> io::Result<Option<(String, PackIndex)>> {
+/// The note or the packs cannot be read.
+pub fn candidate(dir: &Path) -> io::Result<Option<String>> {
     let mut packs = index::files(dir, "pack")?;
     if read(dir)?.is_some_and(|(name, _)| packs.contains(&dir.join("objects/pack").join(name))) {
         return Ok(None);
     }
     // Of what nothing reaches git makes a pack of its own, with times.
     packs.retain(|pack| !pack.with_extension("mtimes").exists());
-    match former {
-        _ if packs.len() == 1 => {}
-        Some(former) => packs.retain(|pack| !former.contains(pack)),
-        None => return Ok(None),
-    }
     let size = |pack: &PathBuf| fs::metadata(pack).map_or(0, |meta| meta.len());
-    let Some(largest) = packs.into_iter().max_by_key(size) else { return Ok(None) };
-    let index = PackIndex::open(&largest.with_extension("idx"), format)?;
-    Ok(largest.file_name().and_then(|name| name.to_str()).map(|name| (name.to_owned(), index)))
+    let largest = packs.into_iter().max_by_key(size);
+    let name = largest.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    Ok(name.map(str::to_owned))
 }
 
 /// The file's name, and the tips.
@@ -123,10 +113,12 @@ fn read(dir: &Path) -> io::Result<Option<(String, Vec<Oid>)>> {
         text => text?,
     };
     let mut lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let count = lines.next().and_then(|line| str::from_utf8(line).ok()?.parse::<usize>().ok());
+    let Some(count) = count.filter(|count| *count > 0) else { return Ok(None) };
     let name = lines.next().and_then(|name| str::from_utf8(name).ok()).filter(|name| !name.contains('/'));
     let tips: Option<Vec<Oid>> = lines.map(Oid::from_hex).collect();
-    // A damaged note is as good as none.
-    Ok(name.map(str::to_owned).zip(tips))
+    // A damaged note is as good as none: one with fewer tips would be taken for true whatever has gone.
+    Ok(name.map(str::to_owned).zip(tips.filter(|tips| tips.len() == count)))
 }
 
 #[cfg(test)]
@@ -149,7 +141,9 @@ pub(crate) mod tests {
         let tips: Vec<Oid> = [b'1', b'2'].map(|digit| Oid::from_hex(&[digit; 40]).unwrap()).into();
         note(dir.path(), "pack-1.pack", tips.clone()).unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(("pack-1.pack".into(), tips)));
-        for damaged in ["", "../pack-1.pack\n", "pack-1.pack\n1234\n"] {
+        let one = "1".repeat(40);
+        let cut = format!("2\npack-1.pack\n{one}\n");
+        for damaged in ["", "1\n../pack-1.pack\n", "1\npack-1.pack\n1234\n", "0\npack-1.pack\n", &cut, &one] {
             fs::write(dir.path().join(NOTE), damaged).unwrap();
             assert_eq!(read(dir.path()).unwrap(), None, "{damaged}");
         }

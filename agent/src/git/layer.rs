@@ -1,70 +1,104 @@
 //! What a repository has beyond a base, as a thin pack on it: deltas may rest on the base's objects, so that finding them
 //! costs as much as what is new, and not as much as what there is.
 
-use std::{
-    collections::HashSet,
-    fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, fs, io, path::Path, sync::Arc, time::Duration};
 
 use bstr::ByteSlice;
 
 use super::{
-    Git, GitError, Oid, RefSet,
+    Git, GitError, ObjectFormat, Oid, RefSet,
     base::{self, Base},
-    pack::{frugal, number, revisions},
+    index::PackIndex,
+    pack::{PACK_LIMIT, frugal, number, revisions},
 };
 use crate::files::blocking;
 
 /// How long a listing, a count or a thin pack may take; beyond that git had better make the answer.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Notes a pack of the repository `dir` as its base, where that holds what `refs` reach and nothing else, by the number of its
-/// objects: whoever sent or made it may have known other refs. Which packs may be it is up to [`base::candidate`]. Dear without
-/// bitmaps.
+/// Names that are looked up at once: for each lot the whole index may be read. 33 bytes each.
+const AT_ONCE: usize = 1 << 20;
+
+/// Notes the largest pack of the repository `dir` as its base, where that holds all that `refs` reach and nothing else: whoever sent
+/// or made it may have known other refs, and what a fetch has brought rests on other packs. Dear without bitmaps.
 ///
 /// # Errors
 /// What git says, and the disk's.
-pub async fn note_base(
-    git: &Git,
-    dir: &Path,
-    refs: &RefSet,
-    former: Option<Vec<PathBuf>>,
-) -> Result<(), GitError> {
-    let io_error = |source| GitError::Io { verb: "rev-list".into(), source };
+pub async fn note_base(git: &Git, dir: &Path, refs: &RefSet) -> Result<(), GitError> {
     let (tips, at, format): (Vec<Oid>, _, _) = (refs.tips().collect(), dir.to_owned(), refs.format());
-    let asked = tips.clone();
-    let found = blocking(move || {
-        let Some((name, index)) = base::candidate(&at, format, former.as_deref())? else { return Ok(None) };
-        let all = index.lacks(&asked)?.is_empty();
-        Ok(all.then_some((name, u64::from(index.count()))))
-    });
-    match found.await.map_err(io_error)? {
-        Some((name, held)) => note_exact(git, dir, name, held, tips).await,
-        None => Ok(()),
+    let Some(name) = blocking(move || base::candidate(&at)).await.map_err(listing)? else { return Ok(()) };
+    let index = index_of(dir, &name, format).await?;
+    if is_as_large(git, dir, &index, &tips).await? && holds_all(git, dir, index, &tips).await? {
+        let dir = dir.to_owned();
+        blocking(move || base::note(&dir, &name, tips)).await.map_err(listing)?;
     }
+    Ok(())
 }
 
-/// Notes the pack `name` of the repository `dir`, which holds `held` objects and among them all that `tips` reach, as its base,
-/// if it holds no others: what a branch has left behind that was deleted since must not be given away. Dear without bitmaps.
+/// The same of the pack `name`, of which it is known that it holds all that `tips` reach.
 ///
 /// # Errors
-/// What git says, and the disk's.
-pub async fn note_exact(
-    git: &Git,
-    dir: &Path,
-    name: String,
-    held: u64,
-    tips: Vec<Oid>,
-) -> Result<(), GitError> {
-    if tips.is_empty() || count(git, dir, &tips).await? != Some(held) {
-        return Ok(());
+/// As there.
+pub async fn note_closed(git: &Git, dir: &Path, name: String, tips: Vec<Oid>) -> Result<(), GitError> {
+    let Some(format) = tips.first().map(Oid::format) else { return Ok(()) };
+    let index = index_of(dir, &name, format).await?;
+    if is_as_large(git, dir, &index, &tips).await? {
+        let dir = dir.to_owned();
+        blocking(move || base::note(&dir, &name, tips)).await.map_err(listing)?;
     }
-    let dir = dir.to_owned();
-    let noted = blocking(move || base::note(&dir, &name, tips)).await;
-    noted.map_err(|source| GitError::Io { verb: "rev-list".into(), source })
+    Ok(())
+}
+
+fn listing(source: io::Error) -> GitError {
+    GitError::Io { verb: "rev-list".into(), source }
+}
+
+async fn index_of(dir: &Path, name: &str, format: ObjectFormat) -> Result<Arc<PackIndex>, GitError> {
+    let path = dir.join("objects/pack").join(name).with_extension("idx");
+    blocking(move || PackIndex::open(&path, format)).await.map(Arc::new).map_err(listing)
+}
+
+/// Whether the pack holds `tips`, and as many objects as these reach.
+async fn is_as_large(git: &Git, dir: &Path, index: &Arc<PackIndex>, tips: &[Oid]) -> Result<bool, GitError> {
+    let (held, asked) = (index.clone(), tips.to_vec());
+    let lacking = blocking(move || held.lacks(&asked)).await.map_err(listing)?;
+    let all = lacking.is_empty() && !tips.is_empty();
+    Ok(all && count(git, dir, tips).await? == Some(index.count().into()))
+}
+
+/// Whether the pack holds each object that `tips` reach, and as many as these are: then it holds no others.
+async fn holds_all(git: &Git, dir: &Path, index: Arc<PackIndex>, tips: &[Oid]) -> Result<bool, GitError> {
+    let path = dir.join("tarn-listing");
+    // It takes hundreds of megabytes for ten million objects, and has no name while it is used.
+    let create = move || {
+        let written = fs::File::create(&path)?;
+        let read = fs::File::open(&path)?;
+        fs::remove_file(&path)?;
+        Ok((written, read))
+    };
+    let (written, read) = blocking(create).await.map_err(listing)?;
+    let list = git.command("rev-list").git_dir(dir);
+    let list = list.args(["--objects", "--no-object-names", "--use-bitmap-index", "--stdin"]);
+    list.input(revisions(tips, &[])).output_to(written).run(PACK_LIMIT).await?;
+    blocking(move || all_in(&index, io::BufReader::new(read))).await.map_err(listing)
+}
+
+fn all_in(index: &PackIndex, listed: impl io::BufRead) -> io::Result<bool> {
+    let (mut lines, mut seen) = (listed.lines(), 0_u64);
+    loop {
+        let oids = lines
+            .by_ref()
+            .take(AT_ONCE)
+            .map(|line| Oid::from_hex(line?.as_bytes()).ok_or_else(|| io::ErrorKind::InvalidData.into()));
+        let oids = oids.collect::<io::Result<Vec<Oid>>>()?;
+        if oids.is_empty() {
+            return Ok(seen == u64::from(index.count()));
+        }
+        if !index.lacks(&oids)?.is_empty() {
+            return Ok(false);
+        }
+        seen += oids.len() as u64;
+    }
 }
 
 /// What a base lacks.

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     backoff::backoff,
     files::blocking,
-    git::{Git, GitError, Oid, RefSet, base::Base, index, layer, pack},
+    git::{Git, GitError, Oid, RefSet, base::Base, layer, pack},
     queue::{Activity, Priority, Queue},
 };
 
@@ -171,9 +171,6 @@ impl Workshop {
                 let (dir, format) = (self.dir.clone(), self.refs.format());
                 let refs = blocking(move || RefSet::read(&dir, format).map_err(io::Error::other));
                 let refs = refs.await.map_err(|source| GitError::Io { verb: "repack".into(), source })?;
-                let united = matches!(chore, Chore::Base);
-                let former = united.then(|| index::files(&self.dir, "pack")).transpose();
-                let former = former.map_err(|source| GitError::Io { verb: "repack".into(), source })?;
                 let repack = async {
                     match chore {
                         Chore::Base => pack::unite(&self.git, &self.dir).await,
@@ -181,7 +178,7 @@ impl Workshop {
                     }
                 };
                 self.quota.hold(Writes::Rewrites(self.dir.clone()), repack, ended).await?;
-                if let Err(error) = layer::note_base(&self.git, &self.dir, &refs, former).await {
+                if let Err(error) = layer::note_base(&self.git, &self.dir, &refs).await {
                     tracing::debug!(%error, "no pack is noted as the base");
                 }
                 None

@@ -333,12 +333,11 @@ async fn a_pack_that_lacks_as_much_as_it_has_left_over_is_no_base() {
     let tips: Vec<Oid> = refs.tips().collect();
     assert_eq!(layer::count(&source.git, &dir, &tips).await.unwrap(), Some(60));
     assert_eq!(counts, [3, 60], "as many objects as the branch reaches");
-    layer::note_base(&source.git, &dir, &refs, None).await.unwrap();
+    layer::note_base(&source.git, &dir, &refs).await.unwrap();
     assert!(Base::find(&dir, ObjectFormat::Sha1).unwrap().is_none());
     // All in one, what nothing reaches aside.
-    let former = index::files(&dir, "pack").unwrap();
     pack::unite(&source.git, &dir).await.unwrap();
-    layer::note_base(&source.git, &dir, &refs, Some(former)).await.unwrap();
+    layer::note_base(&source.git, &dir, &refs).await.unwrap();
     let base = Base::find(&dir, ObjectFormat::Sha1).unwrap().unwrap();
     assert_eq!((base.index.count(), base.tips), (60, tips));
 }

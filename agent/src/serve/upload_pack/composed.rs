@@ -71,12 +71,23 @@ impl ObjectsWanted {
         };
         match composed {
             Ok(response) => Ok(response),
-            Err(error) if is_full(&error) && self.asked_for(request).await? > SMALL_LAYER => Err(error),
+            Err(error) if is_full(&error) && self.wants_much(request).await? => Err(error),
             Err(error) => {
                 tracing::debug!(repo = %self.mirror.id(), %error, "an answer cannot be composed; git makes it");
                 Ok(None)
             }
         }
+    }
+
+    /// Whether git's own answer takes more room than what is new does.
+    async fn wants_much(&self, request: &Fetch) -> Result<bool, PackError> {
+        if request.wants_tree() {
+            return Ok(true);
+        }
+        let (dir, format) = (self.mirror.dir().to_owned(), self.format);
+        let base = blocking(move || Base::find(&dir, format)).await?;
+        let half = base.map_or(0, |base| u64::from(base.index.count()) / 2);
+        Ok(self.asked_for(request).await? > half)
     }
 
     /// Makes what the answer to `request` is composed of before anyone asks. Gives the name of its layer, if it has one,
