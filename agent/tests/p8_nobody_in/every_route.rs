@@ -155,7 +155,8 @@ async fn what_pointers_name_is_bounded_whatever_the_upstream_sends() -> Result<(
         async move {
             let target = format!("{}/lfs-snapshot.tar.zst", stage.path(name));
             let what = format!("{harm:?} on {on:?}");
-            eventually(3 * PATIENCE, &what, async || {
+            // Archives are made in the background, one after another, and each of these takes until its upstream is given up.
+            eventually(10 * PATIENCE, &what, async || {
                 let met = stage.hostile.met(name);
                 ensure!(!met.is_empty(), "no request met it");
                 Ok(())
