@@ -155,8 +155,15 @@ async fn what_pointers_name_is_bounded_whatever_the_upstream_sends() -> Result<(
         async move {
             let target = format!("{}/lfs-snapshot.tar.zst", stage.path(name));
             let what = format!("{harm:?} on {on:?}");
-            // Archives are made in the background, one after another, and each of these takes until its upstream is given up.
-            eventually(10 * PATIENCE, &what, async || {
+            // Of so many mirrors, not all are brought before anyone asks.
+            let refs = format!("{}/info/refs?service=git-upload-pack", stage.path(name));
+            eventually(PATIENCE, &what, async || {
+                let answer = stage.agent.get(&refs).await?;
+                ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
+                Ok(())
+            })
+            .await?;
+            eventually(3 * PATIENCE, &what, async || {
                 let met = stage.hostile.met(name);
                 ensure!(!met.is_empty(), "no request met it");
                 Ok(())
