@@ -51,8 +51,8 @@ const STREAMS: u32 = 128;
 /// Bytes that the kernel holds for a reader beyond what is on its way; it asks for more when less than half of them is left.
 const UNSENT: u32 = 128 << 10;
 
-/// What a client reads that comes when there is no room. Of all answers that refuse, git waits for this one alone, where
-/// `http.maxRetries` is set.
+/// What a client reads that comes when there is no room. Git tries again after 429 where `http.maxRetries` is set, and after no
+/// other refusal.
 const FULL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 5\r\nConnection: close\r\n\
     Content-Type: text/plain\r\nContent-Length: 56\r\n\r\nTooManyConnections: there is no room now; try again soon";
 

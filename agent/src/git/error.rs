@@ -3,6 +3,7 @@
 use std::{io, process::ExitStatus, time::Duration};
 
 use super::stderr::{Culprit, FailureKind, classify_ended, plain, talks, telling_line};
+use crate::files::is_full;
 
 /// The oldest git that works: 2.39 is Debian 12's, what all figures were taken with; `cat-file -Z`,
 /// `--refmap=` together with `--stdin` and MIDX bitmaps are all older.
@@ -74,12 +75,8 @@ impl GitError {
         match self {
             Self::Failed { kind, .. } => *kind,
             Self::TimedOut { .. } | Self::Silent { .. } => FailureKind::TimedOut,
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull
-                | io::ErrorKind::QuotaExceeded
-                | io::ErrorKind::ReadOnlyFilesystem => FailureKind::Disk,
-                _ => FailureKind::Machine,
-            },
+            Self::Io { source, .. } if is_full(source) => FailureKind::Disk,
+            Self::Io { .. } => FailureKind::Machine,
             Self::Missing { .. } | Self::TooOld { .. } | Self::TooMuch { .. } => FailureKind::Other,
         }
     }

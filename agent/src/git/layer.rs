@@ -19,8 +19,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Names that are looked up at once: for each lot the whole index may be read. 33 bytes each.
 const AT_ONCE: usize = 1 << 20;
 
-/// Notes the largest pack of the repository `dir` as its base, where that holds all that `refs` reach and nothing else: whoever sent
-/// or made it may have known other refs, and what a fetch has brought rests on other packs. Dear without bitmaps.
+/// Notes the largest pack of the repository `dir` as its base if it holds all that `refs` reach, and nothing else. Whoever sent or
+/// made it may have known other refs, and a pack that a fetch has brought rests on others. Dear without bitmaps.
 ///
 /// # Errors
 /// What git says, and the disk's.
@@ -29,13 +29,12 @@ pub async fn note_base(git: &Git, dir: &Path, refs: &RefSet) -> Result<(), GitEr
     let Some(name) = blocking(move || base::candidate(&at)).await.map_err(listing)? else { return Ok(()) };
     let index = index_of(dir, &name, format).await?;
     if is_as_large(git, dir, &index, &tips).await? && holds_all(git, dir, index, &tips).await? {
-        let dir = dir.to_owned();
-        blocking(move || base::note(&dir, &name, tips)).await.map_err(listing)?;
+        note(dir, name, tips).await?;
     }
     Ok(())
 }
 
-/// The same of the pack `name`, of which it is known that it holds all that `tips` reach.
+/// The same for the pack `name`, which is known to hold all that `tips` reach: only what it may hold besides is looked for.
 ///
 /// # Errors
 /// As there.
@@ -43,10 +42,14 @@ pub async fn note_closed(git: &Git, dir: &Path, name: String, tips: Vec<Oid>) ->
     let Some(format) = tips.first().map(Oid::format) else { return Ok(()) };
     let index = index_of(dir, &name, format).await?;
     if is_as_large(git, dir, &index, &tips).await? {
-        let dir = dir.to_owned();
-        blocking(move || base::note(&dir, &name, tips)).await.map_err(listing)?;
+        note(dir, name, tips).await?;
     }
     Ok(())
+}
+
+async fn note(dir: &Path, name: String, tips: Vec<Oid>) -> Result<(), GitError> {
+    let dir = dir.to_owned();
+    blocking(move || base::note(&dir, &name, tips)).await.map_err(listing)
 }
 
 fn listing(source: io::Error) -> GitError {

@@ -1,5 +1,5 @@
-//! Commits that reach nearly all that a repository holds, found without counting what each one reaches: those that descend
-//! from one commit of which that is known.
+//! Commits that reach nearly all that a repository holds. What one commit reaches is counted; those that descend from it reach
+//! no less.
 
 use std::{path::Path, time::Duration};
 

@@ -25,7 +25,8 @@ impl Serving {
         self.wait_in_line(Activity::Pack(client), priority, mirror, QUEUE_WAIT).await
     }
 
-    /// The same for what clients may come to wait for, whoever began it: they join, and are not seen in line.
+    /// The same for what is made once for all who ask: clients who join later do not stand in line, so it never waits behind
+    /// them as work in the background.
     ///
     /// # Errors
     /// As there.

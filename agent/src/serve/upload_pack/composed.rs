@@ -129,14 +129,12 @@ impl ObjectsWanted {
         stored: &Arc<Stored>,
     ) -> Result<Option<(Composed, Lookup)>, PackError> {
         let make = || async {
-            let _turn = self.place().await?;
             let (dir, format) = (self.mirror.dir().to_owned(), self.format);
             let Some(base) = blocking(move || Base::find(&dir, format)).await? else {
                 self.mirror.asked_base();
                 return Ok(None);
             };
             let proof = self.serving.recipes.proof(self.mirror.edition(), base);
-            let (git, dir) = (&self.serving.git, self.mirror.dir());
             // What a deleted or rewritten branch has left behind was taken away on purpose.
             let tips = &proof.base().tips;
             if !self.reached(&proof.base().pack, tips, stored).await? {
@@ -148,7 +146,8 @@ impl ObjectsWanted {
             let lacking = if new.is_empty() {
                 layer::Lacking::default()
             } else {
-                layer::lacking(git, dir, proof.base(), &new).await?
+                let _turn = self.place().await?;
+                layer::lacking(&self.serving.git, self.mirror.dir(), proof.base(), &new).await?
             };
             if is_too_large(&proof, &lacking) {
                 self.mirror.asked_base();
@@ -203,24 +202,15 @@ impl ObjectsWanted {
         Ok(enough(self.asked_for(request).await?))
     }
 
-    /// Whether the refs `stored` still reach all that `tips` reach, of which `made` was made. Takes no turn.
-    async fn reached(&self, made: &Path, tips: &[Oid], stored: &Arc<Stored>) -> Result<bool, MakeError> {
-        let name = self.name("reached", made, &stored.digest);
-        let reached = self.serving.recipes.reached.get(name, || async {
-            layer::reach(&self.serving.git, self.mirror.dir(), tips, &stored.tips).await
-        });
-        Ok(reached.await?)
-    }
-
-    /// The same of a seed; in its turn.
-    async fn reaches(&self, seed: &Seed, stored: &Arc<Stored>) -> Result<bool, MakeError> {
-        if stored.tips.contains(&seed.tip) {
+    /// Whether the refs `stored` still reach all that `tips` reach, of which `made` was made.
+    async fn reached(&self, made: &Path, tips: &[Oid], stored: &Stored) -> Result<bool, MakeError> {
+        if tips.iter().all(|tip| stored.tips.contains(tip)) {
             return Ok(true);
         }
-        let name = self.name("reached", &seed.dir, &stored.digest);
+        let name = self.name("reached", made, &stored.digest);
         let reached = self.serving.recipes.reached.get(name, || async {
             let _turn = self.place().await?;
-            Ok(layer::reach(&self.serving.git, self.mirror.dir(), &[seed.tip], &stored.tips).await?)
+            Ok(layer::reach(&self.serving.git, self.mirror.dir(), tips, &stored.tips).await?)
         });
         reached.await
     }
@@ -257,7 +247,7 @@ impl ObjectsWanted {
         let known = seeds.clone().filter(|(key, _)| recipes.knows(&(id.clone(), *key)));
         for (key, seed) in known.chain(seeds.take(1)) {
             // What a rewritten branch has left behind was taken away on purpose.
-            if self.reaches(seed, stored).await.map_err(maker)? {
+            if self.reached(&seed.dir, &[seed.tip], stored).await.map_err(maker)? {
                 let found = self.recipe(key, "", || self.tree_parts(want, seed)).await?;
                 return Ok(found.map(|(composed, lookup)| (composed, lookup, key)));
             }

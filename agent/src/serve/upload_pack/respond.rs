@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::{ObjectsWanted, RESULT};
 use crate::{
+    files,
     git::stderr::{Culprit, FailureKind},
     metrics::Lookup,
     packs::{self, MakeError, PackError},
@@ -140,13 +141,10 @@ fn is_disk(error: &PackError) -> bool {
 
 /// Whether this disk takes no more.
 pub(super) fn is_full(error: &PackError) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    let full =
-        |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem);
     match error {
-        SpoolError::Disk(error) => full(error),
+        SpoolError::Disk(error) => files::is_full(error),
         SpoolError::Maker(error) => match &**error {
-            MakeError::Disk(error) => full(error),
+            MakeError::Disk(error) => files::is_full(error),
             MakeError::Git(error) => error.kind() == FailureKind::Disk,
             MakeError::Busy | MakeError::NoRoom(_) | MakeError::Upstream(_) => false,
         },
